@@ -1,0 +1,39 @@
+# Two commands: `make demo` runs the main job from nothing, `make test` passes the tests from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+export MUJOCO_GL ?= egl
+export LP_NUM_THREADS ?= 0
+
+.PHONY: demo test check format system clean
+
+demo: $(VENV)/.demo
+	$(BIN)/simplevla demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python -m pytest tests/unit
+
+format: $(VENV)/.test
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+system:
+	bash scripts/system_packages.sh
+
+$(VENV)/.venv: | system
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
+	$(PIP) -e '.[dev,libero,gymnasium]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

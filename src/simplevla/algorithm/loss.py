@@ -1,0 +1,74 @@
+"""The clipped policy-gradient loss, per sampled unit. D decisions (packed over episodes), U units each."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def unit_weights(mask_DU: Tensor, episode_D: Tensor, episodes: int, aggregation: str = "episode") -> Tensor:
+    """The weight of each unit in the mini-batch loss, float32 [D, U]; zero where masked; the sum is 1.
+
+    `"episode"` is the mean over an episode's valid units, then over the mini-batch's episodes: 1 / (|a_i| E)
+    (SimpleVLA-RL's code, SPEC 1.4). `"unit"` is DAPO's mean over all valid units: 1 / sum |a_i|.
+
+    Args:
+        mask_DU: bool [D, U], true for units of executed actions.
+        episode_D: int64 [D], the episode (0 .. episodes - 1) each decision belongs to.
+        episodes: number of episodes E in the mini-batch.
+    """
+    valid = mask_DU.float()
+    if aggregation == "unit":
+        return valid / valid.sum()
+    if aggregation != "episode":
+        raise ValueError(f"loss aggregation {aggregation!r}; expected 'episode' or 'unit'")
+    per_episode = torch.zeros(episodes, device=valid.device).index_add_(0, episode_D, valid.sum(dim=1))
+    return valid / (per_episode[episode_D] * episodes)[:, None]
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The loss and the sums that its metrics are made of (docs/metrics.md)."""
+
+    loss: Tensor
+    """Scalar, differentiable: the weighted sum over the units given."""
+    stats: dict[str, float]
+    """Weighted sums over the same units, so that micro-batches add up; the weights of a mini-batch sum to 1."""
+
+
+def clipped_policy_loss(
+    logprobs_DU: Tensor,
+    old_logprobs_DU: Tensor,
+    advantages_D: Tensor,
+    weights_DU: Tensor,
+    clip_low: float,
+    clip_high: float,
+) -> PolicyLoss:
+    """`sum w max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r = exp(logprob - old_logprob)` (SPEC 1.4).
+
+    Args:
+        logprobs_DU: of the policy that is trained, with gradients.
+        old_logprobs_DU: of the policy that sampled.
+        advantages_D: one per decision: its episode's.
+        weights_DU: from `unit_weights`; masked units have weight 0.
+    """
+    log_ratio = torch.where(weights_DU > 0, logprobs_DU - old_logprobs_DU, 0.0)
+    ratio = log_ratio.exp()
+    advantages = advantages_D[:, None]
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = (weights_DU * torch.maximum(unclipped, clipped)).sum()
+    with torch.no_grad():
+        binds_low = (ratio < 1 - clip_low) & (advantages < 0)
+        binds_high = (ratio > 1 + clip_high) & (advantages > 0)
+        outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+        stats = {
+            "ratio_mean": ratio,
+            "ratio_outside": outside.float(),
+            "clipfrac_low": binds_low.float(),
+            "clipfrac_high": binds_high.float(),
+            "approx_kl": ratio - 1 - log_ratio,
+            "abs_log_ratio": log_ratio.abs(),
+        }
+        sums = {name: float((weights_DU * value).sum()) for name, value in stats.items()}
+    return PolicyLoss(loss, sums)

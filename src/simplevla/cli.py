@@ -1,0 +1,312 @@
+"""The command line: parses, then calls one room. Rooms are imported only by the command that needs them."""
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
+
+EXIT_PROBLEMS = 1
+EXIT_ERROR = 2
+EXIT_NO_SIGNAL = 3
+EXIT_INTERRUPTED = 130
+
+UNPREFIXED = tyro.conf.arg(name="")
+NO_SUITE = SuiteConfig(name="")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 problems found, 2 error, 3 no learning signal."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
+    if not debug:
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise ValueError(f"unknown command {name!r}.{_near(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+        return COMMANDS[name][0](arguments[1:])
+    except (ValueError, ImportError, OSError) as error:
+        if debug:
+            raise
+        _print_error(str(error))
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _print_error("interrupted; a training run goes on with: simplevla train --resume RUN")
+        return EXIT_INTERRUPTED
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: simplevla COMMAND [ARGUMENTS]\n\n{rows}\n\nsimplevla COMMAND --help lists a command's arguments."
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _print_error(message: str) -> None:
+    """One line on stderr, red where that is a terminal."""
+    line = "error: " + " ".join(message.split())
+    print(f"\033[31m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr)
+
+
+def _take_name(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The first argument if it is a name and no flag, and the others."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def _recipe(name: str | None, recipes: dict[str, Callable[[], Any]], fallback: Callable[[], Any]) -> Any:
+    """The config that the recipe called `name` returns; `fallback`'s without a name."""
+    if name is None:
+        return fallback()
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}.{_near(name, recipes)} List them: simplevla list recipes")
+    return recipes[name]()
+
+
+def _resumed(arguments: list[str]) -> Path | None:
+    """The value of --resume, needed before parsing, since that run's config gives the other defaults."""
+    for i, argument in enumerate(arguments):
+        if argument == "--resume" and i + 1 < len(arguments):
+            return Path(arguments[i + 1])
+        if argument.startswith("--resume="):
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def _new_run(run: Path | None) -> Path:
+    if run is None:
+        raise ValueError("no run folder given; name a new one: --run runs/NAME")
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Improve a supervised policy by RL: simplevla train [RECIPE] --policy DIR --run RUN, or train --resume RUN."""
+
+    config: Annotated[TrainConfig, UNPREFIXED] = field(default_factory=TrainConfig)
+    run: Path | None = None
+    """New folder for everything about the run; the result is RUN/policy."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; the config is the run's own."""
+
+
+def _train(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.training.loop import train
+    from simplevla.training.runlog import load_config
+
+    name, rest = _take_name(arguments)
+    resumed = _resumed(rest)
+    config = load_config(TrainConfig, resumed) if resumed else _recipe(name, recipes.TRAIN, TrainConfig)
+    parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
+    outcome = train(parsed.config, parsed.resume or _new_run(parsed.run), resume=parsed.resume is not None)
+    print(outcome.message)
+    return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTArguments:
+    """Imitate demonstrations: simplevla sft [RECIPE] --dataset DIR --run RUN, or sft --resume RUN."""
+
+    config: Annotated[SFTConfig, UNPREFIXED] = field(default_factory=SFTConfig)
+    run: Path | None = None
+    """New folder for everything about the run; the result is RUN/policy."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; the config is the run's own."""
+    suite: SuiteConfig = NO_SUITE
+    """For closed-loop success during training; a recipe names its own."""
+
+
+def _sft(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.training.imitation import sft
+    from simplevla.training.runlog import load_config
+
+    name, rest = _take_name(arguments)
+    resumed = _resumed(rest)
+    config = load_config(SFTConfig, resumed) if resumed else _recipe(name, recipes.SFT, SFTConfig)
+    suite = recipes.DEMOS[name]().suite if name in recipes.DEMOS else NO_SUITE
+    default = SFTArguments(config=config, suite=suite)
+    parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=default)
+    suite_config = parsed.suite if parsed.suite.name else None
+    policy = sft(parsed.config, parsed.resume or _new_run(parsed.run), parsed.resume is not None, suite_config)
+    print(f"the policy is in {policy}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosArguments:
+    """Write demonstrations by a suite's scripted expert: simplevla demos SUITE|RECIPE --episodes N --out DIR."""
+
+    config: Annotated[DemosConfig, UNPREFIXED] = field(default_factory=DemosConfig)
+    out: Path
+    """Folder of the LeRobotDataset v3.0; an unfinished one is gone on with."""
+
+
+def _demos(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.demonstrations.generate import generate
+
+    name, rest = _take_name(arguments)
+    if name is None or name in recipes.DEMOS:
+        config = _recipe(name, recipes.DEMOS, DemosConfig)
+    else:
+        config = DemosConfig(suite=SuiteConfig(name=name))
+    default = DemosArguments(config=config, out=tyro.MISSING)
+    parsed = tyro.cli(DemosArguments, prog="simplevla demos", args=rest, default=default)
+    generate(parsed.config, parsed.out)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Closed-loop success per task: simplevla eval --policy DIR --suite.name NAME [--split test] [--out FILE]."""
+
+    config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
+    policy: Path
+    """Folder of a saved policy, for example RUN/policy."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    out: Path | None = None
+    """JSON file for the result; `simplevla compare` reads two of them."""
+    device: str = "cpu"
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=arguments)
+
+    import torch
+    from rich.console import Console
+
+    from simplevla.evaluation.evaluate import evaluate
+    from simplevla.evaluation.result import result_table, write_result
+    from simplevla.policies.load import load_policy
+    from simplevla.rollout.scheduler import RolloutEngine
+    from simplevla.suites.registry import make_suite
+
+    suite = make_suite(parsed.suite)
+    policy = load_policy(parsed.policy)
+    policy.to(torch.device(parsed.device))
+    with RolloutEngine(parsed.suite, parsed.rollout, policy.chunk_length) as engine:
+        result = evaluate(engine, policy, suite, parsed.config, policy_folder=parsed.policy)
+    if parsed.out is not None:
+        write_result(parsed.out, result)
+    Console().print(result_table(result))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments:
+    """Compare two results of `simplevla eval` on the same initial states (McNemar's exact test)."""
+
+    a: tyro.conf.Positional[Path]
+    b: tyro.conf.Positional[Path]
+
+
+def _compare(arguments: list[str]) -> int:
+    parsed = tyro.cli(CompareArguments, prog="simplevla compare", args=arguments)
+
+    from rich.console import Console
+
+    from simplevla.evaluation.compare import compare_files, comparison_table
+
+    Console().print(comparison_table(compare_files(parsed.a, parsed.b)))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Write RUN/report.html: one page with curves, tables, configuration and videos."""
+
+    run: tyro.conf.Positional[Path]
+
+
+def _report(arguments: list[str]) -> int:
+    parsed = tyro.cli(ReportArguments, prog="simplevla report", args=arguments)
+
+    from simplevla.report.page import write_report
+
+    print(write_report(parsed.run))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSuiteArguments:
+    """Find mistakes in a suite: simplevla check-suite NAME|package.module:factory."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+
+
+def _check_suite(arguments: list[str]) -> int:
+    name, rest = _take_name(arguments)
+    config = SuiteConfig() if name is None else SuiteConfig(name=name)
+    default = CheckSuiteArguments(suite=config)
+    parsed = tyro.cli(CheckSuiteArguments, prog="simplevla check-suite", args=rest, default=default)
+
+    from simplevla.suites.checker import check_suite
+    from simplevla.suites.registry import make_suite
+
+    problems = check_suite(make_suite(parsed.suite))
+    for problem in problems:
+        print(problem)
+    print(f"{parsed.suite.name}: {len(problems)} problems found")
+    return EXIT_PROBLEMS if problems else 0
+
+
+def _list(arguments: list[str]) -> int:
+    kinds = {"suites": _suite_names, "recipes": _recipe_names, "policies": _policy_names}
+    if len(arguments) != 1 or arguments[0] not in kinds:
+        got = " ".join(arguments) or "nothing"
+        near = _near(arguments[0], kinds) if arguments else ""
+        raise ValueError(f"list what? Got {got!r}; expected one of: {', '.join(kinds)}.{near}")
+    print("\n".join(kinds[arguments[0]]()))
+    return 0
+
+
+def _suite_names() -> list[str]:
+    from simplevla.suites.registry import FACTORIES
+
+    return list(FACTORIES)
+
+
+def _recipe_names() -> list[str]:
+    from simplevla import recipes
+
+    kinds: dict[str, Iterable[str]] = {"demos": recipes.DEMOS, "sft": recipes.SFT, "train": recipes.TRAIN}
+    return [f"{command:<6} {name}" for command, known in kinds.items() for name in known]
+
+
+def _policy_names() -> list[str]:
+    from simplevla.policies.tinyvla.presets import PRESETS
+
+    return [f"tinyvla {name}" for name in PRESETS]
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "demos": (_demos, "generate demonstrations with a suite's scripted expert"),
+    "sft": (_sft, "supervised fine-tuning on demonstrations"),
+    "train": (_train, "improve a supervised policy by reinforcement learning"),
+    "eval": (_evaluate, "measure closed-loop success on held-out initial states"),
+    "compare": (_compare, "compare two evaluations on the same initial states"),
+    "report": (_report, "write one HTML page about a run"),
+    "check-suite": (_check_suite, "find mistakes in a suite of your own"),
+    "list": (_list, "list suites, recipes or policies"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Every setting of a run, in frozen keyword-only dataclasses, one per room. Recipes are functions that return these."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """Which tasks, and under which protocol."""
+
+    name: str = "tabletop"
+    """A registered suite (`simplevla list suites`) or `package.module:factory` for one of your own."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks to use; empty means all of the suite's."""
+    image_size: int | None = None
+    """Side of the square camera images in pixels; None is the suite's default."""
+    horizon: str | None = None
+    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512); None is the suite's default."""
+    visuals: str | None = None
+    """Visual mode: LIBERO has `stock` and `lite`; None is the suite's default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosConfig:
+    """Demonstrations by the suite's scripted expert, from train initial states, successful ones only."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    episodes: int = 300
+    """Successful demonstrations in all, spread evenly over the tasks."""
+    noise: float = 0.3
+    """Std of the disturbance added to executed actions, as a fraction of the action range; labels stay clean (DART)."""
+    noise_probability: float = 0.3
+    """Probability that an env step is disturbed."""
+    workers: int = 0
+    """Worker processes; 0 means one per CPU core."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.episodes >= 1, f"demos.episodes is {self.episodes}; expected at least 1")
+        _require(0 <= self.noise <= 2, f"demos.noise is {self.noise}; expected 0 to 2")
+        _require(
+            0 <= self.noise_probability <= 1, f"demos.noise_probability is {self.noise_probability}; expected 0 to 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Worker processes and slots."""
+
+    workers: int = 0
+    """Simulator processes; 0 means one per CPU core."""
+    slots_per_worker: int = 12
+    """Environments in each process (forced to 1 where a suite allows one per process)."""
+    chunk_timeout_s: float = 120.0
+    """A worker that needs longer for one chunk counts as hung and is replaced."""
+    max_attempts: int = 3
+    """How often an episode is run at most when its environment crashes."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, f"rollout.workers is {self.workers}; expected 0 (automatic) or more")
+        _require(
+            self.slots_per_worker >= 1, f"rollout.slots_per_worker is {self.slots_per_worker}; expected at least 1"
+        )
+        _require(self.max_attempts >= 1, f"rollout.max_attempts is {self.max_attempts}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What is sampled for one update."""
+
+    groups: int = 64
+    """Mixed groups that make one update (SPEC 1.5)."""
+    group_size: int = 8
+    """Siblings per group."""
+    temperature: float = 1.6
+    """Sampling temperature in training; evaluation is greedy."""
+    dynamic: bool = True
+    """Replace groups without signal by fresh ones; off, every sampled group trains."""
+    filter_low: float = 0.1
+    filter_high: float = 0.9
+    max_oversampling: float = 4.0
+    """At most this many groups are sampled per group wanted; then the update trains on what is mixed, or the run stops."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.group_size >= 2,
+            f"sampling.group_size is {self.group_size}; expected at least 2, since an advantage is relative to siblings (the paper uses 8)",
+        )
+        _require(self.groups >= 1, f"sampling.groups is {self.groups}; expected at least 1")
+        _require(self.temperature > 0, f"sampling.temperature is {self.temperature}; expected above 0")
+        _require(
+            self.max_oversampling >= 1, f"sampling.max_oversampling is {self.max_oversampling}; expected at least 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """PPO clipping without KL and without entropy (SPEC 1.4)."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    aggregation: Literal["episode", "unit"] = "episode"
+    """`episode`: mean over an episode's units, then over episodes; `unit`: DAPO's mean over all units."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.clip_low < 1 and self.clip_high > 0,
+            f"loss clips are {self.clip_low} / {self.clip_high}; expected 0 < clip_low < 1 and clip_high > 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, constant learning rate after an optional linear warm-up."""
+
+    lr: float = 5e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, f"optimizer.lr is {self.lr}; expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Closed-loop success on given initial states."""
+
+    split: Literal["train", "test"] = "test"
+    episodes_per_task: int = 0
+    """Initial states per task, the first ones of the split; 0 means all."""
+    greedy: bool = True
+    temperature: float = 1.0
+    """Used only when `greedy` is off."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on demonstrations."""
+
+    dataset: str = ""
+    """Folder of a LeRobotDataset v3.0."""
+    policy: str = "nano"
+    """Preset of the tinyvla policy to start from, or the folder of a saved policy."""
+    chunk_length: int = 5
+    """Actions per decision of a new policy; a saved one keeps its own."""
+    batches: int = 1500
+    batch_size: int = 128
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.01, warmup_steps=50)
+    )
+    schedule: Literal["cosine", "constant"] = "cosine"
+    shift_pixels: int = 2
+    """Random translation of the images, up to this many pixels, in SFT only."""
+    colour_jitter: float = 0.1
+    """Random brightness and contrast, relative, in SFT only."""
+    validation_fraction: float = 0.05
+    """Share of the demonstrations that is held out for the validation loss."""
+    validate_every: int = 250
+    """Batches between validation losses, closed-loop evaluations and checkpoints."""
+    eval_episodes_per_task: int = 0
+    """Closed-loop episodes per task at each validation, on train states; 0 switches them off until the end."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.batches >= 1 and self.batch_size >= 1,
+            f"sft.batches {self.batches}, sft.batch_size {self.batch_size}; expected at least 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One RL run. The defaults are the paper's (SPEC 1.5); recipes scale them."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    policy: str = ""
+    """Folder of the supervised policy to start from."""
+    updates: int = 100
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    minibatches: int = 4
+    """Optimizer steps per update, over whole groups, one pass."""
+    microbatch_decisions: int = 256
+    """Decisions in one forward-backward; changes memory, not the result."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    eval_every: int = 4
+    """Updates between evaluations on train states (never on test); 0 switches them off."""
+    eval_episodes_per_task: int = 10
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 3
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _require(self.updates >= 0, f"updates is {self.updates}; expected 0 or more")
+        _require(
+            1 <= self.minibatches <= self.sampling.groups,
+            f"minibatches is {self.minibatches}; expected 1 to sampling.groups ({self.sampling.groups}), since groups stay whole",
+        )
+        _require(
+            self.microbatch_decisions >= 1, f"microbatch_decisions is {self.microbatch_decisions}; expected at least 1"
+        )
+        _require(
+            self.checkpoint_every >= 1 and self.keep_checkpoints >= 2,
+            "expected checkpoint_every >= 1 and keep_checkpoints >= 2, so that one damaged checkpoint can be survived",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """The config that `to_dict` wrote.
+
+    Raises:
+        ValueError: on an unknown key, naming it and the nearest ones.
+    """
+    import difflib
+
+    hints = typing.get_type_hints(cls)
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown key {key!r} in {cls.__name__}; expected one of {', '.join(hints)}.{hint}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            value = from_dict(typing.cast(Any, hints[key]), value)
+        elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
+            value = tuple(value)
+        known[key] = value
+    return cls(**known)

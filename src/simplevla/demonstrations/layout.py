@@ -1,0 +1,162 @@
+"""The files of a LeRobotDataset v3.0: names, features, parquet schemas, and how a file gets onto the disk whole.
+
+Facts from LeRobot's own loader (`lerobot/datasets`, codebase version v3.0): `info.json` names the features and path
+patterns; parquet schemas carry Hugging Face feature types under the key `huggingface`; `tasks.parquet` is a pandas
+frame indexed by instruction; a vector of one dimension is stored as a scalar column.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simplevla.suites.base import SuiteSpec
+
+CODEBASE_VERSION = "v3.0"
+INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+FILES_PER_CHUNK = 1000
+STATE, ACTION = "observation.state", "action"
+IMAGE_PREFIX = "observation.images."
+INDEX_FEATURES = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+
+
+def features_of(spec: SuiteSpec) -> dict[str, dict[str, Any]]:
+    """The `features` of `info.json` for a suite's observations and actions."""
+    features: dict[str, dict[str, Any]] = {}
+    for camera, (height, width) in spec.cameras.items():
+        features[IMAGE_PREFIX + camera] = {
+            "dtype": "image",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+        }
+    for key, names in ((STATE, spec.state_names), (ACTION, spec.action_names)):
+        features[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+    for key, dtype in INDEX_FEATURES.items():
+        features[key] = {"dtype": dtype, "shape": [1], "names": None}
+    return features
+
+
+def data_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
+    """Parquet schema of the data files, with the Hugging Face feature types that LeRobot's loader looks for."""
+    fields: list[pa.Field] = []
+    types: dict[str, Any] = {}
+    for key, feature in features.items():
+        size = feature["shape"][0]
+        if feature["dtype"] == "image":
+            fields.append(pa.field(key, pa.struct({"bytes": pa.binary(), "path": pa.string()})))
+            types[key] = {"_type": "Image"}
+            continue
+        value = pa.type_for_alias(feature["dtype"])
+        types[key] = {"dtype": feature["dtype"], "_type": "Value"}
+        if size > 1:
+            types[key] = {"feature": types[key], "length": size, "_type": "Sequence"}
+        fields.append(pa.field(key, pa.list_(value, size) if size > 1 else value))
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": types}})})
+
+
+def vector_array(values: np.ndarray) -> pa.Array:
+    """A parquet column of float32 `values` [F, D]."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1), pa.float32())
+    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def vector_values(column: pa.ChunkedArray | pa.Array, dimensions: int) -> np.ndarray | None:
+    """float32 [F, D] of a vector column, whatever list type holds it; None if any row has another length."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
+        rows, array = len(array), array.flatten()
+    else:
+        rows = len(array) if dimensions == 1 else -1
+    if len(array) != rows * dimensions:
+        return None
+    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(rows, dimensions)
+
+
+def tasks_table(instructions: Sequence[str]) -> pa.Table:
+    """`tasks.parquet`: the pandas metadata make the instruction the index, as LeRobot looks tasks up by it."""
+    metadata = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+            for name, kind, numpy in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+        ],
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table({"task_index": pa.array(range(len(instructions)), pa.int64()), "task": list(instructions)})
+    return table.replace_schema_metadata({"pandas": json.dumps(metadata)})
+
+
+def parquet_bytes(tables: Sequence[pa.Table]) -> bytes:
+    """One parquet file with a row group for each of `tables` (LeRobot reads single episodes by row group)."""
+    schema = tables[0].schema
+    # Dictionaries and min/max of compressed images would cost time and repeat whole images in the footer.
+    plain = [name for name, kind in zip(schema.names, schema.types, strict=True) if not pa.types.is_struct(kind)]
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, use_dictionary=plain, write_statistics=plain) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return buffer.getvalue()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Readable JSON; NaN and infinity are refused, since other readers reject them."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all.
+
+    Raises:
+        OSError: no space or no permission, with what to do; the temporary file is gone then.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise storage_error(error, path, len(content)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(error: OSError, path: Path, size: int = 0) -> OSError:
+    """`error` with what was being written and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"{size / 1e6:.1f} MB were to be written; free space, then give the same command again: it continues"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "choose a folder that you may write to"
+    else:
+        advice = "check the folder, then give the same command again: it continues"
+    return OSError(error.errno, f"can't write {path}: {os.strerror(error.errno or errno.EIO)}; {advice}")

@@ -1,0 +1,249 @@
+"""Writes demonstrations as a LeRobotDataset v3.0, resumable: a folder is complete or has `.partial` in its name."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simplevla.demonstrations import layout
+from simplevla.demonstrations.statistics import dataset_stats
+from simplevla.policies.normalization import Statistics
+from simplevla.suites.base import SuiteSpec
+
+EPISODES_PER_FILE = 50
+BYTES_PER_FILE = 64 * 2**20
+"""A data file is written when either is reached: what an interruption can lose, and below LeRobot's 100 MB a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationEpisode:
+    """One successful demonstration of F frames; frame i pairs an observation with the action taken there."""
+
+    task: str
+    """The task's name in its suite."""
+    instruction: str
+    initial_state: int
+    attempts: int
+    """Episodes that were run to get this one, itself included."""
+    images: dict[str, list[bytes]]
+    """Camera -> F PNG files."""
+    state: np.ndarray
+    """float32 [F, S]."""
+    actions: np.ndarray
+    """float32 [F, A], the clean labels."""
+
+
+class DatasetWriter:
+    """Appends episodes to `<folder>.partial` and renames it to `folder` in `finish`.
+
+    Reopening with the same arguments continues after the last complete data file. `about` (plain JSON types) is stored
+    under `simplevla` in `info.json` and says where the data come from.
+
+    Raises:
+        ValueError: the partial folder was started with another `about` or another suite, or is in use.
+        OSError: no permission or no space; only complete files stay.
+    """
+
+    def __init__(self, folder: Path, spec: SuiteSpec, instructions: Sequence[str], about: dict[str, Any]) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(folder.name + ".partial")
+        self.fps = int(spec.control_hz) if spec.control_hz == int(spec.control_hz) else spec.control_hz
+        self.features = layout.features_of(spec)
+        self.schema = layout.data_schema(self.features)
+        self.instructions = list(dict.fromkeys(instructions))
+        self.about = about
+        self.cameras = list(spec.cameras)
+        self.episodes: list[dict[str, Any]] = []
+        """One row of `meta/episodes` for each episode that is on the disk."""
+        self._pending: list[DemonstrationEpisode] = []
+        self._pending_bytes = 0
+        self._lock = self._open()
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def next_episode(self) -> int:
+        """Index that the next added episode gets."""
+        return len(self.episodes) + len(self._pending)
+
+    def add(self, episode: DemonstrationEpisode) -> None:
+        """Append an episode; it is on the disk once its data file is full or `finish` was called."""
+        frames = len(episode.state)
+        assert len(episode.actions) == frames > 0, "an episode has one action per state"
+        assert list(episode.images) == self.cameras, f"got cameras {list(episode.images)}, expected {self.cameras}"
+        assert all(len(files) == frames for files in episode.images.values()), "one image per camera and frame"
+        self._pending.append(episode)
+        self._pending_bytes += sum(len(data) for files in episode.images.values() for data in files)
+        if len(self._pending) >= EPISODES_PER_FILE or self._pending_bytes >= BYTES_PER_FILE:
+            self._write_pending()
+
+    def finish(self) -> Statistics:
+        """Write the rest, the statistics and the totals, and give the folder its final name."""
+        if self._pending:
+            self._write_pending()
+        assert self.episodes, "a dataset has at least one episode"
+        stats, statistics = dataset_stats(self.partial, self.features, self.episodes)
+        tasks = layout.parquet_bytes([layout.tasks_table(self.instructions)])
+        layout.write_file(self.partial / layout.TASKS, tasks)
+        layout.write_file(self.partial / layout.STATS, layout.json_bytes(stats))
+        layout.write_file(self.partial / layout.INFO, layout.json_bytes(self._info()))
+        try:
+            os.replace(self.partial, self.folder)
+            layout.sync_folder(self.folder.parent)
+        except OSError as error:
+            raise layout.storage_error(error, self.folder) from error
+        return statistics
+
+    def close(self) -> None:
+        """Let go of the folder; a partial one without any complete data file is removed."""
+        if self._lock is None:
+            return
+        if self.partial.is_dir() and not self.episodes:
+            shutil.rmtree(self.partial)
+        os.close(self._lock)
+        self._lock = None
+
+    def _open(self) -> int | None:
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.partial, os.O_RDONLY)
+        except OSError as error:
+            raise layout.storage_error(error, self.partial) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ValueError(
+                f"another process is writing {self.partial}; wait for it or choose another folder"
+            ) from None
+        try:
+            self._resume()
+        except BaseException:
+            if not (self.partial / layout.INFO).exists():
+                shutil.rmtree(self.partial)
+            os.close(lock)
+            raise
+        return lock
+
+    def _resume(self) -> None:
+        path = self.partial / layout.INFO
+        if not path.exists():
+            layout.write_file(path, layout.json_bytes(self._info()))
+            return
+        info = json.loads(path.read_text())
+        differences = changed(info["simplevla"], self.about)
+        if info["features"] != self.features:
+            differences.append("the suite's cameras, state or action")
+        if differences:
+            raise ValueError(
+                f"{self.partial} was started with other settings ({'; '.join(differences)}); "
+                "give those settings to continue it, choose another folder, or delete it"
+            )
+        while (path := self.partial / layout.EPISODES.format(**_file_of(self._files()))).exists():
+            rows = pq.read_table(path).to_pylist()
+            data = self.partial / layout.DATA.format(**_file_of(self._files()))
+            assert pq.read_metadata(data).num_rows == sum(row["length"] for row in rows), f"{data} doesn't fit {path}"
+            self.episodes += rows
+
+    def _files(self) -> int:
+        """Number of complete data files."""
+        if not self.episodes:
+            return 0
+        last = self.episodes[-1]
+        return int(last["data/chunk_index"]) * layout.FILES_PER_CHUNK + int(last["data/file_index"]) + 1
+
+    def _write_pending(self) -> None:
+        at = _file_of(self._files())
+        rows, tables = [], []
+        start = self.episodes[-1]["dataset_to_index"] if self.episodes else 0
+        for number, episode in enumerate(self._pending, start=len(self.episodes)):
+            tables.append(self._table(episode, number, start))
+            end = start + len(episode.state)
+            rows.append(
+                {
+                    "episode_index": number,
+                    "tasks": [episode.instruction],
+                    "length": end - start,
+                    "data/chunk_index": at["chunk_index"],
+                    "data/file_index": at["file_index"],
+                    "dataset_from_index": start,
+                    "dataset_to_index": end,
+                    "meta/episodes/chunk_index": at["chunk_index"],
+                    "meta/episodes/file_index": at["file_index"],
+                    "task_name": episode.task,
+                    "initial_state": episode.initial_state,
+                    "attempts": episode.attempts,
+                }
+            )
+            start = end
+        layout.write_file(self.partial / layout.DATA.format(**at), layout.parquet_bytes(tables))
+        # Second, since the episodes file is what marks the data file as complete.
+        layout.write_file(
+            self.partial / layout.EPISODES.format(**at), layout.parquet_bytes([pa.Table.from_pylist(rows)])
+        )
+        self.episodes += rows
+        self._pending, self._pending_bytes = [], 0
+
+    def _table(self, episode: DemonstrationEpisode, number: int, start: int) -> pa.Table:
+        frames = len(episode.state)
+        task = self.instructions.index(episode.instruction)
+        columns: dict[str, pa.Array] = {
+            layout.STATE: layout.vector_array(episode.state),
+            layout.ACTION: layout.vector_array(episode.actions),
+            "timestamp": pa.array(np.arange(frames, dtype=np.float32) / np.float32(self.fps)),
+            "frame_index": pa.array(np.arange(frames)),
+            "episode_index": pa.array(np.full(frames, number)),
+            "index": pa.array(np.arange(start, start + frames)),
+            "task_index": pa.array(np.full(frames, task)),
+        }
+        for camera, files in episode.images.items():
+            names = [f"frame-{i:06d}.png" for i in range(frames)]
+            columns[layout.IMAGE_PREFIX + camera] = pa.StructArray.from_arrays(
+                [pa.array(files, pa.binary()), pa.array(names, pa.string())], names=["bytes", "path"]
+            )
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "codebase_version": layout.CODEBASE_VERSION,
+            "robot_type": str(self.about.get("suite", "")) or None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.episodes[-1]["dataset_to_index"] if self.episodes else 0,
+            "total_tasks": len(self.instructions),
+            "chunks_size": layout.FILES_PER_CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": layout.DATA,
+            "video_path": None,
+            "features": self.features,
+            "simplevla": self.about,
+        }
+
+
+def changed(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two nested JSON values differ, as `key: old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [line for key in keys for line in changed(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old!r}, now {new!r}"]
+
+
+def _file_of(number: int) -> dict[str, int]:
+    return {"chunk_index": number // layout.FILES_PER_CHUNK, "file_index": number % layout.FILES_PER_CHUNK}

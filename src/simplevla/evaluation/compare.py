@@ -1,0 +1,154 @@
+"""Two evaluations of the same initial states, paired: which policy is better, and could it be chance?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from simplevla.evaluation.result import EvaluationResult, Rate, read_result
+from simplevla.evaluation.statistics import mcnemar_exact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Outcomes on the same initial states."""
+
+    both: int
+    only_a: int
+    """b of McNemar's test."""
+    only_b: int
+    """c of McNemar's test."""
+    neither: int
+
+    @property
+    def n(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def a(self) -> Rate:
+        return Rate(solved=self.both + self.only_a, n=self.n)
+
+    @property
+    def b(self) -> Rate:
+        return Rate(solved=self.both + self.only_b, n=self.n)
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test, two-sided."""
+        return mcnemar_exact(self.only_a, self.only_b)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "a": self.a.to_dict(),
+            "b": self.b.to_dict(),
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "mcnemar_exact_p": self.p_value,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A against B."""
+
+    suite: str
+    split: str
+    name_a: str
+    name_b: str
+    overall: Paired
+    by_task: dict[str, Paired]
+    unpaired: int
+    """Initial states left out because an episode of A or B ended as ENV_ERROR."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "suite": self.suite,
+            "split": self.split,
+            "a": self.name_a,
+            "b": self.name_b,
+            "overall": self.overall.to_dict(),
+            "by_task": {name: paired.to_dict() for name, paired in self.by_task.items()},
+            "unpaired": self.unpaired,
+        }
+
+
+def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b: str = "B") -> Comparison:
+    """Pair the episodes of `a` and `b` by (task, initial state).
+
+    Raises:
+        ValueError: they differ in suite, split, protocol, horizons or initial states, naming the difference.
+    """
+    _require_same("suite", a.suite, b.suite, name_a, name_b)
+    _require_same("split", a.split, b.split, name_a, name_b)
+    for key in sorted({*a.protocol, *b.protocol}):
+        missing = "not given"
+        _require_same(f"protocol {key!r}", a.protocol.get(key, missing), b.protocol.get(key, missing), name_a, name_b)
+    for task in sorted({*a.horizons, *b.horizons}):
+        _require_same(f"horizon of {task!r}", a.horizons.get(task), b.horizons.get(task), name_a, name_b)
+    solved_a = {(e.task, e.initial_state): e.success for e in a.episodes}
+    solved_b = {(e.task, e.initial_state): e.success for e in b.episodes}
+    asked_a, asked_b = {*solved_a, *a.broken}, {*solved_b, *b.broken}
+    if asked_a != asked_b:
+        examples = ", ".join(f"{task}/{state}" for task, state in sorted(asked_a ^ asked_b)[:3])
+        raise ValueError(
+            f"initial states differ: {len(asked_a - asked_b)} only in {name_a}, "
+            f"{len(asked_b - asked_a)} only in {name_b} ({examples}); "
+            "evaluate both with the same tasks and episodes_per_task"
+        )
+    shared = solved_a.keys() & solved_b.keys()
+
+    def pair(keys: list[tuple[str, int]]) -> Paired:
+        outcomes = [(solved_a[key], solved_b[key]) for key in keys]
+        return Paired(
+            both=outcomes.count((True, True)),
+            only_a=outcomes.count((True, False)),
+            only_b=outcomes.count((False, True)),
+            neither=outcomes.count((False, False)),
+        )
+
+    return Comparison(
+        suite=a.suite,
+        split=a.split,
+        name_a=name_a,
+        name_b=name_b,
+        overall=pair(list(shared)),
+        by_task={task: pair([key for key in shared if key[0] == task]) for task in a.horizons},
+        unpaired=len(asked_a) - len(shared),
+    )
+
+
+def compare_files(path_a: Path, path_b: Path) -> Comparison:
+    """`compare` on two files that `simplevla eval` wrote; ValueError names the file or the difference."""
+    return compare(read_result(path_a), read_result(path_b), str(path_a), str(path_b))
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """For the terminal: a row per task and one for all."""
+    left_out = f"; {comparison.unpaired} pairs broken by an environment, left out" if comparison.unpaired else ""
+    table = Table(
+        title=f"{comparison.suite} · {comparison.split} initial states",
+        caption=f"A = {comparison.name_a}, B = {comparison.name_b}. p: McNemar's exact test, two-sided{left_out}",
+    )
+    table.add_column("task")
+    for heading in ("n", "A", "B", "only A", "only B", "p"):
+        table.add_column(heading, justify="right")
+    for name, paired in comparison.by_task.items():
+        table.add_row(name, *_cells(paired))
+    table.add_section()
+    table.add_row("overall", *_cells(comparison.overall), style="bold")
+    return table
+
+
+def _cells(paired: Paired) -> tuple[str, ...]:
+    rates = (f"{rate.rate:.1%}" if rate.n else "no pair" for rate in (paired.a, paired.b))
+    return str(paired.n), *rates, str(paired.only_a), str(paired.only_b), f"{paired.p_value:.3g}"
+
+
+def _require_same(what: str, a: object, b: object, name_a: str, name_b: str) -> None:
+    if a != b:
+        raise ValueError(
+            f"{what} differs: {a!r} in {name_a}, {b!r} in {name_b}; success rates under different protocols can't be "
+            "compared. Evaluate both in the same way."
+        )

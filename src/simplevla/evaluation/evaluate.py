@@ -1,0 +1,126 @@
+"""Closed-loop evaluation: each (task, initial state) of a split once."""
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from simplevla.config import EvalConfig
+from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
+from simplevla.evaluation.result import EvaluationResult, Outcome
+from simplevla.policies.base import Policy, Sampling
+from simplevla.suites.base import Suite
+from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
+
+Progress = Callable[[int, int, int], None]
+"""Called after every finished episode with (finished, total, solved)."""
+
+
+class Engine(Protocol):
+    """What evaluation needs of `rollout.scheduler.RolloutEngine`."""
+
+    def run(
+        self,
+        policy: Policy,
+        sampling: Sampling,
+        source: Callable[[], EpisodeRequest | None],
+        sink: Callable[[Episode], None],
+        record: bool = True,
+    ) -> object: ...
+
+
+def evaluate(
+    engine: Engine,
+    policy: Policy,
+    suite: Suite,
+    config: EvalConfig,
+    progress: Progress | None = None,
+    policy_folder: Path | None = None,
+) -> EvaluationResult:
+    """Roll `policy` out once from every initial state of the split, greedily unless the config says otherwise.
+
+    Episodes that the environment broke (ENV_ERROR after all attempts) are not in n; they are listed apart.
+
+    Args:
+        engine: runs episodes of the same suite.
+        policy_folder: where `policy` was loaded from, for the fingerprint in the result.
+
+    Raises:
+        ValueError: the split has fewer initial states than `config.episodes_per_task`, or none.
+    """
+    pairs = evaluation_pairs(suite, config)
+    sampling = Sampling(greedy=True) if config.greedy else Sampling(temperature=config.temperature)
+    finished: dict[tuple[str, int], Episode] = {}
+    solved = 0
+    requests = _requests(pairs, config.seed)
+
+    def sink(episode: Episode) -> None:
+        nonlocal solved
+        finished[episode.request.task.name, episode.request.initial_state] = episode
+        solved += episode.status is EpisodeStatus.SUCCESS
+        if progress is not None:
+            progress(len(finished), len(pairs), solved)
+
+    start = time.monotonic()
+    engine.run(policy, sampling, lambda: next(requests, None), sink, record=False)
+    wall_s = time.monotonic() - start
+
+    outcomes: list[Outcome] = []
+    broken: list[tuple[str, int]] = []
+    for task, initial_state in pairs:
+        episode = finished.get((task.name, initial_state))
+        assert episode is not None, f"the engine never returned {task.name} / initial state {initial_state}"
+        if episode.status is EpisodeStatus.ENV_ERROR:
+            broken.append((task.name, initial_state))
+        else:
+            outcomes.append(
+                Outcome(
+                    task=task.name,
+                    initial_state=initial_state,
+                    success=episode.status is EpisodeStatus.SUCCESS,
+                    env_steps=int(episode.env_steps),
+                )
+            )
+    return EvaluationResult(
+        suite=suite.name,
+        split=config.split,
+        protocol=suite.protocol,
+        horizons={task.name: task.horizon for task in suite.tasks},
+        greedy=config.greedy,
+        temperature=None if config.greedy else config.temperature,
+        seed=config.seed,
+        episodes=tuple(outcomes),
+        broken=tuple(broken),
+        wall_s=wall_s,
+        versions=versions(),
+        commit=commit(),
+        policy=str(policy_folder) if policy_folder else None,
+        policy_sha256=policy_fingerprint(policy_folder) if policy_folder else None,
+    )
+
+
+def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]:
+    """The (task, initial state) pairs that `config` asks for, by task, each once."""
+    wanted = config.episodes_per_task
+    if wanted < 0:
+        raise ValueError(f"eval.episodes_per_task is {wanted}; expected 0 (all) or more")
+    if not config.greedy and config.temperature <= 0:
+        raise ValueError(f"eval.temperature is {config.temperature}; expected above 0, or greedy")
+    pairs: list[tuple[Task, int]] = []
+    for task in suite.tasks:
+        states = suite.initial_states(task, config.split)
+        if not states or len(states) < wanted:
+            raise ValueError(
+                f"task {task.name!r} of {suite.name!r} has {len(states)} {config.split} initial states; "
+                f"expected at least {max(wanted, 1)}. Lower eval.episodes_per_task, or 0 for all of them."
+            )
+        pairs += [(task, state) for state in (states[:wanted] if wanted else states)]
+    return pairs
+
+
+def _requests(pairs: list[tuple[Task, int]], seed: int) -> Iterator[EpisodeRequest]:
+    for task, initial_state in pairs:
+        # By the task's name, not its position: the same episode whichever other tasks are evaluated.
+        noise = (seed, zlib.crc32(task.name.encode()), initial_state)
+        yield EpisodeRequest(task=task, initial_state=initial_state, seed=noise)

@@ -1,0 +1,205 @@
+"""An evaluation's result: every episode's outcome with all that is needed to judge and to repeat it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.evaluation.statistics import wilson
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """`solved` of `n` episodes."""
+
+    solved: int
+    n: int
+
+    @property
+    def rate(self) -> float:
+        """Share solved; NaN without episodes, since there is no rate then."""
+        return self.solved / self.n if self.n else float("nan")
+
+    @property
+    def low(self) -> float:
+        """Lower bound of the 95 % Wilson interval."""
+        return wilson(self.solved, self.n)[0]
+
+    @property
+    def high(self) -> float:
+        """Upper bound of the 95 % Wilson interval."""
+        return wilson(self.solved, self.n)[1]
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "no valid episode (n = 0)"
+        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}], {self.solved} of {self.n}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "solved": self.solved,
+            "n": self.n,
+            "rate": self.rate if self.n else None,
+            "wilson_low": self.low,
+            "wilson_high": self.high,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One valid episode."""
+
+    task: str
+    initial_state: int
+    success: bool
+    env_steps: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.success, bool):
+            raise ValueError(f"success of {self.task}/{self.initial_state} is {self.success!r}; expected true or false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Success per task and overall, under a named protocol."""
+
+    suite: str
+    split: str
+    protocol: Mapping[str, str | int | float]
+    """The suite's own words on what changes the meaning of its success rates."""
+    horizons: Mapping[str, int]
+    """Task -> env steps after which an unsolved episode ended."""
+    greedy: bool
+    temperature: float | None
+    """Of the sampling; None where greedy."""
+    seed: int
+    episodes: tuple[Outcome, ...]
+    """In the order of tasks, then initial states; episodes that the environment broke are not here."""
+    broken: tuple[tuple[str, int], ...] = ()
+    """(task, initial state) of the episodes that ended as ENV_ERROR: no statement about the policy."""
+    wall_s: float
+    versions: Mapping[str, str]
+    commit: str
+    policy: str | None = None
+    """Folder of the policy, where it came from one."""
+    policy_sha256: str | None = None
+
+    @property
+    def env_errors(self) -> int:
+        """Episodes that ended as ENV_ERROR; they are not in any n."""
+        return len(self.broken)
+
+    @property
+    def overall(self) -> Rate:
+        """Over all episodes, so tasks with more valid episodes weigh more."""
+        return _rate(self.episodes)
+
+    @property
+    def by_task(self) -> dict[str, Rate]:
+        """One per task of the evaluation, also where all its episodes broke."""
+        return {name: _rate(e for e in self.episodes if e.task == name) for name in self.horizons}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; rates and intervals are written for people and recomputed from the episodes on reading."""
+        return {
+            "suite": self.suite,
+            "split": self.split,
+            "protocol": dict(self.protocol),
+            "horizons": dict(self.horizons),
+            "greedy": self.greedy,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "overall": self.overall.to_dict(),
+            "by_task": {name: rate.to_dict() for name, rate in self.by_task.items()},
+            "env_errors": self.env_errors,
+            "wall_s": self.wall_s,
+            "policy": self.policy,
+            "policy_sha256": self.policy_sha256,
+            "commit": self.commit,
+            "versions": dict(self.versions),
+            "episodes": [
+                {"task": e.task, "initial_state": e.initial_state, "success": e.success, "env_steps": e.env_steps}
+                for e in self.episodes
+            ],
+            "broken": [{"task": task, "initial_state": state} for task, state in self.broken],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "evaluation result") -> "EvaluationResult":
+        """What `to_dict` wrote.
+
+        Raises:
+            ValueError: naming `source` and the key that is missing or doesn't fit.
+        """
+        try:
+            result = cls(
+                suite=values["suite"],
+                split=values["split"],
+                protocol=dict(values["protocol"]),
+                horizons={name: int(steps) for name, steps in values["horizons"].items()},
+                greedy=values["greedy"],
+                temperature=values["temperature"],
+                seed=values["seed"],
+                episodes=tuple(Outcome(**episode) for episode in values["episodes"]),
+                broken=tuple((b["task"], b["initial_state"]) for b in values["broken"]),
+                wall_s=values["wall_s"],
+                versions=dict(values["versions"]),
+                commit=values["commit"],
+                policy=values["policy"],
+                policy_sha256=values["policy_sha256"],
+            )
+            written = (values["overall"]["solved"], values["overall"]["n"])
+        except KeyError as error:
+            raise ValueError(f"{source}: key {error} is missing; expected a file that `simplevla eval` wrote") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}; expected a file that `simplevla eval` wrote") from None
+        found = (result.overall.solved, result.overall.n)
+        if found != written:
+            raise ValueError(
+                f"{source}: overall says {written[0]} of {written[1]} solved, "
+                f"its episodes say {found[0]} of {found[1]}; the file was changed by hand or damaged"
+            )
+        return result
+
+
+def _rate(episodes: Iterable[Outcome]) -> Rate:
+    successes = [e.success for e in episodes]
+    return Rate(solved=sum(successes), n=len(successes))
+
+
+def write_result(path: Path, result: EvaluationResult) -> None:
+    """One JSON file, atomically."""
+    write_json(path, result.to_dict())
+
+
+def read_result(path: Path) -> EvaluationResult:
+    """The result in `path`; ValueError names the file and what is wrong with it."""
+    return EvaluationResult.from_dict(read_json(path), source=str(path))
+
+
+def result_table(result: EvaluationResult) -> Table:
+    """For the terminal: a row per task and one for all, with what makes the rate comparable in title and caption."""
+    how = "greedy" if result.greedy else f"sampled at temperature {result.temperature:g}"
+    protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
+    errors = f" · {result.env_errors} episodes broken by the environment, not in n" if result.env_errors else ""
+    table = Table(
+        title=f"{result.suite} · {result.split} initial states · {how}",
+        caption=f"{protocol} · seed {result.seed} · {result.wall_s:.0f} s · commit {result.commit[:12]}{errors}",
+    )
+    table.add_column("task")
+    for heading in ("success", "95 % Wilson", "solved", "n", "horizon"):
+        table.add_column(heading, justify="right")
+    for name, rate in result.by_task.items():
+        table.add_row(name, *_cells(rate), str(result.horizons[name]))
+    table.add_section()
+    table.add_row("overall", *_cells(result.overall), "", style="bold")
+    return table
+
+
+def _cells(rate: Rate) -> tuple[str, str, str, str]:
+    if rate.n == 0:
+        return "no valid episode", "", "0", "0"
+    return f"{rate.rate:.1%}", f"{rate.low:.1%} to {rate.high:.1%}", str(rate.solved), str(rate.n)

@@ -1,0 +1,86 @@
+"""The contract between a policy and the algorithm, which sees U sampled units per decision and a mask, nothing else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How actions are drawn. The temperature that samples is the temperature that scores."""
+
+    temperature: float = 1.0
+    greedy: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationBatch:
+    """B observations as tensors; images stay uint8 until the policy normalises them."""
+
+    images: dict[str, Tensor]
+    """Camera -> uint8 [B, height, width, 3]."""
+    state: Tensor
+    """float32 [B, S], in the suite's units (the policy normalises)."""
+    instructions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def to(self, device: torch.device) -> "ObservationBatch":
+        return ObservationBatch(
+            images={k: v.to(device, non_blocking=True) for k, v in self.images.items()},
+            state=self.state.to(device, non_blocking=True),
+            instructions=self.instructions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSample:
+    """One decision for each of B observations."""
+
+    actions: np.ndarray
+    """float32 [B, H, A] in the environment's units."""
+    logprobs: Tensor
+    """float32 [B, U] of the sampled units at the sampling temperature."""
+    trace: Tensor
+    """What `score` needs to recompute them: token ids int64 [B, U] for a token head."""
+
+
+class Policy(nn.Module, ABC):
+    """A vision-language-action policy that can be imitated into and trained by policy gradient."""
+
+    cameras: tuple[str, ...]
+    """Names of the cameras it looks through; observations may have more."""
+    state_dim: int
+    chunk_length: int
+    action_dim: int
+    units: int
+    """U, sampled units per decision."""
+
+    @property
+    @abstractmethod
+    def unit_action_index(self) -> np.ndarray:
+        """int64 [U]: the action in the chunk that each unit belongs to; units of unexecuted actions are masked."""
+
+    @abstractmethod
+    def act(
+        self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
+    ) -> ActionSample:
+        """Draw one chunk per observation; each row uses its own generator, so results don't depend on the batch."""
+
+    @abstractmethod
+    def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """(logprobs [B, U], entropy [B, U]) of `trace`, with gradients."""
+
+    @abstractmethod
+    def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
+        """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H]."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors`, `config.json`, `statistics.json` (and tokenizer files) into `folder`."""

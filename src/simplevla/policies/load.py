@@ -1,0 +1,74 @@
+"""From a folder to a policy, and the checks that a policy fits what it is to be used with."""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from simplevla.policies.base import Policy
+
+ARCHITECTURES: dict[str, tuple[str, str]] = {"tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA")}
+"""The `architecture` in a policy's config.json -> (module, class); the class has `load(folder)`."""
+
+
+class Shapes(Protocol):
+    """What a policy must know of the observations and actions that it meets; suites' and policies' specs have it."""
+
+    @property
+    def cameras(self) -> Mapping[str, tuple[int, int]] | Sequence[str]: ...
+
+    @property
+    def state_names(self) -> Sequence[str]: ...
+
+    @property
+    def action_names(self) -> Sequence[str]: ...
+
+
+def load_policy(folder: Path | str) -> Policy:
+    """The policy saved in `folder`, on the CPU, ready to act.
+
+    Raises:
+        ValueError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
+    """
+    folder = Path(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} holds no policy: it has no config.json. Expected a folder that `simplevla sft` or `simplevla "
+            "train` wrote, such as runs/NAME/policy"
+        )
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{file} is of architecture {architecture!r}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
+        )
+    module, name = ARCHITECTURES[architecture]
+    return cast(Policy, getattr(importlib.import_module(module), name).load(folder))
+
+
+def check_fits_suite(policy: Policy, spec: Shapes) -> None:
+    """Compare the policy's cameras, state and action dimensions with a suite's spec (images may have any size).
+
+    Raises:
+        ValueError: listing everything that differs.
+    """
+    check_fits(policy, list(spec.cameras), len(spec.state_names), len(spec.action_names), "the suite")
+
+
+def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_dim: int, owner: str) -> None:
+    """As `check_fits_suite`, for anything that has cameras, states and actions; `owner` names it in the message."""
+    problems = []
+    missing = [camera for camera in policy.cameras if camera not in cameras]
+    if missing:
+        problems.append(f"the policy looks through {', '.join(missing)}, {owner} has {', '.join(cameras) or 'no camera'}")
+    if policy.state_dim != state_dim:
+        problems.append(f"the policy takes {policy.state_dim} state dimensions, {owner} has {state_dim}")
+    if policy.action_dim != action_dim:
+        problems.append(f"the policy gives {policy.action_dim} action dimensions, {owner} has {action_dim}")
+    if problems:
+        raise ValueError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")

@@ -1,0 +1,86 @@
+"""The sizes of a TinyVLA policy; written into its folder as config.json."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ARCHITECTURE = "tinyvla"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """How one camera's image becomes tokens of the language model."""
+
+    kind: Literal["conv", "siglip", "clip"] = "conv"
+    """`conv`: a small language-conditioned keypoint encoder per camera, for images of any size; `siglip`, `clip`: the
+    transformers classes, shared by the cameras, patch tokens of the second-last layer."""
+    channels: tuple[int, ...] = (24, 32, 32)
+    """conv: output channels of each convolution."""
+    kernels: tuple[int, ...] = (5, 3, 3)
+    """conv: side of each kernel, odd."""
+    strides: tuple[int, ...] = (2, 2, 1)
+    """conv: stride of each convolution; their product is the pixel distance between two places of the keypoint maps."""
+    keypoints: int = 32
+    """conv: keypoints per camera."""
+    tokens: int = 1
+    """conv: tokens per camera."""
+    image_size: int = 224
+    """siglip, clip: images are resized to this side."""
+    patch_size: int = 16
+    hidden_size: int = 768
+    layers: int = 12
+    """siglip, clip: layers of the original tower; the last one is left out, since the second-last is read."""
+    heads: int = 12
+    mlp_size: int = 3072
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.kernels) == len(self.strides) >= 1:
+            raise ValueError(
+                f"vision has {len(self.channels)} channels, {len(self.kernels)} kernels, {len(self.strides)} strides; "
+                "expected one of each per convolution"
+            )
+        if self.kind not in ("conv", "siglip", "clip"):
+            raise ValueError(f"vision.kind is {self.kind!r}; expected 'conv', 'siglip' or 'clip'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """The GPT-NeoX language model (Pythia's architecture) that every token passes through."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    mlp_size: int = 256
+    vocab_size: int = 512
+    """At creation: the largest vocabulary the tokenizer may learn; in a saved policy: the tokenizer's."""
+    max_instruction_tokens: int = 64
+    init_std: float = 0.06
+    """Std of the initial weights; about hidden_size ** -0.5 trains fastest from scratch at this size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVLAConfig:
+    """A TinyVLA with a token head: U = chunk_length * action_dim units of `bins` bins each."""
+
+    architecture: str = ARCHITECTURE
+    cameras: tuple[str, ...]
+    """Camera names, in the order in which their tokens stand."""
+    state_dim: int
+    action_dim: int
+    chunk_length: int
+    bins: int = 256
+    label_sigma_bins: float = 3.0
+    """Std, in bins, of the Gaussian around a demonstrated action that imitation aims at; 0 is a single bin. Neighbouring
+    bins then share what is learned, and RL starts from a policy that explores nearby actions."""
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+
+    def __post_init__(self) -> None:
+        if not self.cameras:
+            raise ValueError("a tinyvla policy needs at least one camera; got none")
+        if min(self.state_dim, self.action_dim, self.chunk_length) < 1 or self.bins < 2:
+            raise ValueError(
+                f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}, bins "
+                f"{self.bins}; expected at least 1, 1, 1 and 2"
+            )
+        if self.label_sigma_bins < 0:
+            raise ValueError(f"label_sigma_bins is {self.label_sigma_bins}; expected 0 (one bin) or more")

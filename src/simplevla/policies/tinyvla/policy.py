@@ -1,0 +1,292 @@
+"""TinyVLA with a token head: views, instruction and state in, a chunk of binned actions out, in one forward pass."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import GPTNeoXConfig, GPTNeoXModel
+
+from simplevla.config import from_dict, to_dict
+from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, TinyVLAConfig
+from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, smoothed_targets, to_bins
+from simplevla.policies.tinyvla.presets import make_preset
+from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
+from simplevla.policies.tinyvla.vision import make_vision
+
+MASKED = -1e9
+"""Added to attention scores that must not count; its exponential is exactly 0."""
+
+SMALLEST_STD = 1e-3
+"""A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
+
+
+class TinyVLA(Policy):
+    """Vision tokens, instruction, state and H * A learned queries pass through one GPT-NeoX language model.
+
+    The queries see everything and one another, in both directions; the prefix (vision, instruction, state) sees the
+    prefix only. Unit `u = h * A + a` is dimension `a` of action `h`; its query's output gives the logits of its bins.
+    The original TinyVLA pools the outputs for a diffusion head; a token head must not decode from a pooled vector (SPEC 3).
+    """
+
+    state_mean: Tensor
+    state_scale: Tensor
+    action_centre: Tensor
+    action_half_range: Tensor
+
+    def __init__(self, config: TinyVLAConfig, statistics: Statistics, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = statistics
+        self.cameras = config.cameras
+        self.state_dim = config.state_dim
+        self.cameras = config.cameras
+        self.state_dim = config.state_dim
+        self.chunk_length = config.chunk_length
+        self.action_dim = config.action_dim
+        self.units = config.chunk_length * config.action_dim
+        self.instruction_tokens = InstructionTokens(tokenizer, config.language.max_instruction_tokens)
+        width = config.language.hidden_size
+        self.language = GPTNeoXModel(_language_model_config(config.language))
+        self.order = nn.Parameter(torch.randn(config.language.max_instruction_tokens, width) * config.language.init_std)
+        self.read = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.vision = make_vision(config.vision, len(config.cameras), width)
+        self.state = nn.Linear(config.state_dim, width)
+        self.queries = nn.Parameter(torch.randn(self.units, width) * config.language.init_std)
+        self.head = TokenHead(width, self.units, config.bins)
+        self._set_statistics(statistics)
+        self.eval()
+
+    def _set_statistics(self, statistics: Statistics) -> None:
+        for name, values, expected in (
+            ("state", statistics.state["mean"], self.config.state_dim),
+            ("action", statistics.action["min"], self.config.action_dim),
+        ):
+            if len(values) != expected:
+                raise ValueError(f"statistics have {len(values)} {name} dimensions; the policy has {expected}")
+        low, high = (torch.tensor(statistics.action[key], dtype=torch.float64) for key in ("min", "max"))
+        buffers = {
+            "state_mean": torch.tensor(statistics.state["mean"]),
+            "state_scale": 1 / torch.tensor(statistics.state["std"]).clamp(min=SMALLEST_STD),
+            "action_centre": (low + high) / 2,
+            "action_half_range": ((high - low) / 2).clamp(min=1e-6),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value.float(), persistent=False)
+
+    @classmethod
+    def create(
+        cls,
+        preset: str,
+        *,
+        cameras: Sequence[str],
+        state_dim: int,
+        action_dim: int,
+        chunk_length: int,
+        instructions: Iterable[str],
+        statistics: Statistics,
+        seed: int = 0,
+    ) -> "TinyVLA":
+        """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
+        vision, language = make_preset(preset)
+        tokenizer = train_tokenizer(instructions, language.vocab_size)
+        config = TinyVLAConfig(
+            cameras=tuple(cameras),
+            state_dim=state_dim,
+            action_dim=action_dim,
+            chunk_length=chunk_length,
+            vision=vision,
+            language=replace(language, vocab_size=tokenizer.get_vocab_size()),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, statistics, tokenizer)
+
+    @property
+    def unit_action_index(self) -> np.ndarray:
+        return np.repeat(np.arange(self.chunk_length), self.action_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.queries.device
+
+    def forward(self, batch: ObservationBatch) -> Tensor:
+        """Logits [B, U, bins]."""
+        self._check(batch)
+        distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
+        index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
+        ids, valid = (x.to(self.device) for x in self.instruction_tokens.batch(list(distinct)))
+        words = self.language.embed_in(ids)
+        instruction = self._read_instruction(words, valid)
+        views = self.vision([batch.images[camera] for camera in self.config.cameras], instruction, index)
+        state = self.state((batch.state - self.state_mean) * self.state_scale)[:, None]
+        queries = self.queries.expand(len(batch), -1, -1)
+        positions, mask = self._layout(views.shape[1], valid)
+        mask = mask[index] if len(mask) > 1 else mask.expand(len(batch), -1, -1, -1)
+        outputs = self.language(
+            inputs_embeds=torch.cat([views, state, words[index], queries], dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        return self.head(outputs[:, -self.units :])
+
+    def _read_instruction(self, words: Tensor, valid: Tensor) -> Tensor:
+        """One vector [D, width] per distinct instruction, for the vision; word order counts ("red on blue")."""
+        weights = valid.float() / valid.sum(dim=1, keepdim=True)
+        return (self.read(words + self.order[: words.shape[1]]) * weights[..., None]).sum(dim=1)
+
+    def _layout(self, view_tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [1, L] and additive attention mask [D, 1, L, L] for D distinct instructions.
+
+        The queries' positions start after the longest allowed instruction, so that padding doesn't move them.
+        """
+        before = view_tokens + 1
+        prefix = before + valid.shape[1]
+        length = prefix + self.units
+        first_query = before + self.config.language.max_instruction_tokens
+        positions = torch.arange(length, device=valid.device)
+        positions[prefix:] += first_query - prefix
+        if bool(valid.all()):
+            valid = valid[:1]
+        seen = torch.ones(len(valid), 1, length, length, dtype=torch.bool, device=valid.device)
+        seen[:, 0, :, before:prefix] = valid[:, None]
+        seen[:, :, :prefix, prefix:] = False
+        mask = torch.zeros(seen.shape, device=valid.device).masked_fill_(~seen, MASKED)
+        return positions[None], mask
+
+    def _check(self, batch: ObservationBatch) -> None:
+        missing = [camera for camera in self.config.cameras if camera not in batch.images]
+        if missing:
+            raise ValueError(
+                f"observations have cameras {', '.join(batch.images)}; this policy also needs {', '.join(missing)}"
+            )
+        if batch.state.shape[1] != self.config.state_dim:
+            raise ValueError(
+                f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.config.state_dim}"
+            )
+
+    def act(
+        self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
+    ) -> ActionSample:
+        with torch.inference_mode():
+            logprobs = torch.log_softmax(self(batch.to(self.device)) / sampling.temperature, dim=-1)
+            tokens = logprobs.argmax(dim=-1) if sampling.greedy else draw(logprobs, generators)
+            chosen = logprobs.gather(-1, tokens[..., None])[..., 0]
+            actions = self.actions(tokens).cpu().numpy()
+        # Tensors made in inference mode can't take part in a later backward pass; their copies can.
+        return ActionSample(actions=actions, logprobs=chosen.clone(), trace=tokens.clone())
+
+    def actions(self, tokens: Tensor) -> Tensor:
+        """float32 [B, H, A] in the environment's units, from bins int64 [B, U]."""
+        normalised = from_bins(tokens, self.config.bins).unflatten(1, (self.chunk_length, self.action_dim))
+        return normalised * self.action_half_range + self.action_centre
+
+    def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        logprobs = torch.log_softmax(self(batch.to(self.device)) / sampling.temperature, dim=-1)
+        chosen = logprobs.gather(-1, trace.to(self.device)[..., None])[..., 0]
+        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+
+    def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
+        return self.imitation_losses(batch, actions, mask)[0]
+
+    def imitation_losses(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(cross-entropy against the smoothed targets, with gradient; negative log-likelihood of the nearest bin).
+
+        Both in nats per unit, over the units of valid actions. The first can't fall below the targets' own entropy
+        (2.52 nats for sigma 3); the second is what a policy without smoothing would minimise.
+
+        Args:
+            actions: float32 [B, H, A] in the environment's units.
+            mask: bool [B, H], false after the end of the demonstration.
+        """
+        normalised = ((actions.to(self.device) - self.action_centre) / self.action_half_range).flatten(1)
+        weights = mask.to(self.device).float().repeat_interleave(self.action_dim, dim=1)
+        weights = weights / weights.sum()
+        logprobs = torch.log_softmax(self(batch.to(self.device)), dim=-1)
+        targets = smoothed_targets(normalised, self.config.bins, self.config.label_sigma_bins)
+        loss = -((targets * logprobs).sum(dim=-1) * weights).sum()
+        nearest = to_bins(normalised, self.config.bins)[..., None]
+        likelihood = -(logprobs.detach().gather(-1, nearest)[..., 0] * weights).sum()
+        return loss, likelihood
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        _write(folder / "tokenizer.json", self.instruction_tokens.tokenizer.to_str().encode())
+        _write(folder / "statistics.json", json.dumps(self.statistics.to_dict(), indent=1).encode())
+        _write(folder / "config.json", json.dumps(to_dict(self.config), indent=1).encode())
+        _write(folder / "model.safetensors", save(tensors, metadata={"architecture": ARCHITECTURE}))
+
+    @classmethod
+    def load(cls, folder: Path) -> "TinyVLA":
+        """The policy that `save` wrote.
+
+        Raises:
+            ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
+        """
+        config = from_dict(TinyVLAConfig, json.loads((folder / "config.json").read_text()))
+        statistics = Statistics.from_dict(json.loads((folder / "statistics.json").read_text()))
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+        with torch.random.fork_rng(devices=[]):
+            policy = cls(config, statistics, tokenizer)
+        file = folder / "model.safetensors"
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        _check_tensors(file, policy.state_dict(), tensors)
+        policy.load_state_dict(tensors)
+        return policy
+
+
+def _language_model_config(config: LanguageConfig) -> GPTNeoXConfig:
+    return GPTNeoXConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_size,
+        vocab_size=config.vocab_size,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        initializer_range=config.init_std,
+        attn_implementation="sdpa",
+    )
+
+
+def _check_tensors(file: Path, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in got]
+    problems += [f"{name} is unknown" for name in got if name not in expected]
+    problems += [
+        f"{name} has shape {list(got[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in got and got[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{file} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
+            "Are both files of the same policy?"
+        )
+
+
+def _write(file: Path, content: bytes) -> None:
+    """All or nothing, and on the disk when this returns."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

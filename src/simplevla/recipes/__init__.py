@@ -1,0 +1,21 @@
+"""Experiments by name: functions that return a config, every number with its source."""
+
+from collections.abc import Callable
+
+from simplevla.config import DemosConfig, SFTConfig, TrainConfig
+from simplevla.recipes import libero, tabletop
+
+DEMOS: dict[str, Callable[[], DemosConfig]] = {
+    "tabletop_nano": tabletop.demos,
+    "libero_object_nano": libero.demos,
+}
+SFT: dict[str, Callable[[], SFTConfig]] = {
+    "tabletop_nano": tabletop.sft,
+    "libero_object_nano": libero.sft,
+}
+TRAIN: dict[str, Callable[[], TrainConfig]] = {
+    "tabletop_nano": tabletop.train,
+    "libero_object_nano": libero.train,
+    "paper": TrainConfig,
+}
+"""`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""

@@ -1,0 +1,198 @@
+"""Which episodes one update is made of: groups of siblings, sampled until enough of them carry a signal (SPEC 1.3)."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from simplevla.algorithm.selection import is_mixed
+from simplevla.config import SamplingConfig
+from simplevla.policies.base import Policy, Sampling
+from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.suites.base import Suite
+from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
+
+
+class NoSignal(Exception):
+    """No group had both outcomes within the bound, so there is nothing to learn from; says why and what to do."""
+
+    def __init__(self, message: str, collection: "Collection") -> None:
+        super().__init__(message)
+        self.collection = collection
+        """The counts of what was sampled in vain."""
+
+
+class StateSampler:
+    """Yields (task, initial state) from the train states without end: each pair once per epoch, tasks interleaved.
+
+    An epoch is made of rounds in which each task that has states left comes once. The order of tasks in a round and of
+    states in a task are permutations that follow from `seed` and the number of the epoch.
+    """
+
+    def __init__(self, suite: Suite, seed: int) -> None:
+        self._states = [(task, suite.initial_states(task, "train")) for task in suite.tasks]
+        self._size = sum(len(states) for _, states in self._states)
+        if self._size == 0:
+            raise ValueError(f"suite {suite.name!r} has no train initial states; expected at least one for a task")
+        self._seed = seed
+        self._go_to(epoch=0, position=0)
+
+    def __iter__(self) -> "StateSampler":
+        return self
+
+    def __next__(self) -> tuple[Task, int]:
+        if self._position == self._size:
+            self._go_to(epoch=self._epoch + 1, position=0)
+        self._position += 1
+        return self._order[self._position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, as plain JSON."""
+        return {"epoch": self._epoch, "position": self._position, "size": self._size, "seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken with another seed or over another number of train states.
+        """
+        for name, mine in (("size", self._size), ("seed", self._seed)):
+            if state[name] != mine:
+                raise ValueError(
+                    f"the saved sampler has {name} {state[name]}, this one {mine}; "
+                    "resume with the same suite, tasks and seed"
+                )
+        self._go_to(state["epoch"], state["position"])
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, epoch))))
+        queues = [(task, random.permutation(states).tolist()) for task, states in self._states]
+        self._order: list[tuple[Task, int]] = []
+        while any(states for _, states in queues):
+            for index in random.permutation(len(queues)):
+                task, states = queues[index]
+                if states:
+                    self._order.append((task, states.pop()))
+        self._epoch, self._position = epoch, position
+
+
+@dataclass
+class Collection:
+    """The groups of one update, and counts over all groups that were sampled for it."""
+
+    groups: list[list[Episode]] = field(default_factory=list)
+    """Kept groups of N complete siblings, in the order in which they were asked for."""
+    sampled: int = 0
+    mixed: int = 0
+    """With both outcomes, within the filter."""
+    all_failed: int = 0
+    all_solved: int = 0
+    outside: int = 0
+    """With both outcomes, but a mean success outside the filter."""
+    broken: int = 0
+    """Dropped because a sibling ended ENV_ERROR."""
+    success_by_task: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Task -> (solved, n) over all sampled episodes that have a reward."""
+
+
+class _Collector:
+    """The source and the sink of one collection.
+
+    A group is started only while kept + in flight < wanted. So exactly the shortest run of groups that holds the wanted
+    number of good ones is sampled: nothing is surplus, and no group is preferred for being quick.
+    """
+
+    def __init__(self, sampler: StateSampler, config: SamplingConfig, seed: int, update: int) -> None:
+        self.sampler = sampler
+        self.config = config
+        self.seed = (seed, update)
+        self.limit = math.floor(config.groups * config.max_oversampling) if config.dynamic else config.groups
+        self.result = Collection()
+        self.kept: dict[int, list[Episode]] = {}
+        self.open: dict[int, list[Episode]] = {}
+        self.queue: list[EpisodeRequest] = []
+
+    def source(self) -> EpisodeRequest | None:
+        if not self.queue:
+            if self.result.sampled == self.limit or len(self.kept) + len(self.open) >= self.config.groups:
+                return None
+            self._start_group()
+        return self.queue.pop()
+
+    def _start_group(self) -> None:
+        number = self.result.sampled
+        task, initial_state = next(self.sampler)
+        self.result.sampled += 1
+        self.open[number] = []
+        self.queue = [
+            EpisodeRequest(task=task, initial_state=initial_state, seed=(*self.seed, number, sibling), group=number)
+            for sibling in reversed(range(self.config.group_size))
+        ]
+
+    def sink(self, episode: Episode) -> None:
+        number = episode.request.group
+        siblings = self.open[number]
+        siblings.append(episode)
+        if episode.status is not EpisodeStatus.ENV_ERROR:
+            solved, n = self.result.success_by_task.get(episode.request.task.name, (0, 0))
+            self.result.success_by_task[episode.request.task.name] = (solved + int(episode.reward), n + 1)
+        if len(siblings) == self.config.group_size:
+            del self.open[number]
+            self._judge(number, sorted(siblings, key=lambda sibling: sibling.request.seed))
+
+    def _judge(self, number: int, siblings: list[Episode]) -> None:
+        if any(sibling.status is EpisodeStatus.ENV_ERROR for sibling in siblings):
+            self.result.broken += 1
+            return
+        rewards = [sibling.reward for sibling in siblings]
+        mixed = is_mixed(rewards, self.config.filter_low, self.config.filter_high)
+        self.result.mixed += mixed
+        self.result.all_failed += max(rewards) == 0
+        self.result.all_solved += min(rewards) == 1
+        self.result.outside += not mixed and max(rewards) != min(rewards)
+        if mixed or not self.config.dynamic:
+            self.kept[number] = siblings
+
+
+def collect_groups(
+    engine: RolloutEngine, policy: Policy, sampler: StateSampler, config: SamplingConfig, seed: int, update: int
+) -> Collection:
+    """Sample groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
+
+    An episode's noise follows from (seed, update, group number, sibling). With `config.dynamic` off, exactly
+    `config.groups` are sampled and every complete one trains.
+
+    Raises:
+        NoSignal: not a single group can train.
+    """
+    collector = _Collector(sampler, config, seed, update)
+    engine.run(policy, Sampling(temperature=config.temperature), collector.source, collector.sink)
+    result = collector.result
+    result.groups = [collector.kept[number] for number in sorted(collector.kept)]
+    if not result.groups:
+        raise NoSignal(_explain(result, config, engine.stats.last_error), result)
+    return result
+
+
+def _explain(result: Collection, config: SamplingConfig, last_error: str) -> str:
+    lines = [
+        f"No learning signal: none of {result.sampled} groups of {config.group_size} episodes can train "
+        f"(all failed {result.all_failed}, all solved {result.all_solved}, mean success outside "
+        f"{config.filter_low:g} to {config.filter_high:g} {result.outside}, broken environment {result.broken}).",
+        "Success per task:",
+    ]
+    rates = {task: (solved, n, 100 * solved / n) for task, (solved, n) in sorted(result.success_by_task.items())}
+    lines += [f"  {task}: {solved}/{n} = {rate:.1f} %" for task, (solved, n, rate) in rates.items()]
+    if result.all_failed:
+        lines.append(
+            "Where success is 0 %, RL has nothing to reinforce: give the policy a better SFT (more demonstrations or "
+            f"batches), raise sampling.temperature (now {config.temperature:g}), or take easier tasks."
+        )
+    if result.all_solved:
+        lines.append("Where success is 100 %, training is done: stop here, or add harder tasks.")
+    if result.outside:
+        lines.append("Some groups had both outcomes: widen sampling.filter_low and sampling.filter_high to use them.")
+    if result.broken:
+        lines.append(f"Some episodes broke in their environment; the last error was: {last_error.strip() or 'unknown'}")
+    return "\n".join(lines)

@@ -1,0 +1,400 @@
+"""Rolls episodes out in many slots at once: simulators and policy overlap, and timing decides nothing.
+
+The slots form two halves. While the policy acts for one, the workers simulate the other. A turn waits until every slot
+of its half has answered, handles the answers in slot order and batches the policy over them; so which observations
+share a batch follows from the episodes alone, and the same requests give the same bits.
+"""
+
+import contextlib
+import logging
+import os
+import selectors
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from simplevla.config import RolloutConfig, SuiteConfig
+from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, Reset, Step, SuiteError, Worker, close_all
+from simplevla.suites.registry import make_suite
+from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
+
+log = logging.getLogger(__name__)
+
+Source = Callable[[], EpisodeRequest | None]
+Sink = Callable[[Episode], None]
+
+
+@dataclass
+class RolloutStats:
+    """Totals since the engine was made or `reset_stats` was called."""
+
+    env_steps: int = 0
+    """Simulated, those of episodes that were run again included."""
+    decisions: int = 0
+    """Rows of policy batches."""
+    episodes: int = 0
+    """Handed to the sink."""
+    worker_restarts: int = 0
+    """Workers that died or hung and were replaced."""
+    retries: int = 0
+    """Episodes that were started again because their environment or worker broke."""
+    env_errors: int = 0
+    """Episodes that ended ENV_ERROR after `max_attempts`."""
+    policy_s: float = 0.0
+    """In the policy, copies to and from its device included."""
+    wait_s: float = 0.0
+    """Waiting for simulators."""
+    wall_s: float = 0.0
+    last_error: str = ""
+    """What broke last, with the traceback where there is one."""
+
+
+@dataclass
+class _Running:
+    """An episode in a slot; the lists grow by one entry per decision."""
+
+    request: EpisodeRequest
+    failures: int = 0
+    broken: bool = False
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what happened so far. The generator depends on the request alone, so a second run equals the first."""
+        seed = np.random.SeedSequence(self.request.seed)
+        self.generator = np.random.Generator(np.random.Philox(seed))
+        self.env_steps = 0
+        self.images: list[dict[str, np.ndarray]] = []
+        self.state: list[np.ndarray] = []
+        self.trace: list[np.ndarray] = []
+        self.logprobs: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.executed: list[int] = []
+
+    def episode(self, status: EpisodeStatus) -> Episode:
+        if status is EpisodeStatus.ENV_ERROR:
+            return Episode(request=self.request, status=status)
+        if not self.state:
+            return Episode(request=self.request, status=status, env_steps=self.env_steps)
+        return Episode(
+            request=self.request,
+            status=status,
+            env_steps=self.env_steps,
+            images={name: np.stack([images[name] for images in self.images]) for name in self.images[0]},
+            state=np.stack(self.state),
+            trace=np.stack(self.trace),
+            logprobs=np.stack(self.logprobs),
+            executed=np.array(self.executed, np.int64),
+            actions=np.stack(self.actions),
+        )
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A place for one environment."""
+
+    worker: Worker
+    index: int
+    """Among the worker's slots."""
+    half: int
+    running: _Running | None = None
+    busy: bool = False
+    """A command is out."""
+    reply: Reply = field(default_factory=lambda: Reply("done"))
+
+    def send(self, command: Reset | Step) -> None:
+        self.busy = True
+        self.worker.send(command)
+
+    def reset(self) -> None:
+        assert self.running is not None
+        request = self.running.request
+        self.send(Reset(self.index, request.task.name, request.initial_state))
+
+
+class RolloutEngine:
+    """Worker processes with environments, and the loop that keeps them and a policy busy. Use it as a context manager.
+
+    For a fixed number of workers the same requests give bit-identical episodes in the same order of `sink` calls.
+
+    Args:
+        suite: built here for its specification, and in every worker.
+        config: processes, slots, timeouts.
+        chunk_length: H of the policies that will be run.
+
+    Raises:
+        SuiteError: an environment can't be built.
+    """
+
+    def __init__(self, suite: SuiteConfig, config: RolloutConfig, chunk_length: int) -> None:
+        built = make_suite(suite)
+        self.spec = built.spec
+        self.config = config
+        self.chunk_length = chunk_length
+        self.stats = RolloutStats()
+        self._suite_name = built.name
+        self._task_names = {task.name for task in built.tasks}
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[Worker] = []
+        self._close = weakref.finalize(self, _shut_down, self._workers, self._selector)
+        count = config.workers or (os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0)))
+        slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
+        try:
+            for _ in range(count):
+                self._workers.append(Worker(suite, self.spec, slots_per_worker, chunk_length))
+                self._selector.register(self._workers[-1].connection, selectors.EVENT_READ, self._workers[-1])
+            self._slots = [
+                _Slot(worker, index, (index + number) % 2)
+                for index in range(slots_per_worker)
+                for number, worker in enumerate(self._workers)
+            ]
+            self._slot_of = {(slot.worker, slot.index): slot for slot in self._slots}
+            while not all(worker.ready for worker in self._workers):
+                self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "RolloutEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. May be called more than once."""
+        self._close()
+
+    def reset_stats(self) -> None:
+        self.stats = RolloutStats()
+
+    def run(self, policy: Policy, sampling: Sampling, source: Source, sink: Sink, record: bool = True) -> None:
+        """Roll out what `source` asks for until nothing is in flight and `source` says None.
+
+        Any exception, Ctrl-C included, ends the workers and closes the engine.
+
+        Args:
+            policy: acts in evaluation mode, on the device of its parameters; its modes are restored afterwards.
+            source: asked whenever a slot is free. None: nothing to start now; asked again after a finished episode.
+            sink: gets each finished episode, those that ended ENV_ERROR too.
+            record: if false, episodes carry status and env_steps and no arrays.
+
+        Raises:
+            SuiteError: the suite breaks its contract.
+            ValueError: policy and suite don't fit, or the engine is closed.
+        """
+        if not self._close.alive:
+            raise ValueError("this RolloutEngine is closed (an error in an earlier run closes it too); make a new one")
+        self._check_fit(policy)
+        started = time.perf_counter()
+        try:
+            with _evaluation_mode(policy):
+                self._fill(source)
+                half = 0
+                while any(slot.running for slot in self._slots):
+                    ready, finished = self._turn(half)
+                    for episode in finished:
+                        sink(episode)
+                    if finished:
+                        # Before the policy acts, so that the resets run meanwhile.
+                        self._fill(source)
+                    if ready:
+                        self._act(policy, sampling, ready, record)
+                    half = 1 - half
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.stats.wall_s += time.perf_counter() - started
+
+    def _check_fit(self, policy: Policy) -> None:
+        if policy.action_dim != len(self.spec.action_names):
+            raise ValueError(
+                f"the policy has {policy.action_dim} action dimensions; suite {self._suite_name!r} expects "
+                f"{len(self.spec.action_names)} ({', '.join(self.spec.action_names)}). "
+                "Use a policy that was trained for this suite."
+            )
+        if policy.chunk_length != self.chunk_length:
+            raise ValueError(
+                f"the policy's chunks have {policy.chunk_length} actions, this engine's {self.chunk_length}; "
+                "make the engine with chunk_length=policy.chunk_length"
+            )
+
+    def _fill(self, source: Source) -> None:
+        """Start requested episodes in free slots, where the fewest others run, as long as there are both."""
+        free = [slot for slot in self._slots if slot.running is None]
+        load: dict[object, int] = {}
+        for slot in self._slots:
+            for place in (slot.worker, slot.half):
+                load[place] = load.get(place, 0) + (slot.running is not None)
+        while free and (request := source()) is not None:
+            if request.task.name not in self._task_names:
+                raise ValueError(
+                    f"task {request.task.name!r} isn't one of this engine's suite {self._suite_name!r}; "
+                    f"it has: {', '.join(sorted(self._task_names))}"
+                )
+            slot = min(free, key=lambda slot: (load[slot.worker], load[slot.half]))
+            free.remove(slot)
+            load[slot.worker] += 1
+            load[slot.half] += 1
+            slot.running = _Running(request)
+            slot.reset()
+
+    def _turn(self, half: int) -> tuple[list[_Slot], list[Episode]]:
+        """Wait for the half's answers; returns the slots that need a decision and the episodes that ended."""
+        started = time.perf_counter()
+        slots = [slot for slot in self._slots if slot.half == half and slot.running is not None]
+        while any(slot.busy for slot in slots):
+            self._receive()
+        self.stats.wait_s += time.perf_counter() - started
+        ready, finished = [], []
+        for slot in slots:
+            status = self._advance(slot)
+            if status is None:
+                ready.append(slot)
+                continue
+            assert slot.running is not None
+            finished.append(slot.running.episode(status))
+            slot.running = None
+            self.stats.episodes += 1
+            self.stats.env_errors += status is EpisodeStatus.ENV_ERROR
+        return ready, finished
+
+    def _advance(self, slot: _Slot) -> EpisodeStatus | None:
+        """Take the slot's answer into its episode; how the episode ended, or None if it goes on."""
+        running, reply = slot.running, slot.reply
+        assert running is not None
+        if running.broken:
+            return EpisodeStatus.ENV_ERROR
+        if reply.executed:
+            running.executed.append(reply.executed)
+            running.env_steps += reply.executed
+            self.stats.env_steps += reply.executed
+        if reply.success:
+            return EpisodeStatus.SUCCESS
+        return EpisodeStatus.TIMEOUT if running.env_steps >= running.request.task.horizon else None
+
+    def _act(self, policy: Policy, sampling: Sampling, slots: list[_Slot], record: bool) -> None:
+        """One batch of decisions; the chunks are sent before anything is recorded, so that recording costs no wait."""
+        started = time.perf_counter()
+        running = [slot.running for slot in slots if slot.running is not None]
+        # The one copy out of shared memory: the policy reads it, and episodes keep its rows.
+        state = np.stack([slot.worker.arrays.state[slot.index] for slot in slots])
+        images = {
+            name: np.stack([slot.worker.arrays.images[name][slot.index] for slot in slots])
+            for name in self.spec.cameras
+        }
+        batch = ObservationBatch(
+            images={name: torch.from_numpy(array) for name, array in images.items()},
+            state=torch.from_numpy(state),
+            instructions=[episode.request.task.instruction for episode in running],
+        )
+        parameter = next(policy.parameters(), None)
+        with torch.inference_mode():
+            if parameter is not None:
+                batch = batch.to(parameter.device)
+            sample = policy.act(batch, sampling, [episode.generator for episode in running])
+            trace, logprobs = sample.trace.cpu().numpy(), sample.logprobs.float().cpu().numpy()
+        actions = np.asarray(sample.actions, np.float32)
+        expected = (len(slots), self.chunk_length, policy.action_dim)
+        if actions.shape != expected or not np.isfinite(actions).all():
+            raise ValueError(
+                f"the policy's actions have shape {actions.shape}, or NaN; expected {expected}, all finite"
+            )
+        for row, (slot, episode) in enumerate(zip(slots, running, strict=True)):
+            count = min(self.chunk_length, episode.request.task.horizon - episode.env_steps)
+            slot.worker.arrays.actions[slot.index, :count] = actions[row, :count]
+            slot.send(Step(slot.index, count))
+        self.stats.policy_s += time.perf_counter() - started
+        self.stats.decisions += len(slots)
+        for row, episode in enumerate(running if record else []):
+            episode.images.append({name: array[row] for name, array in images.items()})
+            episode.state.append(state[row])
+            episode.trace.append(trace[row])
+            episode.logprobs.append(logprobs[row])
+            episode.actions.append(actions[row])
+
+    def _receive(self) -> None:
+        """Wait for at least one answer, or for the first worker to be overdue, and handle what there is."""
+        deadline = min(worker.deadline(self.config.chunk_timeout_s) for worker in self._workers)
+        for key, _ in self._selector.select(max(0.0, deadline - time.monotonic())):
+            self._handle(key.data, key.data.receive())
+        now = time.monotonic()
+        for worker in self._workers:
+            if now > worker.deadline(self.config.chunk_timeout_s):
+                limit = self.config.chunk_timeout_s if worker.ready else STARTUP_TIMEOUT_S
+                self._replace(worker, f"a worker gave no answer for {limit:g} s")
+
+    def _handle(self, worker: Worker, reply: Reply | None) -> None:
+        if reply is None:
+            self._replace(worker, "a worker died")
+        elif reply.kind == "suite_error":
+            raise SuiteError(reply.text)
+        elif reply.kind != "ready":
+            slot = self._slot_of[worker, reply.slot]
+            slot.busy, slot.reply = False, reply
+            if reply.kind == "env_error":
+                self._run_again(slot, reply.text, failed=True)
+
+    def _replace(self, worker: Worker, reason: str) -> None:
+        """Replace a dead or hung worker and run its episodes again.
+
+        Commands are executed in order, so the oldest open one broke the worker: only its episode has failed an attempt.
+        With no open command nobody is known to be innocent, and all have.
+        """
+        culprits = set(list(worker.pending)[:1] or range(len(self._slots)))
+        was_ready = worker.ready
+        self._selector.unregister(worker.connection)
+        exitcode = worker.kill()
+        reason = f"{reason} (exit code {exitcode})" if exitcode is not None else reason
+        if not was_ready:
+            raise SuiteError(
+                f"suite {self._suite_name!r} can't build environments: {reason} while building the first one. "
+                "Build it in a plain Python process to see why: make_suite(config).make_environment()"
+            )
+        self.stats.worker_restarts += 1
+        worker.start()
+        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+        for slot in self._slots:
+            if slot.worker is worker and slot.running is not None and not slot.running.broken:
+                self._run_again(slot, reason, failed=slot.index in culprits)
+
+    def _run_again(self, slot: _Slot, reason: str, failed: bool) -> None:
+        """Start the slot's episode again, with the same seed, unless it has failed too often."""
+        running = slot.running
+        assert running is not None
+        slot.busy, slot.reply = False, Reply("done", slot.index)
+        running.begin()
+        running.failures += failed
+        if failed:
+            self.stats.last_error = reason
+            task, attempt = running.request.task.name, f"{running.failures} of {self.config.max_attempts}"
+            log.warning("task %r, attempt %s failed in the environment: %s", task, attempt, reason)
+        if running.failures >= self.config.max_attempts:
+            running.broken = True
+        else:
+            self.stats.retries += 1
+            slot.reset()
+
+
+def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:
+    selector.close()
+    close_all(workers)
+
+
+@contextlib.contextmanager
+def _evaluation_mode(policy: Policy) -> Iterator[None]:
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,321 @@
+"""Worker processes that hold the environments; observations and actions cross in shared memory, the rest in a pipe.
+
+No torch here: a worker imports this file, the suite and nothing else, so it starts fast and stays small.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from simplevla.config import SuiteConfig
+from simplevla.suites.base import Environment, Suite, SuiteSpec
+from simplevla.suites.registry import make_suite
+from simplevla.types import ChunkResult, Observation
+
+STARTUP_TIMEOUT_S = 600.0
+"""For importing a simulator and building the first environment, which may fill caches on disk."""
+CLOSE_TIMEOUT_S = 5.0
+"""For closing the environments; after that a worker is killed."""
+WORKER_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+"""One thread per worker, in BLAS and in the software renderer: there is a worker for each core already."""
+
+
+class SuiteError(ValueError):
+    """The suite breaks its contract or can't be built. Running the episode again can't help, so the run ends."""
+
+
+class Reset(NamedTuple):
+    """Start an episode in a slot."""
+
+    slot: int
+    task: str
+    initial_state: int
+
+
+class Step(NamedTuple):
+    """Execute the first `length` actions of the slot's chunk in shared memory."""
+
+    slot: int
+    length: int
+
+
+class Reply(NamedTuple):
+    """What came of a command; its observation lies in shared memory if the kind is `done`."""
+
+    kind: Literal["ready", "done", "env_error", "suite_error"]
+    slot: int = 0
+    executed: int = 0
+    success: bool = False
+    text: str = ""
+    """The error, with traceback where there is one."""
+
+
+@dataclass(frozen=True)
+class SlotArrays:
+    """Views into a worker's shared memory, one row per slot; a row is the worker's while its command is out."""
+
+    actions: np.ndarray
+    """float32 [slots, H, A]."""
+    state: np.ndarray
+    """float32 [slots, S]."""
+    images: dict[str, np.ndarray]
+    """Camera -> uint8 [slots, height, width, 3]."""
+
+    @staticmethod
+    def nbytes(spec: SuiteSpec, slots: int, chunk_length: int) -> int:
+        pixels = sum(height * width for height, width in spec.cameras.values())
+        return slots * (4 * chunk_length * len(spec.action_names) + 4 * len(spec.state_names) + 3 * pixels)
+
+    @classmethod
+    def over(cls, memory: Any, spec: SuiteSpec, slots: int, chunk_length: int) -> "SlotArrays":
+        """The views into `memory` of `nbytes` bytes; floats first, so that they are aligned."""
+        rest = np.frombuffer(memory, np.uint8)
+
+        def take(dtype: type, *shape: int) -> np.ndarray:
+            nonlocal rest
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            head, rest = rest[:size], rest[size:]
+            return head.view(dtype).reshape(shape)
+
+        actions = take(np.float32, slots, chunk_length, len(spec.action_names))
+        state = take(np.float32, slots, len(spec.state_names))
+        return cls(actions, state, {name: take(np.uint8, slots, *size, 3) for name, size in spec.cameras.items()})
+
+
+def check_observation(observation: object, spec: SuiteSpec) -> None:
+    """Raise SuiteError unless `observation` has exactly the cameras, shapes and dtypes of `spec` and a finite state."""
+    if not isinstance(observation, Observation):
+        raise SuiteError(f"the observation is a {type(observation).__name__}; expected simplevla.types.Observation")
+    if set(observation.images) != set(spec.cameras):
+        raise SuiteError(f"the observation has cameras {sorted(observation.images)}; expected {sorted(spec.cameras)}")
+    expected: dict[str, tuple[object, tuple[int, ...], type]] = {
+        f"image {name!r}": (observation.images[name], (*size, 3), np.uint8) for name, size in spec.cameras.items()
+    }
+    expected["state"] = (observation.state, (len(spec.state_names),), np.float32)
+    for what, (array, shape, dtype) in expected.items():
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise SuiteError(f"the observation's {what} is {got}; expected {np.dtype(dtype)} {shape}, as in suite.spec")
+    finite = np.isfinite(observation.state)
+    if not finite.all():
+        bad = {
+            name: float(v) for name, v, ok in zip(spec.state_names, observation.state, finite, strict=True) if not ok
+        }
+        raise SuiteError(f"the observation's state has NaN or infinite values: {bad}; expected finite numbers")
+
+
+def check_result(result: object, count: int) -> None:
+    """Raise SuiteError unless `result` is a ChunkResult that `count` actions can have."""
+    if not isinstance(result, ChunkResult):
+        raise SuiteError(f"step_chunk returned a {type(result).__name__}; expected simplevla.types.ChunkResult")
+    if not isinstance(result.success, bool | np.bool_):
+        raise SuiteError(
+            f"success is {result.success!r} of type {type(result.success).__name__}; expected True or False. "
+            "A score or a reward has to be compared with a threshold in the suite."
+        )
+    if not isinstance(result.executed, int | np.integer) or not 1 <= result.executed <= count:
+        raise SuiteError(f"executed is {result.executed!r} of {count} actions; expected an int from 1 to {count}")
+    if result.executed < count and not result.success:
+        raise SuiteError(
+            f"executed is {result.executed} of {count} actions without success; expected all of them: "
+            "a chunk ends early only where it solves the task"
+        )
+
+
+class _Slots:
+    """The environments of one worker, each built when its slot is first used."""
+
+    def __init__(self, suite: Suite, slots: int, arrays: SlotArrays) -> None:
+        self.suite = suite
+        self.arrays = arrays
+        self.resets: list[Reset | None] = [None] * slots
+        self.environments: list[Environment | None] = [None] * slots
+        self.environments[0] = suite.make_environment()
+
+    def execute(self, command: Reset | Step) -> Reply:
+        slot = command.slot
+        try:
+            executed, success = 0, False
+            environment = self.environments[slot]
+            if isinstance(command, Reset):
+                self.resets[slot] = command
+                if environment is None:
+                    environment = self.environments[slot] = self.suite.make_environment()
+                observation = environment.reset(self.suite.task(command.task), command.initial_state)
+            else:
+                assert environment is not None, "a slot is reset before its first chunk"
+                result = environment.step_chunk(self.arrays.actions[slot, : command.length].copy())
+                check_result(result, command.length)
+                observation, executed, success = result.observation, int(result.executed), bool(result.success)
+            check_observation(observation, self.suite.spec)
+        except SuiteError as error:
+            reset = self.resets[slot]
+            assert reset is not None
+            where = f"suite {self.suite.name!r}, task {reset.task!r}, initial state {reset.initial_state}"
+            return Reply("suite_error", slot, text=f"{where}, {type(command).__name__.lower()}: {error}")
+        except Exception:
+            text = traceback.format_exc()
+            self.discard(slot)
+            return Reply("env_error", slot, text=text)
+        self.arrays.state[slot] = observation.state
+        for name, image in observation.images.items():
+            self.arrays.images[name][slot] = image
+        return Reply("done", slot, executed, success)
+
+    def discard(self, slot: int) -> None:
+        """Close the slot's environment; the next reset builds a new one."""
+        environment, self.environments[slot] = self.environments[slot], None
+        if environment is not None:
+            # A broken simulator may not even close; the traceback that matters has been taken.
+            with contextlib.suppress(Exception):
+                environment.close()
+
+
+def serve(
+    connection: multiprocessing.connection.Connection,
+    config: SuiteConfig,
+    slots: int,
+    chunk_length: int,
+    memory: Any,
+) -> None:
+    """The body of a worker process: one reply per command, in the order of the commands, until the pipe closes."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        suite = make_suite(config)
+        server = _Slots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length))
+    except Exception:
+        connection.send(
+            Reply("suite_error", text=f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}")
+        )
+        return
+    connection.send(Reply("ready"))
+    with contextlib.suppress(EOFError, OSError):
+        while (command := connection.recv()) is not None:
+            connection.send(server.execute(command))
+    for slot in range(slots):
+        server.discard(slot)
+
+
+def _exit_with_parent() -> None:
+    """End this process when its parent is gone, even in the middle of a chunk."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _worker_surroundings() -> Iterator[None]:
+    """What a process started inside inherits: thread limits, a blocked Ctrl-C (the parent ends it), no `__main__`.
+
+    multiprocessing would import the parent's main script in the worker, and with it torch.
+    """
+    saved = {name: os.environ.get(name) for name in WORKER_VARIABLES}
+    main = sys.modules["__main__"]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        os.environ.update(WORKER_VARIABLES)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class Worker:
+    """The parent's end of one worker process, which it can kill and replace; shared memory outlives the process."""
+
+    def __init__(self, config: SuiteConfig, spec: SuiteSpec, slots: int, chunk_length: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        # RawArray's memory has no name in the file system, so nothing is left behind however either side dies.
+        memory = self._context.RawArray("B", SlotArrays.nbytes(spec, slots, chunk_length))
+        self._arguments = (config, slots, chunk_length, memory)
+        self.arrays = SlotArrays.over(memory, spec, slots, chunk_length)
+        self.start()
+
+    def start(self) -> None:
+        """Start a process; its first reply is `ready` or the reason why not."""
+        self.connection, theirs = self._context.Pipe()
+        self.process = self._context.Process(target=serve, args=(theirs, *self._arguments), daemon=True)
+        self.ready = False
+        self.pending: deque[int] = deque()
+        self._heard = time.monotonic()
+        with _worker_surroundings():
+            self.process.start()
+        theirs.close()
+
+    def send(self, command: Reset | Step) -> None:
+        """Queue a command; a dead worker is noticed at the next `receive`."""
+        if self.ready and not self.pending:
+            self._heard = time.monotonic()
+        self.pending.append(command.slot)
+        with contextlib.suppress(OSError):
+            self.connection.send(command)
+
+    def receive(self) -> Reply | None:
+        """The next reply, waiting for it; None if the process is dead and all its replies are read."""
+        try:
+            reply: Reply = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self._heard = time.monotonic()
+        if reply.kind == "ready":
+            self.ready = True
+        elif self.ready:
+            slot = self.pending.popleft()
+            assert slot == reply.slot, "a worker answers in the order of the commands"
+        return reply
+
+    def deadline(self, chunk_timeout_s: float) -> float:
+        """The `time.monotonic()` after which silence means that the worker hangs."""
+        if not self.ready:
+            return self._heard + STARTUP_TIMEOUT_S
+        return self._heard + chunk_timeout_s if self.pending else float("inf")
+
+    def kill(self) -> int | None:
+        """End the process at once and free what it held; returns its exit code as it was found."""
+        self.process.join(0.1 if self.process.exitcode is None else 0)
+        exitcode = self.process.exitcode
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.connection.close()
+        return exitcode
+
+    def ask_to_close(self) -> None:
+        """Let an idle worker close its environments; `kill` after `wait_closed` frees the rest."""
+        if self.ready and not self.pending:
+            with contextlib.suppress(OSError):
+                self.connection.send(None)
+
+    def wait_closed(self, deadline: float) -> None:
+        if self.ready and not self.pending:
+            self.process.join(max(0.0, deadline - time.monotonic()))
+
+
+def close_all(workers: list[Worker]) -> None:
+    """End the workers: idle ones close their environments, the others are killed. Leaves the list empty."""
+    for worker in workers:
+        worker.ask_to_close()
+    deadline = time.monotonic() + CLOSE_TIMEOUT_S
+    while workers:
+        workers[-1].wait_closed(deadline)
+        workers.pop().kill()

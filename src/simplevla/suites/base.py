@@ -1,0 +1,94 @@
+"""The contract between a suite of tasks and everything else. No torch here: worker processes import only this side."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from simplevla.types import ChunkResult, Observation, Split, Task
+
+
+class Environment(ABC):
+    """One simulator instance. It is built once and reset often; it renders once per chunk."""
+
+    @abstractmethod
+    def reset(self, task: Task, initial_state: int) -> Observation:
+        """Put the scene into initial state number `initial_state` of `task`; the same pair always gives the same scene."""
+
+    @abstractmethod
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        """Execute float32 `actions` [h, A] one after another, h >= 1, stopping at the first env step that solves the task.
+
+        Renders only after the last executed action. The caller keeps the horizon by shortening `actions`.
+        """
+
+    @abstractmethod
+    def render(self) -> np.ndarray:
+        """A picture for people, uint8 [height, width, 3], of the current state; used for videos only."""
+
+    def close(self) -> None:
+        """Free the simulator's resources."""
+        return None
+
+
+class Expert(ABC):
+    """A scripted policy that reads the simulator's state. For demonstrations only, never for training signals."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the last episode; called right after the environment's reset."""
+
+    @abstractmethod
+    def action(self) -> np.ndarray:
+        """The action float32 [A] for the environment's current state; it must recover from disturbances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSpec:
+    """Shapes and units that a policy must fit."""
+
+    cameras: dict[str, tuple[int, int]]
+    """Camera name -> (height, width) in pixels; the first one is the fixed view."""
+    state_names: tuple[str, ...]
+    """One name per state dimension, with its unit: `"gripper_x_m"`."""
+    action_names: tuple[str, ...]
+    """One name per action dimension, with its unit or meaning."""
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    control_hz: float
+    """Env steps per simulated second."""
+
+
+class Suite(ABC):
+    """A set of tasks over one kind of environment."""
+
+    name: str
+    spec: SuiteSpec
+    tasks: tuple[Task, ...]
+    one_environment_per_process: bool = False
+    """True where two environments in one process disturb each other (robosuite's rendering contexts)."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> dict[str, str | int | float]:
+        """All that changes what a success rate means (horizon protocol, visual mode, renderer, split, versions);
+        written beside every result."""
+
+    @abstractmethod
+    def initial_states(self, task: Task, split: Split) -> list[int]:
+        """Indices of the initial states of `task` in `split`; the splits are disjoint."""
+
+    @abstractmethod
+    def make_environment(self) -> Environment:
+        """Build one environment; called inside the process that will use it."""
+
+    def make_expert(self, environment: Environment) -> Expert | None:
+        """The scripted expert that reads `environment`'s state, or None where the suite has none."""
+        return None
+
+    def task(self, name: str) -> Task:
+        """The task called `name`."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"suite {self.name!r} has no task {name!r}; it has: {', '.join(t.name for t in self.tasks)}")

@@ -1,0 +1,1 @@
+"""The LIBERO benchmark: real robosuite scenes, official initial states, five suites."""

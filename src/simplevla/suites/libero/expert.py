@@ -1,0 +1,164 @@
+"""Scripted pick and place from the simulator's state, for demonstrations.
+
+A feedback law: every action follows from where hand, fingers and object are now, so disturbances are corrected. Memory is
+kept only of which grasp is being tried and of how long nothing has come of it.
+"""
+
+import numpy as np
+
+from simplevla.suites.base import Expert
+from simplevla.suites.libero.environment import LiberoEnvironment
+from simplevla.suites.libero.geometry import SceneGeometry
+
+PICK_AND_PLACE: dict[str, tuple[str, ...]] = {
+    "libero_object": (),
+    "libero_spatial": (),
+    "libero_goal": (
+        "put_the_bowl_on_the_stove",
+        "put_the_wine_bottle_on_top_of_the_cabinet",
+        "put_the_bowl_on_top_of_the_cabinet",
+        "put_the_cream_cheese_in_the_bowl",
+        "put_the_bowl_on_the_plate",
+    ),
+}
+"""Suites with an expert, and their tasks that it solves; empty means all."""
+
+METRES_PER_UNIT = 0.05
+RADIANS_PER_UNIT = 0.5
+GAIN = 2.0
+"""The controller covers about half of a commanded displacement in an env step."""
+OPEN, CLOSE = -1.0, 1.0
+FINGER_SPAN = 0.072
+"""Widest object in m that fits between the open fingers with some room."""
+FINGER_OPEN = 0.036
+"""A finger joint beyond this (m) counts as open."""
+GRASP_DEPTH = 0.03
+"""How far below an object's top the fingertips close, m."""
+RIM_DEPTH = 0.02
+TIP = 0.013
+"""Lowest height of the grasp point above what the object stands on, m: the fingertips reach 1.1 cm below it."""
+WALL = 0.005
+"""Distance from an object's outer edge to the middle of its rim, m."""
+CLEARANCE = 0.03
+"""Room below fingers or carried object when they cross over something, m."""
+ALIGNED = 0.01
+PLACE_ALIGNED = {"on": 0.012, "in": 0.02}
+"""Distance from the target's centre, m, at which the object is let go; LIBERO's `on` wants less than 3 cm."""
+PATIENCE = 90
+"""Env steps without holding the object after which another grasp is tried."""
+RELEASE_PATIENCE = 30
+"""Env steps that a released object may take to come to rest before it is grasped again."""
+
+
+class PickAndPlace(Expert):
+    """Grasp the task's object, carry it over the target, let go; try another grasp when one fails."""
+
+    def __init__(self, environment: LiberoEnvironment) -> None:
+        self._environment = environment
+
+    def reset(self) -> None:
+        """Bind to the environment's current task.
+
+        Raises:
+            ValueError: the task is none that this expert solves.
+        """
+        task, suite = self._environment.task.name, self._environment.suite
+        known = PICK_AND_PLACE[suite]
+        if known and task not in known:
+            raise ValueError(f"no expert for {suite} task {task!r}; there is one for: {', '.join(known)}")
+        self._simulation = self._environment.simulation
+        (self._relation, item, target), *_ = self._simulation.goals
+        self._geometry = SceneGeometry(self._simulation, item, target)
+        self._upright = self._simulation.nominal_hand_rotation
+        self._attempt = 0
+        self._without = 0
+        self._released = 0
+        self._reopening = False
+
+    def action(self) -> np.ndarray:
+        scene = self._geometry
+        scene.update()
+        hand, fingers = self._simulation.hand_position, np.abs(self._simulation.fingers)
+        closing = self._simulation.gripper_command
+        held = scene.pinched and closing > 0
+        self._without = 0 if held else self._without + 1
+        if self._without > PATIENCE:
+            self._attempt, self._without = self._attempt + 1, 0
+        if self._released and fingers.min() < FINGER_OPEN:
+            return self._command(hand, hand, OPEN)
+        if self._released:
+            return self._after_release(hand)
+        if held and closing < 1:
+            return self._command(hand, hand, CLOSE)
+        if held:
+            return self._carry(hand)
+        return self._approach(hand, fingers, closing)
+
+    def _approach(self, hand: np.ndarray, fingers: np.ndarray, closing: float) -> np.ndarray:
+        """Go above the grasp, down to it, and close."""
+        grasp = self._grasp()
+        if self._reopening:
+            self._reopening = fingers.min() < FINGER_OPEN
+            return self._command(hand, hand, OPEN)
+        aside = float(np.linalg.norm(grasp[:2] - hand[:2]))
+        if aside < 1.5 * ALIGNED and abs(hand[2] - grasp[2]) < ALIGNED:
+            if closing >= 1 and fingers.max() < 0.003:
+                self._attempt, self._reopening = self._attempt + 1, True
+            return self._command(hand, grasp, CLOSE)
+        if aside < ALIGNED:
+            return self._command(hand, grasp, OPEN)
+        over = self._geometry.highest_between(hand[:2], grasp[:2], with_item=True) + CLEARANCE + TIP
+        return self._command(hand, _across(hand, grasp[:2], over, max(hand[2], grasp[2]), aside), OPEN)
+
+    def _grasp(self) -> np.ndarray:
+        """Where the grasp point of the hand goes, [3] m: the object's middle, or a side of its rim if it is wide."""
+        low, high = self._geometry.item_low, self._geometry.item_high
+        middle = (low + high) / 2
+        if high[1] - low[1] < FINGER_SPAN:
+            depth = GRASP_DEPTH + 0.01 * (self._attempt % 3)
+            shift = 0.0
+        else:
+            depth = RIM_DEPTH + 0.005 * (self._attempt // 2 % 2)
+            side = self._geometry.freer_side() * (1 if self._attempt % 2 == 0 else -1)
+            shift = side * ((high[1] - low[1]) / 2 - WALL)
+        return np.array([middle[0], middle[1] + shift, max(high[2] - depth, low[2] + TIP)])
+
+    def _carry(self, hand: np.ndarray) -> np.ndarray:
+        """Lift, cross, lower, let go."""
+        scene = self._geometry
+        offset = scene.target[:2] - scene.item[:2]
+        aside = float(np.linalg.norm(offset))
+        hanging = hand[2] - scene.item_low[2]
+        if aside < PLACE_ALIGNED[self._relation]:
+            inside = self._relation == "in" and (
+                hand[2] < scene.target_high + CLEARANCE or scene.item_low[2] < scene.target_high - 0.05
+            )
+            if inside or scene.item_on_target:
+                self._released = 1
+                return self._command(hand, hand, OPEN)
+            return self._command(hand, np.array([*(hand[:2] + offset), hand[2] - 0.03]), CLOSE)
+        over = scene.highest_between(scene.item[:2], scene.target[:2], with_item=False) + CLEARANCE + hanging
+        return self._command(hand, _across(hand, hand[:2] + offset, over, hand[2], aside), CLOSE)
+
+    def _after_release(self, hand: np.ndarray) -> np.ndarray:
+        """Rise and wait; grasp again when the object came to rest in a wrong place."""
+        self._released += 1
+        if self._released > RELEASE_PATIENCE:
+            self._released, self._attempt = 0, self._attempt + 1
+        return self._command(hand, hand + np.array([0, 0, 0.03]), OPEN)
+
+    def _command(self, hand: np.ndarray, goal: np.ndarray, gripper: float) -> np.ndarray:
+        """The action that moves the hand towards `goal` [3] m and turns it back upright."""
+        rotation = self._simulation.hand_rotation
+        turn = 0.5 * np.cross(rotation, self._upright, axis=0).sum(axis=1)
+        move = GAIN * (goal - hand) / METRES_PER_UNIT
+        return np.clip([*move, *(turn / RADIANS_PER_UNIT), gripper], -1, 1).astype(np.float32)
+
+
+def _across(hand: np.ndarray, xy: np.ndarray, over: float, near: float, aside: float) -> np.ndarray:
+    """The next point [3] m on the way to above `xy`: up to height `over` first, then across, sinking to `near` at the end."""
+    if aside < 0.03:
+        return np.array([*xy, min(near, over)])
+    if hand[2] < over - 0.02:
+        return np.array([*hand[:2], over + 0.01])
+    return np.array([*xy, over])

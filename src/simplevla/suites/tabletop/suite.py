@@ -1,0 +1,83 @@
+"""The tabletop suite: six language-conditioned tasks of different kinds in one scene."""
+
+import os
+import sys
+
+from simplevla.config import SuiteConfig
+from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
+from simplevla.types import Split, Task
+
+if sys.platform.startswith("linux"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+INSTRUCTIONS = {
+    "press_button": ("press the yellow button", 20),
+    "slide_lid": ("slide the orange lid open", 28),
+    "push_to_zone": ("push the green block into the purple zone", 32),
+    "lift_block": ("lift the red block", 28),
+    "place_on_plate": ("put the blue block on the white plate", 44),
+    "stack_blocks": ("stack the red block on the blue block", 48),
+}
+"""Task -> (instruction, horizon in env steps)."""
+TRAIN_STATES, TEST_STATES = 200, 50
+HORIZON_REASON = "about 2.5 times the scripted expert's mean, so that one slip can be mended"
+
+
+class TabletopSuite(Suite):
+    """All tasks share the scene, so only the instruction says what is to be done."""
+
+    name = "tabletop"
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+        self.spec = SuiteSpec(
+            cameras={"fixed": (image_size, image_size), "wrist": (image_size, image_size)},
+            state_names=("hand_x_m", "hand_y_m", "hand_z_m", "gripper_opening_m"),
+            action_names=("delta_x_3cm", "delta_y_3cm", "delta_z_3cm", "gripper_close"),
+            action_low=(-1.0,) * 4,
+            action_high=(1.0,) * 4,
+            control_hz=10.0,
+        )
+        self.tasks = tuple(
+            Task(name=name, instruction=instruction, horizon=horizon, horizon_reason=HORIZON_REASON)
+            for name, (instruction, horizon) in INSTRUCTIONS.items()
+        )
+
+    @property
+    def protocol(self) -> dict[str, str | int | float]:
+        import mujoco
+
+        return {
+            "image_size": self.image_size,
+            "renderer": os.environ.get("MUJOCO_GL", "default"),
+            "mujoco": mujoco.__version__,
+            "train_states_per_task": TRAIN_STATES,
+            "test_states_per_task": TEST_STATES,
+        }
+
+    def initial_states(self, task: Task, split: Split) -> list[int]:
+        if split == "train":
+            return list(range(TRAIN_STATES))
+        if split == "test":
+            return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
+        raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+
+    def make_environment(self) -> Environment:
+        from simplevla.suites.tabletop.environment import TabletopEnvironment
+
+        return TabletopEnvironment(self.image_size)
+
+    def make_expert(self, environment: Environment) -> Expert:
+        from simplevla.suites.tabletop.environment import TabletopEnvironment
+        from simplevla.suites.tabletop.expert import TabletopExpert
+
+        assert isinstance(environment, TabletopEnvironment)
+        return TabletopExpert(environment)
+
+
+def make(config: SuiteConfig) -> Suite:
+    """The suite at `config.image_size` (64 unless given)."""
+    for key in ("horizon", "visuals"):
+        if getattr(config, key) is not None:
+            raise ValueError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
+    return TabletopSuite(config.image_size or 64)

@@ -1,0 +1,193 @@
+"""Checkpoints that survive a kill, a full disk and a damaged file. A checkpoint is a folder `update_000012/`:
+
+    policy/                 what `Policy.save` writes
+    optimizer.safetensors   AdamW's moments, by parameter name
+    state.json              counters, sampler position, length of metrics.jsonl
+    manifest.json           size and sha256 of every other file
+
+It is written under a hidden temporary name, flushed to disk and renamed, so that a folder of that name is complete.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from simplevla.policies.base import Policy
+
+FORMAT = 1
+"""Raised when the layout changes; an older program then refuses by name instead of misreading."""
+
+
+class CheckpointDamaged(ValueError):
+    """A checkpoint's files are not what its manifest promises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    state: dict[str, Any]
+    """What `save_checkpoint` was given, plain JSON."""
+
+    @property
+    def policy(self) -> Path:
+        """Folder for `load_policy`."""
+        return self.folder / "policy"
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """The tensors of `Learner.optimizer_state`."""
+        return safetensors.torch.load_file(self.folder / "optimizer.safetensors")
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target`, whole and flushed, if the block succeeds.
+
+    An existing `target` is replaced. On any error the temporary folder is removed and `target` is left as it was.
+
+    Raises:
+        OSError: the disk is full or not writable, saying so in one sentence.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    replaced = target.with_name(f".{target.name}.replaced.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(replaced, target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        _flush_tree(temporary)
+        if target.exists():
+            os.rename(target, replaced)
+        os.rename(temporary, target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        message = f"{target} could not be written: {reason}. Free space or fix the permissions, then run again."
+        raise OSError(message) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _put_back(replaced, target)
+
+
+def save_checkpoint(
+    folder: Path, update: int, policy: Policy, optimizer: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint after `update` updates into `folder` and delete all but the newest `keep`.
+
+    Raises:
+        OSError: nothing could be written; earlier checkpoints are untouched.
+    """
+    target = folder / f"update_{update:06d}"
+    with atomic_folder(target) as temporary:
+        (temporary / "policy").mkdir()
+        policy.save(temporary / "policy")
+        (temporary / "optimizer.safetensors").write_bytes(safetensors.torch.save(optimizer))
+        (temporary / "state.json").write_text(json.dumps({**state, "update": update}, indent=1) + "\n")
+        manifest = {"format": FORMAT, "files": _describe(temporary)}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for old in list_checkpoints(folder)[:-keep]:
+        doomed = old.with_name(f".{old.name}.tmp")
+        os.rename(old, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first; unfinished ones have other names."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"update_\d{6,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("update_")))
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest intact checkpoint, or None if the run was stopped before its first one.
+
+    A damaged checkpoint is named in a warning and the one before it is used.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    found = list_checkpoints(folder)
+    problems = []
+    for path in reversed(found):
+        try:
+            checkpoint = verify(path)
+        except CheckpointDamaged as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem} Using {path.name} instead.", stacklevel=2)
+        return checkpoint
+    if problems:
+        raise ValueError("no intact checkpoint is left: " + " ".join(problems) + " Start the run again.")
+    return None
+
+
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, each file compared with the manifest.
+
+    Raises:
+        CheckpointDamaged: naming the first file that is missing, too much, or not as written.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        version, promised = manifest["format"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointDamaged(f"checkpoint {path} is damaged: manifest.json is missing or unreadable.") from error
+    if version != FORMAT:
+        raise CheckpointDamaged(f"checkpoint {path} has format {version}; this version reads {FORMAT}.")
+    found = _describe(path)
+    for name in sorted({*promised, *found}):
+        if promised.get(name) != found.get(name):
+            got, expected = found.get(name), promised.get(name)
+            raise CheckpointDamaged(f"checkpoint {path} is damaged: {name} is {_say(got)}; expected {_say(expected)}.")
+    return Checkpoint(folder=path, state=json.loads((path / "state.json").read_text()))
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """Relative name -> size and sha256 of every file below `folder` but the manifest."""
+    described = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"):
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        described[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+    return described
+
+
+def _say(entry: dict[str, Any] | None) -> str:
+    return "absent" if entry is None else f"{entry['bytes']} bytes with sha256 {entry['sha256'][:12]}"
+
+
+def _put_back(replaced: Path, target: Path) -> None:
+    """Undo, or complete, the exchange of a folder that already existed."""
+    if replaced.exists() and not target.exists():
+        os.rename(replaced, target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

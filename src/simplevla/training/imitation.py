@@ -1,0 +1,398 @@
+"""Supervised fine-tuning: a policy learns to continue demonstrations, one chunk at a time."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, to_dict
+from simplevla.demonstrations.dataset import Frames, LeRobotDataset
+from simplevla.policies.base import ObservationBatch
+from simplevla.policies.load import check_fits, check_fits_suite, load_policy
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.training.checkpoint import atomic_folder, load_latest, save_checkpoint
+
+LOG_EVERY = 25
+"""Batches per line of metrics.jsonl."""
+
+VALIDATION_CHUNKS = 2048
+"""At most this many chunks, evenly spread over the held-out demonstrations, make the validation loss."""
+
+KEEP_CHECKPOINTS = 2
+
+
+def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig | None = None) -> Path:
+    """Train a policy on a dataset of demonstrations; returns the folder of the trained policy, `run/policy`.
+
+    Batch number n depends on (seed, n) alone, so that a resumed run goes on as if it had never stopped.
+
+    Args:
+        resume: go on from the newest checkpoint of `run`.
+        suite: where the policy is also tried out at each validation, `config.eval_episodes_per_task` times per task.
+
+    Raises:
+        ValueError: dataset, policy, suite or run folder don't fit each other.
+    """
+    dataset = LeRobotDataset(Path(config.dataset))
+    policy = start_policy(config, dataset)
+    frames = dataset.load_all()
+    train_starts, validation_starts = split_episodes(frames.episode_index, config.validation_fraction, config.seed)
+    batches = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
+    optimizer = Optimizer(policy, config)
+    first = 0
+    metrics_file = run / "metrics.jsonl"
+    checkpoint = load_latest(run / "checkpoints") if resume else None
+    if checkpoint is not None:
+        if checkpoint.state["config"] != json.loads(json.dumps(to_dict(config))):
+            raise ValueError(f"{run} was started with another configuration; resume with the one in its config.json")
+        policy = _as_tinyvla(load_policy(checkpoint.policy))
+        optimizer = Optimizer(policy, config)
+        optimizer.load_state(checkpoint.optimizer())
+        first = checkpoint.state["update"]
+    elif (run / "checkpoints").exists():
+        raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    with ExitStack() as stack:
+        log = stack.enter_context(MetricsLog(metrics_file, checkpoint.state["metrics_bytes"] if checkpoint else 0))
+        trial = stack.enter_context(ClosedLoop(suite, config, policy)) if suite is not None else None
+        progress = stack.enter_context(_progress())
+        bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
+        window = Window()
+        for number in range(first, config.batches):
+            rng = np.random.default_rng((config.seed, number))
+            starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
+            batch = batches.make(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
+            loss, likelihood = policy.imitation_losses(batch.observations, batch.actions, batch.mask)
+            window.add(float(loss.detach()), float(likelihood), optimizer.step(loss, number))
+            done = number + 1
+            validate = done % config.validate_every == 0 or done == config.batches
+            progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
+            if done % LOG_EVERY == 0 or validate:
+                log.write(done, {**window.metrics(), "lr": optimizer.lr(number)})
+                window = Window()
+            if validate:
+                log.write(done, validation_metrics(policy, batches, validation_starts, config.batch_size))
+                if trial is not None and config.eval_episodes_per_task > 0:
+                    log.write(done, trial.metrics(policy))
+                state = {"config": to_dict(config), "metrics_bytes": log.bytes}
+                save_checkpoint(run / "checkpoints", done, policy, optimizer.state(), state, KEEP_CHECKPOINTS)
+    with atomic_folder(run / "policy") as folder:
+        policy.save(folder)
+    return run / "policy"
+
+
+def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> TinyVLA:
+    """A new policy with the dataset's statistics, or a saved one, which keeps the statistics it was trained with.
+
+    Raises:
+        ValueError: the saved policy doesn't fit the dataset.
+    """
+    cameras, statistics = list(dataset.cameras), dataset.statistics
+    state_dim, action_dim = len(statistics.state["mean"]), len(statistics.action["mean"])
+    if not Path(config.policy).is_dir():
+        return TinyVLA.create(
+            config.policy,
+            cameras=cameras,
+            state_dim=state_dim,
+            action_dim=action_dim,
+            chunk_length=config.chunk_length,
+            instructions=dataset.instructions,
+            statistics=statistics,
+            seed=config.seed,
+        )
+    policy = _as_tinyvla(load_policy(config.policy))
+    check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
+    check_actions_in_range(policy.statistics, statistics)
+    return policy
+
+
+def check_actions_in_range(frozen: Statistics, data: Statistics) -> None:
+    """Refuse demonstrations whose actions (1 % to 99 %) leave the range the policy was normalised for by over a tenth.
+
+    Raises:
+        ValueError: naming the first dimension; such actions would be clipped to the outermost bin.
+    """
+    ranges = zip(frozen.action["min"], frozen.action["max"], data.action["q01"], data.action["q99"], strict=True)
+    for dimension, (low, high, got_low, got_high) in enumerate(ranges):
+        slack = 0.1 * (high - low)
+        if got_low < low - slack or got_high > high + slack:
+            raise ValueError(
+                f"action dimension {dimension} of the dataset runs from {got_low:.4g} to {got_high:.4g}; the policy's "
+                f"frozen statistics allow {low:.4g} to {high:.4g}. Are the units the same? Else train a new policy."
+            )
+
+
+def _as_tinyvla(policy: Any) -> TinyVLA:
+    assert isinstance(policy, TinyVLA)
+    return policy
+
+
+def split_episodes(episode_index: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frame numbers (train, validation); whole episodes are held out, at least one if `fraction` > 0 and there are two."""
+    episodes = np.unique(episode_index)
+    held_out = round(fraction * len(episodes))
+    if fraction > 0 and len(episodes) > 1:
+        held_out = min(max(held_out, 1), len(episodes) - 1)
+    else:
+        held_out = 0
+    chosen = np.random.default_rng((seed, 2**32)).permutation(episodes)[:held_out]
+    is_validation = np.isin(episode_index, chosen)
+    return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to each of B samples, the same for all its cameras."""
+
+    shift: np.ndarray
+    """int64 [B, 2]: pixels by which the window moves down and to the right, -p .. p."""
+    largest_shift: int
+    colours: np.ndarray
+    """uint8 [B, 256]: new value of each pixel value."""
+
+
+def augment(rng: np.random.Generator, size: int, shift_pixels: int, jitter: float) -> Augmentation:
+    """Random shift, contrast (about mid-grey) and brightness, each uniform."""
+    shift = rng.integers(-shift_pixels, shift_pixels + 1, size=(size, 2))
+    contrast = 1 + jitter * rng.uniform(-1, 1, size=(size, 1))
+    brightness = 255 * jitter * rng.uniform(-1, 1, size=(size, 1))
+    values = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
+    return Augmentation(
+        shift=shift, largest_shift=shift_pixels, colours=np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    )
+
+
+def augment_images(images: np.ndarray, how: Augmentation) -> np.ndarray:
+    """uint8 [B, height, width, 3], shifted with the border repeated, then recoloured."""
+    p = how.largest_shift
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)), mode="edge") if p else images
+    result = np.empty_like(images)
+    for i, (down, right) in enumerate(how.shift + p):
+        np.take(how.colours[i], padded[i, down : down + height, right : right + width], out=result[i])
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkBatch:
+    """B demonstrated decisions."""
+
+    observations: ObservationBatch
+    actions: Tensor
+    """float32 [B, H, A], the environment's units; the last action is repeated after the end."""
+    mask: Tensor
+    """bool [B, H], false after the end of the demonstration."""
+
+
+class ChunkBatches:
+    """Cuts chunks out of demonstrations held in memory."""
+
+    def __init__(self, frames: Frames, instructions: list[str], cameras: tuple[str, ...], chunk_length: int) -> None:
+        self.frames = frames
+        self.instructions = instructions
+        self.cameras = cameras
+        self.offsets = np.arange(chunk_length)
+        episodes, lengths = np.unique(frames.episode_index, return_counts=True)
+        assert (np.diff(frames.episode_index) >= 0).all(), "frames must be ordered by episode"
+        self.ends = np.repeat(np.cumsum(lengths), lengths)
+        del episodes
+
+    def make(self, starts: np.ndarray, augmentation: Augmentation | None = None) -> ChunkBatch:
+        """The chunks that begin at frames `starts` int64 [B]."""
+        steps = starts[:, None] + self.offsets
+        last = self.ends[starts][:, None] - 1
+        images = {camera: self.frames.images[camera][starts] for camera in self.cameras}
+        if augmentation is not None:
+            images = {camera: augment_images(image, augmentation) for camera, image in images.items()}
+        return ChunkBatch(
+            observations=ObservationBatch(
+                images={camera: torch.from_numpy(image) for camera, image in images.items()},
+                state=torch.from_numpy(self.frames.state[starts]),
+                instructions=[self.instructions[task] for task in self.frames.task_index[starts]],
+            ),
+            actions=torch.from_numpy(self.frames.actions[np.minimum(steps, last)]),
+            mask=torch.from_numpy(steps <= last),
+        )
+
+
+def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
+    """Loss and negative log-likelihood, in nats per unit, on held-out demonstrations without augmentation."""
+    if not len(starts):
+        return {}
+    chosen = starts[np.unique(np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts))).astype(int))]
+    sums = np.zeros(3)
+    for first in range(0, len(chosen), size):
+        batch = batches.make(chosen[first : first + size])
+        with torch.inference_mode():
+            loss, likelihood = policy.imitation_losses(batch.observations, batch.actions, batch.mask)
+        weight = int(batch.mask.sum())
+        sums += weight * np.array([float(loss), float(likelihood), 1.0])
+    return {"validation_loss": sums[0] / sums[2], "validation_nll": sums[1] / sums[2]}
+
+
+class Optimizer:
+    """AdamW with warm-up, schedule and clipping; weight decay acts on matrices only, not on biases, norms, embeddings."""
+
+    NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias")
+
+    def __init__(self, policy: TinyVLA, config: SFTConfig) -> None:
+        self.config = config
+        self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and not n.endswith(self.NOT_DECAYED)}
+        settings = config.optimizer
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [p for n, p in self.parameters.items() if n in decayed]},
+                {"params": [p for n, p in self.parameters.items() if n not in decayed], "weight_decay": 0.0},
+            ],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def lr(self, number: int) -> float:
+        """Learning rate of batch `number`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
+        settings = self.config.optimizer
+        factor = min(1.0, (number + 1) / max(settings.warmup_steps, 1))
+        if self.config.schedule == "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * number / self.config.batches))
+        return settings.lr * factor
+
+    def step(self, loss: Tensor, number: int) -> float:
+        """One step; returns the gradient norm before clipping.
+
+        Raises:
+            ValueError: loss or gradient isn't finite; no step is taken then.
+        """
+        torch.autograd.backward(loss)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
+        if not math.isfinite(norm):
+            raise ValueError(
+                f"the gradient norm is {norm} (loss {float(loss.detach())}) in batch {number + 1}; no step was taken. "
+                "Lower optimizer.lr, or look for extreme values in the dataset."
+            )
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr(number)
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments and counts, each as `kind/parameter name`."""
+        return {
+            f"{kind}/{name}": value.detach().cpu().contiguous()
+            for name, parameter in self.parameters.items()
+            for kind, value in self.adamw.state.get(parameter, {}).items()
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with what `state` returned, for the same policy."""
+        self.adamw.state.clear()
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            self.adamw.state[self.parameters[name]][kind] = value.clone()
+
+
+class Window:
+    """Means since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.sums = np.zeros(3)
+        self.count = 0
+
+    def add(self, loss: float, likelihood: float, grad_norm: float) -> None:
+        self.sums += (loss, likelihood, grad_norm)
+        self.count += 1
+
+    @property
+    def loss(self) -> float:
+        return float(self.sums[0]) / self.count
+
+    @property
+    def rate(self) -> float:
+        return self.count / (time.perf_counter() - self.started)
+
+    def metrics(self) -> dict[str, float]:
+        loss, likelihood, grad_norm = (self.sums / self.count).tolist()
+        return {"loss": loss, "nll": likelihood, "grad_norm": grad_norm, "batches_per_s": self.rate}
+
+
+class MetricsLog:
+    """One JSON object per line in metrics.jsonl, and the same numbers for TensorBoard."""
+
+    def __init__(self, file: Path, keep_bytes: int) -> None:
+        self.file = file
+        self.keep_bytes = keep_bytes
+
+    def __enter__(self) -> "MetricsLog":
+        self.file.touch()
+        self.stream = self.file.open("r+")
+        self.stream.truncate(self.keep_bytes)
+        self.stream.seek(0, 2)
+        self.board = SummaryWriter(str(self.file.parent / "tensorboard"))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stream.close()
+        self.board.close()
+
+    @property
+    def bytes(self) -> int:
+        return self.stream.tell()
+
+    def write(self, batch: int, metrics: dict[str, float]) -> None:
+        self.stream.write(json.dumps({"batch": batch, **metrics}) + "\n")
+        self.stream.flush()
+        for name, value in metrics.items():
+            self.board.add_scalar(f"sft/{name}", value, batch)
+
+
+class ClosedLoop:
+    """Greedy success on train initial states."""
+
+    def __init__(self, suite: SuiteConfig, config: SFTConfig, policy: TinyVLA) -> None:
+        from simplevla.rollout.scheduler import RolloutEngine
+        from simplevla.suites.registry import make_suite
+
+        self.suite = make_suite(suite)
+        check_fits_suite(policy, self.suite.spec)
+        self.settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
+        self.engine = RolloutEngine(suite, RolloutConfig(), policy.chunk_length)
+
+    def __enter__(self) -> "ClosedLoop":
+        self.engine.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.engine.__exit__(*exception)
+
+    def metrics(self, policy: TinyVLA) -> dict[str, float]:
+        from simplevla.evaluation.evaluate import evaluate
+
+        result = evaluate(self.engine, policy, self.suite, self.settings)
+        return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items()}}
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )

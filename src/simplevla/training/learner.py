@@ -1,0 +1,277 @@
+"""The RL update: from groups of finished episodes to optimizer steps. D packed decisions, E episodes, U units."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplevla.algorithm.advantage import group_relative_advantages
+from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
+from simplevla.config import TrainConfig
+from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.types import Episode
+
+MAX_LOGPROB_GAP = 0.05
+"""Nats. Rollout and update compute the same numbers here, so that a larger mean gap is a defect and no rounding
+(RLinf measured 0.064 between two different inference stacks, SPEC 1.4)."""
+
+
+class UpdateRefused(ValueError):
+    """An optimizer step would have done harm and wasn't taken; the message names the update and the mini-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """The decisions of some episodes, packed one after another without padding."""
+
+    where: list[tuple[Episode, int]]
+    """D pairs (episode, index of the decision in it)."""
+    old_logprobs: Tensor
+    """float32 [D, U] as sampled."""
+    advantages: Tensor
+    """float32 [D]: each decision has its episode's."""
+    mask: Tensor
+    """bool [D, U]: units of executed actions."""
+    weights: Tensor
+    """float32 [D, U] of the whole mini-batch's loss."""
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def split(self, size: int) -> Iterator["Decisions"]:
+        """Micro-batches of at most `size` decisions; weights stay those of the mini-batch, so that gradients add up."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Decisions(
+                where=self.where[part],
+                old_logprobs=self.old_logprobs[part],
+                advantages=self.advantages[part],
+                mask=self.mask[part],
+                weights=self.weights[part],
+            )
+
+    def observations(self) -> ObservationBatch:
+        """What the policy saw; images stay uint8."""
+        cameras = self.where[0][0].images
+        return ObservationBatch(
+            images={
+                name: torch.from_numpy(np.stack([episode.images[name][t] for episode, t in self.where]))
+                for name in cameras
+            },
+            state=torch.from_numpy(np.stack([episode.state[t] for episode, t in self.where])),
+            instructions=[episode.request.task.instruction for episode, _ in self.where],
+        )
+
+    def trace(self) -> Tensor:
+        """What the policy sampled, [D, ...]."""
+        return torch.from_numpy(np.stack([episode.trace[t] for episode, t in self.where]))
+
+
+def pack(
+    episodes: Sequence[Episode], advantages: Sequence[float], unit_action_index: np.ndarray, aggregation: str
+) -> Decisions:
+    """One mini-batch: all decisions of `episodes`, masked env-step exactly and weighted for the loss (SPEC 1.4).
+
+    Args:
+        advantages: one per episode.
+        unit_action_index: int64 [U], the action in the chunk that each unit belongs to.
+        aggregation: as in `unit_weights`.
+    """
+    lengths = torch.tensor([len(episode.executed) for episode in episodes])
+    episode_D = torch.repeat_interleave(torch.arange(len(episodes)), lengths)
+    executed_D = torch.from_numpy(np.concatenate([episode.executed for episode in episodes]))
+    assert bool((lengths > 0).all()), "an episode without a decision"
+    assert bool((executed_D > 0).all()), "a decision without an executed action"
+    mask_DU = torch.from_numpy(unit_action_index)[None, :] < executed_D[:, None]
+    return Decisions(
+        where=[(episode, t) for episode in episodes for t in range(len(episode.executed))],
+        old_logprobs=torch.from_numpy(np.concatenate([episode.logprobs for episode in episodes])),
+        advantages=torch.tensor(advantages, dtype=torch.float32)[episode_D],
+        mask=mask_DU,
+        weights=unit_weights(mask_DU, episode_D, len(episodes), aggregation),
+    )
+
+
+class Learner:
+    """Holds the optimizer of a policy and applies one update at a time.
+
+    The policy stays in evaluation mode (no dropout), as in the rollout, and `old_logprobs` are the rollout's own.
+    """
+
+    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+        self.policy = policy
+        self.config = config
+        self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        if not self.trainable:
+            raise ValueError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
+        self.device = next(iter(self.trainable.values())).device
+        self.optimizer_steps = 0
+        settings = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+
+    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+        """One pass over `groups` in `config.minibatches` optimizer steps; returns the metrics of docs/metrics.md.
+
+        Groups stay whole and are shuffled by (seed, update) alone. A mini-batch whose advantages are all zero is
+        skipped, since AdamW's weight decay and momentum would move the parameters without any signal. Ratio and
+        gradient metrics are means over the mini-batches that were stepped, and are missing if none was.
+
+        Raises:
+            UpdateRefused: non-finite loss or gradient, or the rollout's log-probabilities aren't the update's.
+        """
+        assert groups, "an update needs at least one group"
+        started = time.perf_counter()
+        self.policy.eval()
+        advantages = [
+            group_relative_advantages(torch.tensor([[episode.reward for episode in group]]))[0].tolist()
+            for group in groups
+        ]
+        order = np.random.default_rng((self.config.seed, update)).permutation(len(groups))
+        parts = np.array_split(order, min(self.config.minibatches, len(groups)))
+        stepped: list[dict[str, float]] = []
+        decisions = units = 0
+        for number, part in enumerate(parts, start=1):
+            batch = pack(
+                [episode for g in part for episode in groups[g]],
+                [advantage for g in part for advantage in advantages[g]],
+                self.policy.unit_action_index,
+                self.config.loss.aggregation,
+            )
+            decisions += len(batch)
+            units += int(batch.mask.sum())
+            if not batch.advantages.any():
+                continue
+            place = f"update {update}, mini-batch {number} of {len(parts)}"
+            stats = self.accumulate_gradients(batch, place)
+            if not stepped:
+                _require_small_gap(stats, place)
+            stats["grad_norm"] = self._step(place)
+            stepped.append(stats)
+        episodes = [episode for group in groups for episode in group]
+        return {
+            **_merge(stepped),
+            "skipped_minibatches": float(len(parts) - len(stepped)),
+            "decisions": float(decisions),
+            "units": float(units),
+            "episode_env_steps": float(np.mean([episode.env_steps for episode in episodes])),
+            "optimizer_steps": float(self.optimizer_steps),
+            "update_s": time.perf_counter() - started,
+        }
+
+    def accumulate_gradients(self, batch: Decisions, place: str) -> dict[str, float]:
+        """Leave the gradient of the mini-batch's loss in the parameters; independent of the micro-batch size.
+
+        Args:
+            place: names update and mini-batch in an error.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        sampling = Sampling(temperature=self.config.sampling.temperature)
+        clip = self.config.loss
+        sums: dict[str, float] = {}
+        lowest, highest = math.inf, 0.0
+        for part in batch.split(self.config.microbatch_decisions):
+            logprobs_DU, entropy_DU = self.policy.score(
+                part.observations().to(self.device), part.trace().to(self.device), sampling
+            )
+            old_DU, weights_DU = part.old_logprobs.to(self.device), part.weights.to(self.device)
+            advantages_D = part.advantages.to(self.device)
+            result = clipped_policy_loss(logprobs_DU, old_DU, advantages_D, weights_DU, clip.clip_low, clip.clip_high)
+            stats = {
+                **result.stats,
+                "loss": float(result.loss.detach()),
+                "entropy": float((weights_DU * entropy_DU.detach()).sum()),
+            }
+            if not math.isfinite(stats["loss"]):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise UpdateRefused(
+                    f"the loss is {stats['loss']} in {place}; this step was not taken. Lower optimizer.lr, or look for "
+                    "extreme observations; the last checkpoint is intact."
+                )
+            torch.autograd.backward(result.loss)
+            ratio = (logprobs_DU.detach() - old_DU)[part.mask.to(self.device)].exp()
+            lowest, highest = min(lowest, float(ratio.min())), max(highest, float(ratio.max()))
+            for name, value in stats.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return {**sums, "ratio_min": lowest, "ratio_max": highest}
+
+    def _step(self, place: str) -> float:
+        settings = self.config.optimizer
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise UpdateRefused(
+                f"the gradient norm is {norm} in {place}; this step was not taken. Lower optimizer.lr, or look for "
+                "extreme observations; the last checkpoint is intact."
+            )
+        warmup = max(settings.warmup_steps, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_steps += 1
+        return norm
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """AdamW's `exp_avg`, `exp_avg_sq` and `step`, each as `kind/parameter name`."""
+        return {
+            f"{kind}/{name}": value.detach().cpu().contiguous()
+            for name, parameter in self.trainable.items()
+            for kind, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_optimizer_state(self, tensors: dict[str, Tensor], optimizer_steps: int) -> None:
+        """Go on with the optimizer that `optimizer_state` described.
+
+        Raises:
+            ValueError: the tensors belong to another architecture, or to other trainable parameters.
+        """
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            expected = self.trainable.get(name)
+            if expected is None:
+                raise ValueError(
+                    f"the checkpoint's optimizer has state for {name!r}, which isn't a trainable parameter of this "
+                    "policy: it comes from another architecture. Resume with the policy that started the run."
+                )
+            if kind != "step" and value.shape != expected.shape:
+                raise ValueError(
+                    f"the checkpoint's optimizer has {name!r} with shape {tuple(value.shape)}; expected "
+                    f"{tuple(expected.shape)}: it comes from another architecture. Resume with the policy that "
+                    "started the run."
+                )
+            states.setdefault(name, {})[kind] = value.clone() if kind == "step" else value.clone().to(self.device)
+        self.optimizer.state.clear()
+        for name, state in states.items():
+            self.optimizer.state[self.trainable[name]] = state
+        self.optimizer_steps = optimizer_steps
+
+
+def _require_small_gap(stats: dict[str, float], place: str) -> None:
+    gap = stats["abs_log_ratio"]
+    if gap > MAX_LOGPROB_GAP:
+        raise UpdateRefused(
+            f"before the first optimizer step ({place}) the policy's log-probabilities differ from the rollout's by "
+            f"{gap:.3f} nats on average, {stats['ratio_outside']:.1%} of the units outside the clip band; expected at "
+            f"most {MAX_LOGPROB_GAP}. Rollout and update disagree: look for another temperature, dtype, dropout or "
+            "preprocessing between the policy's act() and score()."
+        )
+
+
+def _merge(stepped: list[dict[str, float]]) -> dict[str, float]:
+    """Means over mini-batches; extremes of the extremes; the gap is the first mini-batch's, before any step."""
+    if not stepped:
+        return {}
+    merged = {name: float(np.mean([stats[name] for stats in stepped])) for name in stepped[0]}
+    merged["ratio_min"] = min(stats["ratio_min"] for stats in stepped)
+    merged["ratio_max"] = max(stats["ratio_max"] for stats in stepped)
+    merged["logprob_gap"] = stepped[0]["abs_log_ratio"]
+    merged["logprob_gap_outside"] = stepped[0]["ratio_outside"]
+    del merged["abs_log_ratio"]
+    return merged

@@ -1,0 +1,225 @@
+"""The main loop of reinforcement learning: rollout, reward, advantage, selection, update, checkpoint, evaluation."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from simplevla.config import EvalConfig, TrainConfig, to_dict
+from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.evaluation.result import write_result
+from simplevla.policies.base import Policy
+from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.rollout.collect import Collection, NoSignal, StateSampler, collect_groups
+from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
+from simplevla.suites.base import Suite
+from simplevla.suites.registry import make_suite
+from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
+from simplevla.training.learner import Learner
+from simplevla.training.runlog import RunLog, environment_facts, load_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    reason: Literal["finished", "all_solved", "no_signal"]
+    """All updates done; nothing left to learn, since every episode succeeds; or no group with both outcomes."""
+    update: int
+    """Updates done."""
+    message: str
+    """For the user: what happened and what to do."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The counters that a checkpoint carries on."""
+
+    update: int = 0
+    episodes: int = 0
+    env_steps: int = 0
+    elapsed_s: float = 0.0
+
+
+def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
+    """Improve `config.policy` by RL and leave everything about it in the folder `run` (`run/policy` is the result).
+
+    All that is random derives from (seed, update), so that a run that was killed and resumed ends bit for bit as the
+    uninterrupted one does, with the same number of workers on CPU.
+
+    Raises:
+        ValueError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
+            was refused.
+        OSError: the run folder can't be written.
+    """
+    suite = make_suite(config.suite)
+    checkpoint = _open_run(config, run, resume)
+    policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
+    policy.to(torch.device(config.device))
+    check_fits_suite(policy, suite.spec)
+    learner = Learner(policy, config)
+    sampler = StateSampler(suite, config.seed)
+    progress, keep_bytes = Progress(), 0
+    if checkpoint:
+        learner.load_optimizer_state(checkpoint.optimizer(), checkpoint.state["optimizer_steps"])
+        sampler.load_state_dict(checkpoint.state["sampler"])
+        progress, keep_bytes = Progress(**checkpoint.state["progress"]), checkpoint.state["metrics_bytes"]
+    _write_facts(config, run, suite, progress.update, resume)
+
+    before = progress.elapsed_s
+    started = time.monotonic()
+    with (
+        RolloutEngine(config.suite, config.rollout, policy.chunk_length) as engine,
+        RunLog(run, keep_bytes, progress.update + 1) as log,
+    ):
+        if progress.update == 0 and config.eval_every:
+            log.write({"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)})
+        while progress.update < config.updates:
+            update = progress.update + 1
+            torch.manual_seed(1_000_003 * config.seed + update)
+            log.stage(f"update {update} of {config.updates}: rolling out")
+            engine.reset_stats()
+            collect_started = time.monotonic()
+            try:
+                groups = collect_groups(engine, policy, sampler, config.sampling, config.seed, update)
+            except NoSignal as stop:
+                return _stop(stop, policy, run, progress)
+            collect_s = time.monotonic() - collect_started
+            row = {"update": update, **_rollout_metrics(groups, engine.stats, collect_s)}
+            log.stage(f"update {update} of {config.updates}: learning")
+            row |= learner.update(groups.groups, update)
+            progress.update = update
+            progress.episodes += engine.stats.episodes
+            progress.env_steps += engine.stats.env_steps
+            if config.eval_every and (update % config.eval_every == 0 or update == config.updates):
+                row |= _evaluate(engine, policy, suite, config, run, update, log)
+            progress.elapsed_s = before + time.monotonic() - started
+            row |= {
+                "episodes_total": progress.episodes,
+                "env_steps_total": progress.env_steps,
+                "elapsed_s": progress.elapsed_s,
+            }
+            log.write(row)
+            if update % config.checkpoint_every == 0 or update == config.updates:
+                log.stage(f"update {update} of {config.updates}: writing the checkpoint")
+                state = {
+                    "progress": asdict(progress),
+                    "sampler": sampler.state_dict(),
+                    "optimizer_steps": learner.optimizer_steps,
+                    "metrics_bytes": log.length,
+                    "seed": config.seed,
+                    "randomness": "every generator is derived from (seed, update); there is no other state",
+                }
+                optimizer = learner.optimizer_state()
+                save_checkpoint(run / "checkpoints", update, policy, optimizer, state, config.keep_checkpoints)
+    _save_policy(policy, run)
+    return Outcome(
+        reason="finished",
+        update=progress.update,
+        message=f"{progress.update} updates done, {progress.episodes} episodes; the policy is in {run / 'policy'}",
+    )
+
+
+def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None:
+    """Check that `run` may be used, and find where to go on from; None is the beginning."""
+    if not resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ValueError(
+                f"{run} exists already; give another --run, or go on with it: simplevla train --resume {run}"
+            )
+        return None
+    got, expected = _flatten(to_dict(config)), _flatten(to_dict(load_config(TrainConfig, run)))
+    differing = [key for key in expected if got.get(key) != expected[key]]
+    if differing:
+        pairs = "; ".join(f"{key} is {got.get(key)!r}, the run has {expected[key]!r}" for key in differing)
+        raise ValueError(
+            f"{run} was started with another config: {pairs}. Resume without these flags, or use another --run."
+        )
+    return load_latest(run / "checkpoints")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _policy_folder(config: TrainConfig) -> Path:
+    if not config.policy:
+        raise ValueError("no policy given; name the folder of a supervised one: --policy runs/sft/policy")
+    return Path(config.policy)
+
+
+def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resume: bool) -> None:
+    facts = environment_facts(config.seed, suite.protocol)
+    if not resume:
+        write_json(run / "environment.json", {**facts, "resumed": []})
+        write_json(run / "config.json", to_dict(config))
+        return
+    (run / "stopped.json").unlink(missing_ok=True)
+    first = read_json(run / "environment.json")
+    first["resumed"].append({**facts, "after_update": update})
+    write_json(run / "environment.json", first)
+
+
+def _rollout_metrics(collection: Collection, stats: RolloutStats, seconds: float) -> dict[str, Any]:
+    solved = sum(solved for solved, _ in collection.success_by_task.values())
+    episodes = sum(n for _, n in collection.success_by_task.values())
+    return {
+        "train_success": solved / episodes,
+        "groups_sampled": collection.sampled,
+        "groups_mixed": collection.mixed,
+        "groups_all_failed": collection.all_failed,
+        "groups_all_solved": collection.all_solved,
+        "groups_broken": collection.broken,
+        "groups_kept": len(collection.groups),
+        "sampled_per_kept": collection.sampled / len(collection.groups),
+        "success_by_task": collection.success_by_task,
+        "episodes": stats.episodes,
+        "env_steps": stats.env_steps,
+        "env_steps_per_s": stats.env_steps / seconds,
+        "decisions_per_s": stats.decisions / seconds,
+        "env_errors": stats.env_errors,
+        "retries": stats.retries,
+        "worker_restarts": stats.worker_restarts,
+        "policy_s": stats.policy_s,
+        "wait_s": stats.wait_s,
+        "collect_s": seconds,
+    }
+
+
+def _evaluate(
+    engine: RolloutEngine, policy: Policy, suite: Suite, config: TrainConfig, run: Path, update: int, log: RunLog
+) -> dict[str, Any]:
+    """Greedy success on train states; the test states are never looked at during training."""
+    log.stage(f"after update {update}: evaluating")
+    started = time.monotonic()
+    settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
+    result = evaluate(engine, policy, suite, settings)
+    write_result(run / "eval" / f"train_update_{update:06d}.json", result)
+    return {
+        "eval_success": result.overall.rate,
+        "eval_low": result.overall.low,
+        "eval_high": result.overall.high,
+        "eval_episodes": result.overall.n,
+        "eval_by_task": {name: (task.solved, task.n) for name, task in result.by_task.items()},
+        "eval_s": time.monotonic() - started,
+    }
+
+
+def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress) -> Outcome:
+    """End a run that has nothing to learn from: success everywhere is the goal, anything else needs the user."""
+    solved = stop.collection.all_solved == stop.collection.sampled
+    outcome = Outcome(reason="all_solved" if solved else "no_signal", update=progress.update, message=str(stop))
+    _save_policy(policy, run)
+    write_json(run / "stopped.json", {**asdict(outcome), "success_by_task": stop.collection.success_by_task})
+    return outcome
+
+
+def _save_policy(policy: Policy, run: Path) -> None:
+    with atomic_folder(run / "policy") as temporary:
+        policy.save(temporary)

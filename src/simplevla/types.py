@@ -1,0 +1,94 @@
+"""The nouns of the project. Legend of shape letters: G groups, N siblings, B batch, T decisions, H actions in a chunk,
+A action dimensions, U sampled units of a decision, S state dimensions."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+Split = str
+"""`"train"` (initial states that demonstrations and RL may use) or `"test"` (held out)."""
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One language-conditioned task of a suite."""
+
+    name: str
+    """Identifier, unique in its suite."""
+    instruction: str
+    """What the policy is told, lower case, no final stop."""
+    horizon: int
+    """Env steps after which an unsolved episode ends as TIMEOUT."""
+    horizon_reason: str
+    """Why this horizon; printed in the protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What the policy sees before a decision."""
+
+    images: dict[str, np.ndarray]
+    """Camera name -> uint8 [height, width, 3], RGB, upright (row 0 is the top)."""
+    state: np.ndarray
+    """float32 [S], proprioception; names and units are the suite's `state_names`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkResult:
+    """What came of one executed action chunk."""
+
+    observation: Observation
+    """After the last executed action; the only one that is rendered."""
+    executed: int
+    """Number of actions executed: less than the chunk's length if the task was solved inside the chunk."""
+    success: bool
+
+
+class EpisodeStatus(StrEnum):
+    """How an episode ended. ENV_ERROR has no reward: it says nothing about the policy."""
+
+    SUCCESS = "success"
+    TIMEOUT = "timeout"
+    ENV_ERROR = "env_error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRequest:
+    """An episode that is to be rolled out; `seed` alone decides the policy's sampling noise."""
+
+    task: Task
+    initial_state: int
+    """Index into the suite's initial states of this task."""
+    seed: tuple[int, ...]
+    """Entropy of the episode's own random generator, for example (run seed, update, group, sibling)."""
+    group: int = 0
+    """Which group this episode is a sibling of."""
+
+
+@dataclass(kw_only=True)
+class Episode:
+    """A finished episode with all that is needed to recompute its log-probabilities; T decisions."""
+
+    request: EpisodeRequest
+    status: EpisodeStatus
+    env_steps: int = 0
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    """Camera -> uint8 [T, height, width, 3]."""
+    state: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32 [T, S]."""
+    trace: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """[T, ...] what the policy's `score` needs: token ids int64 [T, U] for a token head."""
+    logprobs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """float32 [T, U] as sampled, at the sampling temperature."""
+    executed: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [T] actions executed of each chunk."""
+    actions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """float32 [T, H, A] in the environment's units."""
+
+    @property
+    def reward(self) -> float:
+        """1 or 0 for the whole episode (SPEC 1.2); an ENV_ERROR has none."""
+        assert self.status is not EpisodeStatus.ENV_ERROR, "an episode that the environment broke has no reward"
+        return float(self.status is EpisodeStatus.SUCCESS)

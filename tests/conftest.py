@@ -1,0 +1,12 @@
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _tests_importable_in_subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fake_suite:make` must be found by every Python process that a test starts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])))

@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+
+from simplevla.evaluation.compare import compare, compare_files
+from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
+
+
+def result(successes, broken=(), **changes):
+    """`successes`: task -> string of 1 and 0, one per initial state; states in `broken` are left out."""
+    values = {
+        "suite": "two",
+        "split": "test",
+        "protocol": {"renderer": "egl"},
+        "horizons": dict.fromkeys(successes, 30),
+        "greedy": True,
+        "temperature": None,
+        "seed": 0,
+        "episodes": tuple(
+            Outcome(task=task, initial_state=state, success=flag == "1", env_steps=5)
+            for task, flags in successes.items()
+            for state, flag in enumerate(flags)
+            if (task, state) not in broken
+        ),
+        "broken": tuple(broken),
+        "wall_s": 1.0,
+        "versions": {},
+        "commit": "unknown",
+    }
+    return EvaluationResult(**{**values, **changes})
+
+
+def test_discordant_pairs_and_p_by_hand():
+    a = result({"lift": "1000000", "push": "11"})
+    b = result({"lift": "0111110", "push": "11"})
+    comparison = compare(a, b)
+    lift, push, overall = comparison.by_task["lift"], comparison.by_task["push"], comparison.overall
+    assert (lift.n, lift.a.solved, lift.b.solved, lift.only_a, lift.only_b) == (7, 1, 5, 1, 5)
+    assert lift.p_value == pytest.approx(14 / 64, abs=1e-12)
+    assert (push.n, push.a.rate, push.b.rate, push.p_value) == (2, 1.0, 1.0, 1.0)
+    assert (overall.n, overall.a.solved, overall.b.solved, overall.only_a, overall.only_b) == (9, 3, 7, 1, 5)
+    assert comparison.to_dict()["overall"]["mcnemar_exact_p"] == pytest.approx(14 / 64, abs=1e-12)
+
+
+def test_states_broken_in_either_are_left_out_of_both():
+    a = result({"lift": "1111"}, broken=[("lift", 0)])
+    b = result({"lift": "0000"}, broken=[("lift", 3)])
+    comparison = compare(a, b)
+    assert comparison.unpaired == 2
+    assert (comparison.overall.n, comparison.overall.only_a) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"suite": "three"}, "suite differs: 'two' in A, 'three' in B"),
+        ({"split": "train"}, "split differs: 'test' in A, 'train' in B"),
+        ({"protocol": {"renderer": "osmesa"}}, "protocol 'renderer' differs: 'egl' in A, 'osmesa' in B"),
+        ({"protocol": {"renderer": "egl", "visuals": "lite"}}, "protocol 'visuals' differs: 'not given' in A"),
+        ({"horizons": {"lift": 31}}, "horizon of 'lift' differs: 30 in A, 31 in B"),
+    ],
+)
+def test_what_differs_is_named(changes, message):
+    a = result({"lift": "10"})
+    with pytest.raises(ValueError, match=message):
+        compare(a, dataclasses.replace(a, **changes))
+
+
+def test_other_initial_states_are_refused():
+    with pytest.raises(ValueError, match=r"0 only in A, 1 only in B \(lift/2\)"):
+        compare(result({"lift": "10"}), result({"lift": "101"}))
+
+
+def test_files_are_compared_by_name(tmp_path):
+    write_result(tmp_path / "before.json", result({"lift": "00000"}))
+    write_result(tmp_path / "after.json", result({"lift": "11111"}))
+    comparison = compare_files(tmp_path / "before.json", tmp_path / "after.json")
+    assert comparison.name_b.endswith("after.json")
+    assert comparison.overall.p_value == 0.0625
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no file .*nowhere\.json"):
+        compare_files(tmp_path / "nowhere.json", tmp_path / "nowhere.json")

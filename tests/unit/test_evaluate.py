@@ -1,0 +1,181 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from simplevla.config import EvalConfig
+from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.result import EvaluationResult, read_result, result_table, write_result
+from simplevla.suites.base import Suite, SuiteSpec
+from simplevla.types import Episode, EpisodeStatus, Task
+
+
+class TwoTasks(Suite):
+    name = "two"
+    spec = SuiteSpec(
+        cameras={"front": (8, 8)},
+        state_names=("x_m",),
+        action_names=("dx",),
+        action_low=(-1.0,),
+        action_high=(1.0,),
+        control_hz=10.0,
+    )
+    tasks = tuple(
+        Task(name=n, instruction=n, horizon=h, horizon_reason="test") for n, h in (("lift", 30), ("push", 40))
+    )
+    protocol = {"renderer": "none"}  # noqa: RUF012
+
+    def initial_states(self, task, split):
+        return [0, 1, 2, 3] if split == "train" else [7, 5, 9]
+
+    def make_environment(self):
+        raise AssertionError("the engine makes environments")
+
+
+class StubEngine:
+    """Answers every request at once by `outcome(task, state)`; delivers episodes in reverse order."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+        self.requests = []
+
+    def run(self, policy, sampling, source, sink, record=True):
+        self.sampling, self.record = sampling, record
+        while (request := source()) is not None:
+            self.requests.append(request)
+        for request in reversed(self.requests):
+            status = self.outcome(request.task.name, request.initial_state)
+            sink(Episode(request=request, status=status, env_steps=request.initial_state + 1))
+
+
+def solves_lift_breaks_push_5(task, state):
+    if task == "lift":
+        return EpisodeStatus.SUCCESS
+    return EpisodeStatus.ENV_ERROR if state == 5 else EpisodeStatus.TIMEOUT
+
+
+def run(outcome, **config):
+    engine = StubEngine(outcome)
+    return engine, evaluate(engine, None, TwoTasks(), EvalConfig(**config))
+
+
+def test_every_held_out_state_runs_once_greedy_and_unrecorded():
+    engine, result = run(solves_lift_breaks_push_5)
+    asked = [(r.task.name, r.initial_state) for r in engine.requests]
+    assert asked == [("lift", 7), ("lift", 5), ("lift", 9), ("push", 7), ("push", 5), ("push", 9)]
+    assert engine.sampling.greedy
+    assert engine.record is False
+    assert (result.greedy, result.temperature) == (True, None)
+
+
+def test_broken_episodes_are_not_failures():
+    _, result = run(solves_lift_breaks_push_5)
+    assert (result.overall.solved, result.overall.n) == (3, 5)
+    assert (result.by_task["lift"].solved, result.by_task["lift"].n) == (3, 3)
+    assert (result.by_task["push"].solved, result.by_task["push"].n) == (0, 2)
+    assert result.env_errors == 1
+    assert result.broken == (("push", 5),)
+    # Wilson at 3 of 3: low = 1 / (1 + z²/3) = 0.438494
+    assert result.by_task["lift"].low == pytest.approx(0.438494, abs=1e-5)
+
+
+def test_outcomes_keep_the_asked_order_whatever_finishes_first():
+    _, result = run(solves_lift_breaks_push_5)
+    assert [(e.task, e.initial_state, e.success, e.env_steps) for e in result.episodes] == [
+        ("lift", 7, True, 8),
+        ("lift", 5, True, 6),
+        ("lift", 9, True, 10),
+        ("push", 7, False, 8),
+        ("push", 9, False, 10),
+    ]
+
+
+def test_the_first_states_of_the_train_split_on_request():
+    engine, result = run(lambda task, state: EpisodeStatus.SUCCESS, split="train", episodes_per_task=2)
+    assert [(r.task.name, r.initial_state) for r in engine.requests] == [
+        ("lift", 0),
+        ("lift", 1),
+        ("push", 0),
+        ("push", 1),
+    ]
+    assert result.split == "train"
+
+
+def test_sampled_evaluation_uses_the_temperature_and_distinct_noise():
+    engine, result = run(lambda task, state: EpisodeStatus.TIMEOUT, greedy=False, temperature=1.6, seed=3)
+    assert (engine.sampling.greedy, engine.sampling.temperature) == (False, 1.6)
+    assert result.temperature == 1.6
+    assert len({r.seed for r in engine.requests}) == 6
+    assert all(r.seed[0] == 3 for r in engine.requests)
+
+
+def test_noise_of_an_episode_does_not_depend_on_which_tasks_are_evaluated():
+    engine, _ = run(lambda task, state: EpisodeStatus.TIMEOUT)
+    only_push = StubEngine(lambda task, state: EpisodeStatus.TIMEOUT)
+    suite = TwoTasks()
+    suite.tasks = suite.tasks[1:]
+    evaluate(only_push, None, suite, EvalConfig())
+    assert [r.seed for r in only_push.requests] == [r.seed for r in engine.requests[3:]]
+
+
+def test_no_valid_episode_is_said_and_not_divided_by():
+    _, result = run(lambda task, state: EpisodeStatus.ENV_ERROR)
+    assert str(result.overall) == "no valid episode (n = 0)"
+    assert result.to_dict()["overall"] == {"solved": 0, "n": 0, "rate": None, "wilson_low": 0.0, "wilson_high": 1.0}
+    screen = io.StringIO()
+    Console(width=150, file=screen).print(result_table(result))
+    assert screen.getvalue().count("no valid episode") == 3
+
+
+def test_too_few_initial_states_is_an_error():
+    with pytest.raises(ValueError, match="has 3 test initial states; expected at least 4"):
+        run(solves_lift_breaks_push_5, episodes_per_task=4)
+
+
+def test_the_fingerprint_is_of_the_weights(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    result = evaluate(StubEngine(solves_lift_breaks_push_5), None, TwoTasks(), EvalConfig(), policy_folder=tmp_path)
+    # sha256("abc") from FIPS 180-2, appendix B.1
+    assert result.policy_sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_progress_counts_up():
+    seen = []
+    evaluate(
+        StubEngine(solves_lift_breaks_push_5), None, TwoTasks(), EvalConfig(), progress=lambda *now: seen.append(now)
+    )
+    assert seen == [(1, 6, 0), (2, 6, 0), (3, 6, 0), (4, 6, 1), (5, 6, 2), (6, 6, 3)]
+
+
+def test_a_result_survives_the_way_through_its_file(tmp_path):
+    _, result = run(solves_lift_breaks_push_5)
+    path = tmp_path / "eval" / "after.json"
+    write_result(path, result)
+    assert read_result(path) == result
+    assert [p.name for p in path.parent.iterdir()] == ["after.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("horizons"), "key 'horizons' is missing"),
+        (lambda d: d["episodes"][0].pop("success"), "success"),
+        (lambda d: d["episodes"][0].update(success="yes"), "success of lift/7 is 'yes'; expected true or false"),
+        (lambda d: d["episodes"][0].update(success=False), "overall says 3 of 5 solved, its episodes say 2 of 5"),
+    ],
+)
+def test_a_damaged_result_names_the_file_and_the_fault(tmp_path, change, message):
+    _, result = run(solves_lift_breaks_push_5)
+    values = result.to_dict()
+    change(values)
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message) as error:
+        read_result(path)
+    assert str(path) in str(error.value)
+
+
+def test_from_dict_is_the_inverse_of_to_dict():
+    _, result = run(solves_lift_breaks_push_5)
+    assert EvaluationResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from fake_suite import FakeSuite
+
+from simplevla.rollout.workers import SlotArrays, SuiteError, check_observation, check_result
+from simplevla.types import ChunkResult, Observation
+
+SPEC = FakeSuite.spec
+
+
+def observation(**changes: object) -> Observation:
+    images = {"front": np.zeros((8, 8, 3), np.uint8), "wrist": np.zeros((4, 6, 3), np.uint8)}
+    values = {"images": images, "state": np.zeros(3, np.float32), **changes}
+    return Observation(**values)  # type: ignore[arg-type]
+
+
+def result(executed: object = 4, success: object = False) -> ChunkResult:
+    return ChunkResult(observation=observation(), executed=executed, success=success)  # type: ignore[arg-type]
+
+
+def test_slot_arrays_partition_the_memory() -> None:
+    # 2 slots x (4 B x (4 actions x 2 dimensions + 3 state) + 3 x (64 + 24) pixels) = 2 x (44 + 264)
+    assert SlotArrays.nbytes(SPEC, slots=2, chunk_length=4) == 616
+    memory = bytearray(616)
+    arrays = SlotArrays.over(memory, SPEC, slots=2, chunk_length=4)
+    views = [arrays.actions, arrays.state, arrays.images["front"], arrays.images["wrist"]]
+    assert [view.shape for view in views] == [(2, 4, 2), (2, 3), (2, 8, 8, 3), (2, 4, 6, 3)]
+    for number, view in enumerate(views, start=1):
+        view.view(np.uint8)[:] = number
+    # No byte is left out, and none is shared: a later view overwrites no earlier one.
+    assert np.bincount(np.frombuffer(memory, np.uint8), minlength=5).tolist() == [0, 64, 24, 384, 144]
+
+
+def test_a_correct_observation_passes() -> None:
+    check_observation(observation(), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"state": np.zeros(4, np.float32)}, r"state is float32 \(4,\); expected float32 \(3,\)"),
+        ({"state": np.zeros(3)}, r"state is float64 \(3,\); expected float32 \(3,\)"),
+        ({"state": [0.0, 0.0, 0.0]}, r"state is list; expected float32 \(3,\)"),
+        ({"state": np.array([0, np.nan, 0], np.float32)}, "NaN or infinite values: {'goal_m': nan}"),
+        ({"state": np.array([0, 0, np.inf], np.float32)}, "NaN or infinite values: {'renders': inf}"),
+        ({"images": {}}, r"cameras \[\]; expected \['front', 'wrist'\]"),
+        (
+            {"images": {"front": np.zeros((8, 8, 3), np.uint8), "wrist": np.zeros((6, 4, 3), np.uint8)}},
+            r"image 'wrist' is uint8 \(6, 4, 3\); expected uint8 \(4, 6, 3\)",
+        ),
+        (
+            {"images": {"front": np.zeros((8, 8, 3), np.float32), "wrist": np.zeros((4, 6, 3), np.uint8)}},
+            r"image 'front' is float32 \(8, 8, 3\); expected uint8",
+        ),
+    ],
+)
+def test_a_wrong_observation_is_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        check_observation(observation(**wrong), SPEC)
+
+
+def test_an_observation_of_another_type_is_named() -> None:
+    with pytest.raises(SuiteError, match="is a dict; expected simplevla.types.Observation"):
+        check_observation({"state": 0}, SPEC)
+
+
+def test_correct_results_pass() -> None:
+    check_result(result(4, False), 4)
+    check_result(result(np.int64(1), np.bool_(True)), 4)
+
+
+@pytest.mark.parametrize(
+    ("executed", "success", "message"),
+    [
+        (4, 1, "success is 1 of type int; expected True or False"),
+        (4, 0.0, "success is 0.0 of type float"),
+        (4, np.float32(1), "of type float32; expected True or False"),
+        (4, None, "success is None"),
+        (0, True, "executed is 0 of 4 actions; expected an int from 1 to 4"),
+        (5, True, "executed is 5 of 4 actions"),
+        (2.0, True, "executed is 2.0 of 4 actions"),
+        (3, False, "executed is 3 of 4 actions without success"),
+    ],
+)
+def test_a_wrong_result_is_named(executed: object, success: object, message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        check_result(result(executed, success), 4)
+
+
+def test_a_result_of_another_type_is_named() -> None:
+    with pytest.raises(SuiteError, match="returned a tuple; expected simplevla.types.ChunkResult"):
+        check_result((1, 2), 4)
