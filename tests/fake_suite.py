@@ -4,9 +4,12 @@
 dimensions are usual, the horizon of 11 ends inside the third one. State: position, goal, renders since the reset.
 
 Tasks with a misbehaviour in their name are there only where `SuiteConfig.tasks` names them; the suite without names has
-the first three. A `..._once` task misbehaves as long as the file `$FAKE_SUITE_FOLDER/<task name>` does not exist, and
-makes it; `wait` steps only once the file `$FAKE_SUITE_FOLDER/go` exists. `$FAKE_SUITE_BUILD` = `raise` or `exit` breaks the construction of environments; `$FAKE_SUITE_JITTER` is the
-longest of the random delays, in seconds, that answers then have.
+the first three. Environment variables that the worker processes inherit:
+
+FAKE_SUITE_FOLDER  a `..._once` task misbehaves as long as the file of its name isn't in there, and makes it;
+                   `wait` steps only once the file `go` is there
+FAKE_SUITE_BUILD   `raise` or `exit` breaks the construction of environments
+FAKE_SUITE_JITTER  longest of the random delays, in seconds, that chunks then have
 """
 
 import os
@@ -92,8 +95,8 @@ class FakeEnvironment(Environment):
         self.misbehave()
         time.sleep(random.random() * float(os.environ.get("FAKE_SUITE_JITTER", "0")))
         executed = 0
-        for action in actions:
-            self.position += np.float32(0.25) * action[0]
+        while executed < len(actions):
+            self.position += np.float32(0.25) * actions[executed, 0]
             executed += 1
             if self.position >= self.goal:
                 break

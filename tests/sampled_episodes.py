@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from fake_policy import FakePolicy
 
+from fake_policy import FakePolicy
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 

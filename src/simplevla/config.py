@@ -170,7 +170,7 @@ class SFTConfig:
     validate_every: int = 250
     """Batches between validation losses, closed-loop evaluations and checkpoints."""
     eval_episodes_per_task: int = 0
-    """Closed-loop episodes per task at each validation, on train states; 0 switches them off until the end."""
+    """Closed-loop episodes per task at each validation, on train states; 0 switches them off."""
     seed: int = 0
 
     def __post_init__(self) -> None:

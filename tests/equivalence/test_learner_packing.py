@@ -1,14 +1,14 @@
-"""What must not matter to an update: the size of micro-batches, packing, the order within a micro-batch."""
+"""What must not matter to an update: the size of micro-batches, packing, a stop between two updates."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fake_policy import FakePolicy
-from sampled_episodes import observations, sampled_group, small_policy
 from torch import Tensor
 
+from fake_policy import FakePolicy
+from sampled_episodes import observations, sampled_group, small_policy
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import LossConfig, OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
@@ -60,6 +60,11 @@ def test_the_micro_batch_size_does_not_matter(size: int, aggregation: str) -> No
     assert stats == pytest.approx(expected_stats, abs=1e-6)
 
 
+def padded(array: np.ndarray, missing: int) -> np.ndarray:
+    """With the last row repeated: plausible numbers that must not count."""
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
 def test_packed_is_padded() -> None:
     """The same loss over episodes padded to the longest one, in SPEC 1.4's words: mean over units, then episodes."""
     policy, groups = moved_policy_and_groups()
@@ -68,10 +73,10 @@ def test_packed_is_padded() -> None:
     per_episode = []
     for episode, advantage in zip(episodes, advantages_of(groups), strict=True):
         missing = longest - len(episode.executed)
-        pad = lambda array: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])  # noqa: B023, E731
-        batch = observations(pad(episode.images["front"]), pad(episode.state))
-        logprobs, _ = policy.score(batch, torch.from_numpy(pad(episode.trace)), Sampling(temperature=1.6))
-        ratio = (logprobs - torch.from_numpy(pad(episode.logprobs))).exp()
+        batch = observations(padded(episode.images["front"], missing), padded(episode.state, missing))
+        trace, old = (torch.from_numpy(padded(array, missing)) for array in (episode.trace, episode.logprobs))
+        logprobs, _ = policy.score(batch, trace, Sampling(temperature=1.6))
+        ratio = (logprobs - old).exp()
         executed = np.concatenate([episode.executed, np.zeros(missing, np.int64)])
         mask = torch.tensor([[index < n for index in (0, 0, 1, 1)] for n in executed])
         losses = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.28))
@@ -79,7 +84,7 @@ def test_packed_is_padded() -> None:
     loss = torch.stack(per_episode).mean()
     expected = torch.autograd.grad(loss, list(policy.parameters()))
     got, stats = gradients(1000, "episode")
-    assert stats["loss"] == pytest.approx(float(loss), abs=1e-6)
+    assert stats["loss"] == pytest.approx(loss.item(), abs=1e-6)
     for gradient, parameter in zip(expected, got.values(), strict=True):
         torch.testing.assert_close(parameter, gradient, atol=1e-6, rtol=0)
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from fake_policy import FakePolicy
 
+from fake_policy import FakePolicy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.rollout.collect import Collection, StateSampler, collect_groups

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from sampled_episodes import small_policy
 
+from sampled_episodes import small_policy
 from simplevla.training.checkpoint import load_latest, save_checkpoint
 
 
@@ -43,7 +43,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_used(tmp_path: Path, name
 
 def test_an_additional_file_is_damage(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "policy" / "stray").write_text("x")
-    with pytest.raises(ValueError, match="policy/stray is 1 bytes .* expected absent"):
+    with pytest.raises(ValueError, match=r"policy/stray is 1 bytes .* expected absent"):
         load_latest(tmp_path)
 
 
@@ -58,7 +58,9 @@ def test_the_error_says_what_was_got_and_expected(tmp_path: Path) -> None:
 def test_all_damaged(tmp_path: Path) -> None:
     for update in (1, 2):
         truncate(save(tmp_path, update) / "state.json")
-    with pytest.raises(ValueError, match=r"no intact checkpoint is left: .*update_000002 .*update_000001 .*Start the run again"):
+    with pytest.raises(
+        ValueError, match=r"no intact checkpoint is left: .*update_000002 .*update_000001 .*Start the run again"
+    ):
         load_latest(tmp_path)
 
 

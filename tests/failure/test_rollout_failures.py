@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_policy import FakePolicy
 
+from fake_policy import FakePolicy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.policies.base import Sampling
 from simplevla.rollout.collect import NoSignal, StateSampler, collect_groups
@@ -87,7 +87,7 @@ def test_a_crash_in_reset_is_an_environment_error_too() -> None:
     [
         ("crash_once", 0, RolloutConfig(workers=2, slots_per_worker=2)),
         ("kill_once", 1, RolloutConfig(workers=2, slots_per_worker=2)),
-        ("hang_once", 1, RolloutConfig(workers=2, slots_per_worker=2, chunk_timeout_s=1.0)),
+        ("hang_once", 1, RolloutConfig(workers=2, slots_per_worker=2, chunk_timeout_s=3.0)),
     ],
 )
 def test_a_single_accident_changes_no_episode(task: str, restarts: int, config: RolloutConfig, folder: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_hanging_environment_ends_env_error_in_bounded_time() -> None:
     assert episodes[0].status is EpisodeStatus.ENV_ERROR
     assert engine.stats.worker_restarts == 2
     assert "no answer for 0.5 s" in engine.stats.last_error
-    assert 1.0 < time.monotonic() - started < 20
+    assert 1.0 < time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_environments_that_cannot_be_built_are_named_at_once(
     started = time.monotonic()
     with pytest.raises(SuiteError, match=r"can't build environments[\s\S]*" + message):
         RolloutEngine(SUITE, RolloutConfig(workers=2), 4)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -281,8 +281,8 @@ def test_nothing_is_left_when_the_program_ends_in_the_middle(how: str, tmp_path:
     if how == "ctrl-c":
         time.sleep(0.2)
         os.killpg(program.pid, signal.SIGINT)
-    _, errors = program.communicate(timeout=30)
-    deadline = time.monotonic() + 10
+    _, errors = program.communicate(timeout=120)
+    deadline = time.monotonic() + 30
     while not all(gone(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(gone(pid) for pid in pids)

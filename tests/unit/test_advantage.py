@@ -13,7 +13,9 @@ def test_one_success_of_eight() -> None:
 
 def test_std_divides_by_n_minus_one() -> None:
     # two siblings: std is sqrt(1/2), not 1/2; so the advantages are +-0.7071 and not +-1
-    assert group_relative_advantages(torch.tensor([[1.0, 0.0]]))[0].tolist() == pytest.approx([0.70711, -0.70711], abs=1e-5)
+    assert group_relative_advantages(torch.tensor([[1.0, 0.0]]))[0].tolist() == pytest.approx(
+        [0.70711, -0.70711], abs=1e-5
+    )
 
 
 def test_groups_do_not_see_one_another() -> None:

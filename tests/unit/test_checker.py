@@ -192,7 +192,7 @@ MISTAKES = {
     ),
     "reset keeps the last state": (
         lambda: with_environment(reset=forgets_to_reset),
-        "initial state 0: expected the same observation at each reset, also after env steps, got another state",
+        "initial state 0: expected the same observation at each reset, also after env steps, got another image 'front'",
     ),
     "initial states all alike": (
         lambda: with_environment(reset=lambda self, task, state: LineEnvironment.reset(self, task, 0)),

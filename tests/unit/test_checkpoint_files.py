@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sampled_episodes import small_policy
 
+from sampled_episodes import small_policy
 from simplevla.training.checkpoint import atomic_folder, list_checkpoints, load_latest, save_checkpoint
 
 TENSORS = {"exp_avg/linear.weight": torch.arange(6.0).reshape(2, 3), "step/linear.weight": torch.tensor(4.0)}

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_policy import FakePolicy
-from sampled_episodes import observations, sampled_episode, sampled_group, small_policy
 from torch import Tensor
 
+from fake_policy import FakePolicy
+from sampled_episodes import observations, sampled_episode, sampled_group, small_policy
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
 from simplevla.training.learner import Learner, UpdateRefused, pack
@@ -181,7 +181,7 @@ def test_non_finite_gradient_stops_before_the_parameters_move() -> None:
     groups = [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)]
     before = parameters(policy)
     handle = policy.linear.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(UpdateRefused, match="gradient norm is (nan|inf) in update 5, mini-batch 1 of 2"):
+    with pytest.raises(UpdateRefused, match=r"gradient norm is (nan|inf) in update 5, mini-batch 1 of 2"):
         Learner(policy, CONFIG).update(groups, 5)
     handle.remove()
     assert unchanged(policy, before)
@@ -247,5 +247,5 @@ def test_optimizer_of_another_architecture_is_refused() -> None:
     tensors = learner.optimizer_state()
     with pytest.raises(ValueError, match=r"'linear.weight' with shape \(7, 3\); expected \(20, 3\)"):
         Learner(small_policy(), CONFIG).load_optimizer_state({**tensors, "exp_avg/linear.weight": torch.zeros(7, 3)}, 2)
-    with pytest.raises(ValueError, match="'body.weight', which isn't a trainable parameter"):
+    with pytest.raises(ValueError, match=r"'body.weight', which isn't a trainable parameter"):
         Learner(small_policy(), CONFIG).load_optimizer_state({"exp_avg/body.weight": torch.zeros(7, 3)}, 2)

@@ -3,8 +3,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
-from fake_policy import FakePolicy
 
+from fake_policy import FakePolicy
 from simplevla.config import SamplingConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.collect import Collection, NoSignal, StateSampler, collect_groups
@@ -17,8 +17,10 @@ OUTCOMES = {"1": EpisodeStatus.SUCCESS, "0": EpisodeStatus.TIMEOUT, "x": Episode
 
 
 class ScriptedEngine(RolloutEngine):
-    """Ends the episodes of group g as `outcomes[g]` says (`1` solved, `0` not, `x` broken), and of those in flight the one
-    that `choose` picks first."""
+    """Ends the episodes of group g as `outcomes[g]` says (`1` solved, `0` not, `x` broken).
+
+    Which of those in flight ends next is up to `choose`.
+    """
 
     def __init__(
         self, outcomes: Sequence[str], slots: int = 8, choose: Callable[[list[EpisodeRequest]], int] = lambda _: 0

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_policy import FakePolicy
-from fake_suite import HORIZON, FakeSuite
 
 import simplevla.rollout.scheduler as scheduler
+from fake_policy import FakePolicy
+from fake_suite import HORIZON, FakeSuite
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.rollout.scheduler import RolloutEngine
@@ -58,7 +58,7 @@ def test_horizon_shortens_the_last_chunk() -> None:
 
 
 def test_success_inside_a_chunk_ends_the_episode_at_that_env_step() -> None:
-    # 0.25 m per env step at action 1: the goal of 0.4 + 0.05 x 18 = 1.3 m is passed at the sixth, inside the second chunk.
+    # 0.25 m per env step at action 1: the goal of 0.4 + 0.05 x 18 = 1.3 m is passed at the sixth, in the second chunk.
     with engine() as rollouts:
         (episode,) = roll_out(rollouts, [request("reach", initial_state=18)], policy=Constant(1.0))
     assert episode.status is EpisodeStatus.SUCCESS
@@ -225,7 +225,7 @@ def test_a_policy_that_does_not_fit_is_refused(policy: Policy, message: str) -> 
 
 
 def test_nan_actions_are_refused() -> None:
-    with engine() as rollouts, pytest.raises(ValueError, match="actions have shape .* or NaN"):
+    with engine() as rollouts, pytest.raises(ValueError, match=r"actions have shape .* or NaN"):
         roll_out(rollouts, [request("reach")], policy=Constant(float("nan")))
 
 

@@ -135,7 +135,9 @@ def _episodes(
             while queue and len(running) < 2 * workers:
                 attempt = schedule.attempt(*heapq.heappop(queue))
                 running[pool.submit(run_attempt, config, attempt)] = attempt
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            # By episode, so that a crash loses no earlier episode that is done as well.
+            for future in sorted(done, key=lambda future: running[future].episode):
                 attempt = running.pop(future)
                 episode = _result(future, attempt)
                 tally.count(attempt.task.name, solved=episode is not None)
@@ -145,9 +147,9 @@ def _episodes(
                 else:
                     ready[attempt.episode] = episode
                 show()
-            while start in ready:
-                yield ready.pop(start)
-                start += 1
+                while start in ready:
+                    yield ready.pop(start)
+                    start += 1
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -65,7 +65,9 @@ def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_di
     problems = []
     missing = [camera for camera in policy.cameras if camera not in cameras]
     if missing:
-        problems.append(f"the policy looks through {', '.join(missing)}, {owner} has {', '.join(cameras) or 'no camera'}")
+        problems.append(
+            f"the policy looks through {', '.join(missing)}, {owner} has {', '.join(cameras) or 'no camera'}"
+        )
     if policy.state_dim != state_dim:
         problems.append(f"the policy takes {policy.state_dim} state dimensions, {owner} has {state_dim}")
     if policy.action_dim != action_dim:

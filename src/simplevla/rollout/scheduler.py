@@ -156,6 +156,7 @@ class RolloutEngine:
                 for number, worker in enumerate(self._workers)
             ]
             self._slot_of = {(slot.worker, slot.index): slot for slot in self._slots}
+            self._halves = [[slot for slot in self._slots if slot.half == half] for half in (0, 1)]
             while not all(worker.ready for worker in self._workers):
                 self._receive()
         except BaseException:
@@ -250,7 +251,7 @@ class RolloutEngine:
     def _turn(self, half: int) -> tuple[list[_Slot], list[Episode]]:
         """Wait for the half's answers; returns the slots that need a decision and the episodes that ended."""
         started = time.perf_counter()
-        slots = [slot for slot in self._slots if slot.half == half and slot.running is not None]
+        slots = [slot for slot in self._halves[half] if slot.running is not None]
         while any(slot.busy for slot in slots):
             self._receive()
         self.stats.wait_s += time.perf_counter() - started

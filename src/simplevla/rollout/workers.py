@@ -6,6 +6,7 @@ No torch here: a worker imports this file, the suite and nothing else, so it sta
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -223,6 +224,8 @@ def _worker_surroundings() -> Iterator[None]:
 
     multiprocessing would import the parent's main script in the worker, and with it torch.
     """
+    # It would unblock Ctrl-C if it were started below.
+    multiprocessing.resource_tracker.ensure_running()
     saved = {name: os.environ.get(name) for name in WORKER_VARIABLES}
     main = sys.modules["__main__"]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -291,12 +294,11 @@ class Worker:
         return self._heard + chunk_timeout_s if self.pending else float("inf")
 
     def kill(self) -> int | None:
-        """End the process at once and free what it held; returns its exit code as it was found."""
+        """End the process at once; returns its exit code as it was found, None if it still ran."""
         self.process.join(0.1 if self.process.exitcode is None else 0)
         exitcode = self.process.exitcode
         self.process.kill()
         self.process.join()
-        self.process.close()
         self.connection.close()
         return exitcode
 

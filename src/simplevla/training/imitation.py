@@ -2,10 +2,9 @@
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, to_dict
-from simplevla.demonstrations.dataset import Frames, LeRobotDataset
-from simplevla.policies.base import ObservationBatch
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, from_dict, to_dict
+from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.provenance import write_json
 from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
-from simplevla.training.checkpoint import atomic_folder, load_latest, save_checkpoint
+from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.suites.registry import make_suite
+from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
+from simplevla.training.chunks import ChunkBatches, augment, split_episodes
+from simplevla.training.runlog import environment_facts
 
 LOG_EVERY = 25
 """Batches per line of metrics.jsonl."""
@@ -45,28 +49,25 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig |
         ValueError: dataset, policy, suite or run folder don't fit each other.
     """
     dataset = LeRobotDataset(Path(config.dataset))
-    policy = start_policy(config, dataset)
-    frames = dataset.load_all()
+    checkpoint = _checkpoint(config, run) if resume else None
+    if not resume and (run / "checkpoints").exists():
+        raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
+    policy = _as_tinyvla(load_policy(checkpoint.policy)) if checkpoint else start_policy(config, dataset)
+    optimizer = Optimizer(policy, config)
+    if checkpoint:
+        optimizer.load_state(checkpoint.optimizer())
+    first = int(checkpoint.state["update"]) if checkpoint else 0
+    frames = dataset.load_all(progress=True)
     train_starts, validation_starts = split_episodes(frames.episode_index, config.validation_fraction, config.seed)
     batches = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
-    optimizer = Optimizer(policy, config)
-    first = 0
-    metrics_file = run / "metrics.jsonl"
-    checkpoint = load_latest(run / "checkpoints") if resume else None
-    if checkpoint is not None:
-        if checkpoint.state["config"] != json.loads(json.dumps(to_dict(config))):
-            raise ValueError(f"{run} was started with another configuration; resume with the one in its config.json")
-        policy = _as_tinyvla(load_policy(checkpoint.policy))
-        optimizer = Optimizer(policy, config)
-        optimizer.load_state(checkpoint.optimizer())
-        first = checkpoint.state["update"]
-    elif (run / "checkpoints").exists():
-        raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    write_json(run / "config.json", to_dict(config))
+    write_json(run / "environment.json", environment_facts(config.seed, dataset.origin or {}))
     with ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(metrics_file, checkpoint.state["metrics_bytes"] if checkpoint else 0))
-        trial = stack.enter_context(ClosedLoop(suite, config, policy)) if suite is not None else None
+        log = stack.enter_context(MetricsLog(run, checkpoint.state["metrics_bytes"] if checkpoint else 0, first))
+        trial = None
+        if suite is not None and config.eval_episodes_per_task > 0:
+            trial = stack.enter_context(ClosedLoop(suite, config, policy))
         progress = stack.enter_context(_progress())
         bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
         window = Window()
@@ -84,13 +85,21 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig |
                 window = Window()
             if validate:
                 log.write(done, validation_metrics(policy, batches, validation_starts, config.batch_size))
-                if trial is not None and config.eval_episodes_per_task > 0:
+                if trial is not None:
                     log.write(done, trial.metrics(policy))
                 state = {"config": to_dict(config), "metrics_bytes": log.bytes}
                 save_checkpoint(run / "checkpoints", done, policy, optimizer.state(), state, KEEP_CHECKPOINTS)
     with atomic_folder(run / "policy") as folder:
         policy.save(folder)
     return run / "policy"
+
+
+def _checkpoint(config: SFTConfig, run: Path) -> Checkpoint | None:
+    """The newest intact checkpoint of `run`, or None if it was stopped before its first."""
+    checkpoint = load_latest(run / "checkpoints")
+    if checkpoint is not None and from_dict(SFTConfig, checkpoint.state["config"]) != config:
+        raise ValueError(f"{run} was started with another configuration; resume with the one in its config.json")
+    return checkpoint
 
 
 def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> TinyVLA:
@@ -139,94 +148,6 @@ def _as_tinyvla(policy: Any) -> TinyVLA:
     return policy
 
 
-def split_episodes(episode_index: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frame numbers (train, validation); whole episodes are held out, at least one if `fraction` > 0 and there are two."""
-    episodes = np.unique(episode_index)
-    held_out = round(fraction * len(episodes))
-    if fraction > 0 and len(episodes) > 1:
-        held_out = min(max(held_out, 1), len(episodes) - 1)
-    else:
-        held_out = 0
-    chosen = np.random.default_rng((seed, 2**32)).permutation(episodes)[:held_out]
-    is_validation = np.isin(episode_index, chosen)
-    return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What is done to each of B samples, the same for all its cameras."""
-
-    shift: np.ndarray
-    """int64 [B, 2]: pixels by which the window moves down and to the right, -p .. p."""
-    largest_shift: int
-    colours: np.ndarray
-    """uint8 [B, 256]: new value of each pixel value."""
-
-
-def augment(rng: np.random.Generator, size: int, shift_pixels: int, jitter: float) -> Augmentation:
-    """Random shift, contrast (about mid-grey) and brightness, each uniform."""
-    shift = rng.integers(-shift_pixels, shift_pixels + 1, size=(size, 2))
-    contrast = 1 + jitter * rng.uniform(-1, 1, size=(size, 1))
-    brightness = 255 * jitter * rng.uniform(-1, 1, size=(size, 1))
-    values = (np.arange(256) - 127.5) * contrast + 127.5 + brightness
-    return Augmentation(
-        shift=shift, largest_shift=shift_pixels, colours=np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    )
-
-
-def augment_images(images: np.ndarray, how: Augmentation) -> np.ndarray:
-    """uint8 [B, height, width, 3], shifted with the border repeated, then recoloured."""
-    p = how.largest_shift
-    height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)), mode="edge") if p else images
-    result = np.empty_like(images)
-    for i, (down, right) in enumerate(how.shift + p):
-        np.take(how.colours[i], padded[i, down : down + height, right : right + width], out=result[i])
-    return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkBatch:
-    """B demonstrated decisions."""
-
-    observations: ObservationBatch
-    actions: Tensor
-    """float32 [B, H, A], the environment's units; the last action is repeated after the end."""
-    mask: Tensor
-    """bool [B, H], false after the end of the demonstration."""
-
-
-class ChunkBatches:
-    """Cuts chunks out of demonstrations held in memory."""
-
-    def __init__(self, frames: Frames, instructions: list[str], cameras: tuple[str, ...], chunk_length: int) -> None:
-        self.frames = frames
-        self.instructions = instructions
-        self.cameras = cameras
-        self.offsets = np.arange(chunk_length)
-        episodes, lengths = np.unique(frames.episode_index, return_counts=True)
-        assert (np.diff(frames.episode_index) >= 0).all(), "frames must be ordered by episode"
-        self.ends = np.repeat(np.cumsum(lengths), lengths)
-        del episodes
-
-    def make(self, starts: np.ndarray, augmentation: Augmentation | None = None) -> ChunkBatch:
-        """The chunks that begin at frames `starts` int64 [B]."""
-        steps = starts[:, None] + self.offsets
-        last = self.ends[starts][:, None] - 1
-        images = {camera: self.frames.images[camera][starts] for camera in self.cameras}
-        if augmentation is not None:
-            images = {camera: augment_images(image, augmentation) for camera, image in images.items()}
-        return ChunkBatch(
-            observations=ObservationBatch(
-                images={camera: torch.from_numpy(image) for camera, image in images.items()},
-                state=torch.from_numpy(self.frames.state[starts]),
-                instructions=[self.instructions[task] for task in self.frames.task_index[starts]],
-            ),
-            actions=torch.from_numpy(self.frames.actions[np.minimum(steps, last)]),
-            mask=torch.from_numpy(steps <= last),
-        )
-
-
 def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
     """Loss and negative log-likelihood, in nats per unit, on held-out demonstrations without augmentation."""
     if not len(starts):
@@ -243,7 +164,7 @@ def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarra
 
 
 class Optimizer:
-    """AdamW with warm-up, schedule and clipping; weight decay acts on matrices only, not on biases, norms, embeddings."""
+    """AdamW with warm-up, schedule and clipping; weight decay spares biases, norms and embeddings."""
 
     NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias")
 
@@ -252,11 +173,12 @@ class Optimizer:
         self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and not n.endswith(self.NOT_DECAYED)}
         settings = config.optimizer
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in self.parameters.items() if n in decayed]},
+            {"params": [p for n, p in self.parameters.items() if n not in decayed], "weight_decay": 0.0},
+        ]
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": [p for n, p in self.parameters.items() if n in decayed]},
-                {"params": [p for n, p in self.parameters.items() if n not in decayed], "weight_decay": 0.0},
-            ],
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -334,16 +256,14 @@ class Window:
 class MetricsLog:
     """One JSON object per line in metrics.jsonl, and the same numbers for TensorBoard."""
 
-    def __init__(self, file: Path, keep_bytes: int) -> None:
-        self.file = file
-        self.keep_bytes = keep_bytes
+    def __init__(self, run: Path, keep_bytes: int, first_batch: int) -> None:
+        """What lies after the first `keep_bytes` of metrics.jsonl is newer than the checkpoint and is dropped."""
+        self.stream = (run / "metrics.jsonl").open("ab")
+        self.stream.truncate(keep_bytes)
+        self.stream.seek(0, os.SEEK_END)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_batch)
 
     def __enter__(self) -> "MetricsLog":
-        self.file.touch()
-        self.stream = self.file.open("r+")
-        self.stream.truncate(self.keep_bytes)
-        self.stream.seek(0, 2)
-        self.board = SummaryWriter(str(self.file.parent / "tensorboard"))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -355,7 +275,7 @@ class MetricsLog:
         return self.stream.tell()
 
     def write(self, batch: int, metrics: dict[str, float]) -> None:
-        self.stream.write(json.dumps({"batch": batch, **metrics}) + "\n")
+        self.stream.write(json.dumps({"batch": batch, **metrics}).encode() + b"\n")
         self.stream.flush()
         for name, value in metrics.items():
             self.board.add_scalar(f"sft/{name}", value, batch)
@@ -365,9 +285,6 @@ class ClosedLoop:
     """Greedy success on train initial states."""
 
     def __init__(self, suite: SuiteConfig, config: SFTConfig, policy: TinyVLA) -> None:
-        from simplevla.rollout.scheduler import RolloutEngine
-        from simplevla.suites.registry import make_suite
-
         self.suite = make_suite(suite)
         check_fits_suite(policy, self.suite.spec)
         self.settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
@@ -381,8 +298,6 @@ class ClosedLoop:
         self.engine.__exit__(*exception)
 
     def metrics(self, policy: TinyVLA) -> dict[str, float]:
-        from simplevla.evaluation.evaluate import evaluate
-
         result = evaluate(self.engine, policy, self.suite, self.settings)
         return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items()}}
 

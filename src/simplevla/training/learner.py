@@ -160,7 +160,8 @@ class Learner:
             "decisions": float(decisions),
             "units": float(units),
             "episode_env_steps": float(np.mean([episode.env_steps for episode in episodes])),
-            "optimizer_steps": float(self.optimizer_steps),
+            "optimizer_steps": float(len(stepped)),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "update_s": time.perf_counter() - started,
         }
 

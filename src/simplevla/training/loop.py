@@ -156,14 +156,16 @@ def _policy_folder(config: TrainConfig) -> Path:
 
 def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resume: bool) -> None:
     facts = environment_facts(config.seed, suite.protocol)
+    environment = run / "environment.json"
     if not resume:
-        write_json(run / "environment.json", {**facts, "resumed": []})
         write_json(run / "config.json", to_dict(config))
-        return
     (run / "stopped.json").unlink(missing_ok=True)
-    first = read_json(run / "environment.json")
-    first["resumed"].append({**facts, "after_update": update})
-    write_json(run / "environment.json", first)
+    if environment.exists():
+        first = read_json(environment)
+        first["resumed"].append({**facts, "after_update": update})
+        write_json(environment, first)
+    else:
+        write_json(environment, {**facts, "resumed": []})
 
 
 def _rollout_metrics(collection: Collection, stats: RolloutStats, seconds: float) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _evaluate(
         "eval_success": result.overall.rate,
         "eval_low": result.overall.low,
         "eval_high": result.overall.high,
-        "eval_episodes": result.overall.n,
+        "eval_n": result.overall.n,
         "eval_by_task": {name: (task.solved, task.n) for name, task in result.by_task.items()},
         "eval_s": time.monotonic() - started,
     }

@@ -81,7 +81,7 @@ class RunLog:
     def stage(self, text: str) -> None:
         """Say what is going on between two rows; a terminal shows it, a log file needn't."""
         if self._live is not None:
-            self._live.update(Group(self._table(), Spinner("dots", text)))
+            self._live.update(Group(self._table(), Spinner("dots", text)), refresh=True)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append `row` (its key `update` is the x-axis) and flush it to the disk; NaN and infinity become null.

@@ -69,8 +69,8 @@ class TinyVLAConfig:
     chunk_length: int
     bins: int = 256
     label_sigma_bins: float = 3.0
-    """Std, in bins, of the Gaussian around a demonstrated action that imitation aims at; 0 is a single bin. Neighbouring
-    bins then share what is learned, and RL starts from a policy that explores nearby actions."""
+    """Std, in bins, of the Gaussian around a demonstrated action that imitation aims at; 0 is a single bin.
+    Neighbouring bins then share what is learned, and RL starts from a policy that explores nearby actions."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 

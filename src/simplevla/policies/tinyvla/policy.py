@@ -26,6 +26,8 @@ from simplevla.policies.tinyvla.vision import make_vision
 MASKED = -1e9
 """Added to attention scores that must not count; its exponential is exactly 0."""
 
+FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
+
 SMALLEST_STD = 1e-3
 """A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
 
@@ -35,7 +37,7 @@ class TinyVLA(Policy):
 
     The queries see everything and one another, in both directions; the prefix (vision, instruction, state) sees the
     prefix only. Unit `u = h * A + a` is dimension `a` of action `h`; its query's output gives the logits of its bins.
-    The original TinyVLA pools the outputs for a diffusion head; a token head must not decode from a pooled vector (SPEC 3).
+    (The original pools the outputs for a diffusion head; tokens decoded from a pooled vector don't work, SPEC 3.)
     """
 
     state_mean: Tensor
@@ -59,6 +61,7 @@ class TinyVLA(Policy):
         self.language = GPTNeoXModel(_language_model_config(config.language))
         self.order = nn.Parameter(torch.randn(config.language.max_instruction_tokens, width) * config.language.init_std)
         self.read = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.read_norm = nn.LayerNorm(width)
         self.vision = make_vision(config.vision, len(config.cameras), width)
         self.state = nn.Linear(config.state_dim, width)
         self.queries = nn.Parameter(torch.randn(self.units, width) * config.language.init_std)
@@ -143,7 +146,8 @@ class TinyVLA(Policy):
     def _read_instruction(self, words: Tensor, valid: Tensor) -> Tensor:
         """One vector [D, width] per distinct instruction, for the vision; word order counts ("red on blue")."""
         weights = valid.float() / valid.sum(dim=1, keepdim=True)
-        return (self.read(words + self.order[: words.shape[1]]) * weights[..., None]).sum(dim=1)
+        read = self.read(words + self.order[: words.shape[1]])
+        return self.read_norm((read * weights[..., None]).sum(dim=1))
 
     def _layout(self, view_tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, L] and additive attention mask [D, 1, L, L] for D distinct instructions.
@@ -234,16 +238,22 @@ class TinyVLA(Policy):
         Raises:
             ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
         config = from_dict(TinyVLAConfig, json.loads((folder / "config.json").read_text()))
-        statistics = Statistics.from_dict(json.loads((folder / "statistics.json").read_text()))
-        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
-        with torch.random.fork_rng(devices=[]):
-            policy = cls(config, statistics, tokenizer)
+        statistics = Statistics.load(folder / "statistics.json")
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing more specific
+            raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
         file = folder / "model.safetensors"
         try:
             tensors = load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        with torch.random.fork_rng(devices=[]):
+            policy = cls(config, statistics, tokenizer)
         _check_tensors(file, policy.state_dict(), tensors)
         policy.load_state_dict(tensors)
         return policy

@@ -1,4 +1,4 @@
-"""Instructions to token ids: a byte-level BPE learned from the instructions themselves, so no vocabulary is downloaded."""
+"""Instructions to token ids: a byte-level BPE learned from the instructions themselves, so nothing is downloaded."""
 
 from collections.abc import Iterable, Sequence
 
@@ -32,7 +32,6 @@ class InstructionTokens:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self._ids: dict[str, list[int]] = {}
-        self._batches: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
     def ids(self, instruction: str) -> list[int]:
         """Token ids of one instruction.
@@ -52,13 +51,8 @@ class InstructionTokens:
 
     def batch(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids int64 [D, L], valid bool [D, L]) of D instructions, padded on the right to the longest."""
-        key = tuple(instructions)
-        if key not in self._batches:
-            rows = [self.ids(instruction) for instruction in instructions]
-            length = max(len(row) for row in rows)
-            ids = torch.tensor([row + [PADDING_ID] * (length - len(row)) for row in rows])
-            valid = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
-            if len(self._batches) > 1000:
-                self._batches.clear()
-            self._batches[key] = (ids, valid)
-        return self._batches[key]
+        rows = [self.ids(instruction) for instruction in instructions]
+        length = max(len(row) for row in rows)
+        ids = torch.tensor([row + [PADDING_ID] * (length - len(row)) for row in rows])
+        valid = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+        return ids, valid

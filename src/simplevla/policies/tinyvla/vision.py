@@ -11,6 +11,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training images, in the units of pixels / 255 (its published preprocessing)."""
 
+INITIAL_SHARPNESS = 4.0
+"""Factor of the standardised keypoint maps: at 4 a fresh encoder's keypoints already follow coloured objects."""
+
 
 def projector(width_in: int, width_out: int, hidden: int) -> nn.Sequential:
     """Two layers with GELU between vision and language, as in TinyVLA (SPEC 3)."""
@@ -21,8 +24,9 @@ class KeypointEncoder(nn.Module):
     """One camera's keypoints: convolutions, conditioned on the instruction, then a soft arg-max per map.
 
     Every keypoint is the centre of mass of a softmax over the image places, hence finer than a pixel of the map, and
-    says where something is rather than what is there. The instruction scales and shifts the channels (FiLM) of every
-    convolution after the first, so that the same maps follow the block that the instruction names.
+    says where something is rather than what is there. Each map is standardised over its places first, without which
+    a fresh encoder's softmax is flat and every keypoint sits in the middle of the image. The instruction scales and
+    shifts the channels (FiLM) of every convolution after the first, so that the maps follow the block that it names.
     """
 
     def __init__(self, config: VisionConfig, language_width: int) -> None:
@@ -35,12 +39,15 @@ class KeypointEncoder(nn.Module):
         self.conditioned = config.channels[1:]
         self.film = nn.Linear(language_width, 2 * sum(self.conditioned))
         self.maps = nn.Conv2d(config.channels[-1], config.keypoints, 1)
-        self.to(memory_format=torch.channels_last)
-        for convolution in self.convolutions:
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack the argument
+        for name, parameter in self.convolutions.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            else:
+                nn.init.zeros_(parameter)
         nn.init.normal_(self.maps.weight, std=2.0 / config.channels[-1] ** 0.5)
         nn.init.zeros_(self.film.bias)
+        self.sharpness = nn.Parameter(torch.full((config.keypoints, 1), INITIAL_SHARPNESS))
 
     def forward(self, image: Tensor, instruction: Tensor, index: Tensor) -> Tensor:
         """Keypoint features [B, 3 * keypoints]: x and y in -1 (left, top) .. 1, and how strongly each map answers.
@@ -60,17 +67,12 @@ class KeypointEncoder(nn.Module):
             features = F.relu(features)
         maps = self.maps(features)
         height, width = maps.shape[2:]
-        weights, strength = _softmax_and_mass(maps.permute(0, 2, 3, 1).reshape(len(image), height * width, -1))
-        centres = weights.transpose(1, 2) @ _grid(height, width, maps.device)
+        places = maps.flatten(2)
+        spread, mean = torch.std_mean(places, dim=2, keepdim=True)
+        weights = ((places - mean) * (self.sharpness / (spread + 1e-3))).softmax(dim=2)
+        centres = weights @ _grid(height, width, maps.device)
+        strength = (weights * places).sum(dim=2)
         return torch.cat([centres.flatten(1), strength], dim=1)
-
-
-def _softmax_and_mass(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the places of [B, places, K], and the log of the mean exponential [B, K]."""
-    largest = maps.detach().amax(dim=1, keepdim=True)
-    exponential = (maps - largest).exp()
-    total = exponential.sum(dim=1, keepdim=True)
-    return exponential / total, (largest + (total / maps.shape[1]).log()).squeeze(1)
 
 
 def _grid(height: int, width: int, device: torch.device) -> Tensor:
@@ -106,6 +108,9 @@ class TransformerVision(nn.Module):
     The patch tokens of the second-last layer are read (SPEC 3), so the last layer is not built.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: VisionConfig, language_width: int) -> None:
         super().__init__()
         sizes = {
@@ -122,10 +127,9 @@ class TransformerVision(nn.Module):
         else:
             self.tower = CLIPVisionModel(CLIPVisionConfig(**sizes))
             mean, std = CLIP_MEAN, CLIP_STD
-        for name, module in list(self.tower.named_modules()):
-            if name.endswith("post_layernorm"):
-                parent = self.tower.get_submodule(name.rpartition(".")[0])
-                parent.post_layernorm = nn.Identity()
+        unread = [name for name, _ in self.tower.named_modules() if name.endswith("post_layernorm")]
+        for name in unread:
+            self.tower.set_submodule(name, nn.Identity())
         self.class_tokens = 1 if config.kind == "clip" else 0
         self.image_size = config.image_size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

@@ -34,7 +34,9 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
         ValueError: unknown protocol.
     """
     if protocol == "openvla":
-        return OPENVLA_HORIZONS[suite], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
+        return OPENVLA_HORIZONS[
+            suite
+        ], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
     if protocol == "simplevla":
         return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
     raise ValueError(

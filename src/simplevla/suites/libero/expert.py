@@ -41,10 +41,17 @@ WALL = 0.005
 """Distance from an object's outer edge to the middle of its rim, m."""
 CLEARANCE = 0.03
 """Room below fingers or carried object when they cross over something, m."""
-ALIGNED = 0.01
+SIDESTEP = 0.025
+"""Distance between places where a grasp is tried, m."""
+CHOICE_KEPT = 0.06
+"""A place is chosen anew as long as the hand is further than this from the object, m."""
+ALIGNED = np.array([0.02, 0.013, 0.01])
+"""How near the hand comes to a grasp before it closes, m; least matters x, along the width of the fingertips."""
+CLOSING_SLACK = 2.5
+"""While the fingers close they may drag the object this many times further without the grasp being given up."""
 PLACE_ALIGNED = {"on": 0.012, "in": 0.02}
 """Distance from the target's centre, m, at which the object is let go; LIBERO's `on` wants less than 3 cm."""
-PATIENCE = 90
+PATIENCE = 70
 """Env steps without holding the object after which another grasp is tried."""
 RELEASE_PATIENCE = 30
 """Env steps that a released object may take to come to rest before it is grasped again."""
@@ -74,6 +81,7 @@ class PickAndPlace(Expert):
         self._without = 0
         self._released = 0
         self._reopening = False
+        self._chosen: np.ndarray | None = None
 
     def action(self) -> np.ndarray:
         scene = self._geometry
@@ -83,7 +91,7 @@ class PickAndPlace(Expert):
         held = scene.pinched and closing > 0
         self._without = 0 if held else self._without + 1
         if self._without > PATIENCE:
-            self._attempt, self._without = self._attempt + 1, 0
+            self._attempt, self._without, self._chosen = self._attempt + 1, 0, None
         if self._released and fingers.min() < FINGER_OPEN:
             return self._command(hand, hand, OPEN)
         if self._released:
@@ -96,32 +104,42 @@ class PickAndPlace(Expert):
 
     def _approach(self, hand: np.ndarray, fingers: np.ndarray, closing: float) -> np.ndarray:
         """Go above the grasp, down to it, and close."""
-        grasp = self._grasp()
+        grasp = self._grasp(hand)
         if self._reopening:
             self._reopening = fingers.min() < FINGER_OPEN
             return self._command(hand, hand, OPEN)
         aside = float(np.linalg.norm(grasp[:2] - hand[:2]))
-        if aside < 1.5 * ALIGNED and abs(hand[2] - grasp[2]) < ALIGNED:
+        off = np.abs(grasp - hand) / ALIGNED
+        if off.max() < (CLOSING_SLACK if closing > -1 else 1):
             if closing >= 1 and fingers.max() < 0.003:
-                self._attempt, self._reopening = self._attempt + 1, True
-            return self._command(hand, grasp, CLOSE)
-        if aside < ALIGNED:
+                self._attempt, self._reopening, self._chosen = self._attempt + 1, True, None
+            return self._command(hand, np.array([*hand[:2], grasp[2]]) if closing > 0 else grasp, CLOSE)
+        if off[:2].max() < 0.8:
             return self._command(hand, grasp, OPEN)
         over = self._geometry.highest_between(hand[:2], grasp[:2], with_item=True) + CLEARANCE + TIP
         return self._command(hand, _across(hand, grasp[:2], over, max(hand[2], grasp[2]), aside), OPEN)
 
-    def _grasp(self) -> np.ndarray:
-        """Where the grasp point of the hand goes, [3] m: the object's middle, or a side of its rim if it is wide."""
+    def _grasp(self, hand: np.ndarray) -> np.ndarray:
+        """Where the grasp point of the hand goes, [3] m: across the object if it is narrow, else a side of its rim.
+
+        Of several such places those come first where the open hand would touch nothing else; each failed attempt moves on
+        to the next. A choice is kept while the hand is near it.
+        """
         low, high = self._geometry.item_low, self._geometry.item_high
-        middle = (low + high) / 2
-        if high[1] - low[1] < FINGER_SPAN:
-            depth = GRASP_DEPTH + 0.01 * (self._attempt % 3)
-            shift = 0.0
+        half = (high - low) / 2
+        if 2 * half[1] < FINGER_SPAN:
+            shifts = [(x, 0.0) for x in (0.0, -SIDESTEP, SIDESTEP) if abs(x) < max(half[0] - TIP, 0.001)]
+            depth = GRASP_DEPTH
         else:
-            depth = RIM_DEPTH + 0.005 * (self._attempt // 2 % 2)
-            side = self._geometry.freer_side() * (1 if self._attempt % 2 == 0 else -1)
-            shift = side * ((high[1] - low[1]) / 2 - WALL)
-        return np.array([middle[0], middle[1] + shift, max(high[2] - depth, low[2] + TIP)])
+            rim = half[1] - WALL
+            shifts = [(0.0, side * (rim - inward)) for inward in (0.0, SIDESTEP) for side in (1, -1)]
+            depth = RIM_DEPTH
+        middle = np.array([*(low + high)[:2] / 2, max(high[2] - depth, low[2] + TIP)])
+        if self._chosen is None or np.abs(hand - middle)[:2].max() > half[1] + CHOICE_KEPT:
+            places = [np.array([*shift, 0.0]) for shift in shifts]
+            places.sort(key=lambda place: self._geometry.collisions(middle + place))
+            self._chosen = places[self._attempt % len(places)]
+        return middle + self._chosen
 
     def _carry(self, hand: np.ndarray) -> np.ndarray:
         """Lift, cross, lower, let go."""
@@ -144,7 +162,7 @@ class PickAndPlace(Expert):
         """Rise and wait; grasp again when the object came to rest in a wrong place."""
         self._released += 1
         if self._released > RELEASE_PATIENCE:
-            self._released, self._attempt = 0, self._attempt + 1
+            self._released, self._attempt, self._chosen = 0, self._attempt + 1, None
         return self._command(hand, hand + np.array([0, 0, 0.03]), OPEN)
 
     def _command(self, hand: np.ndarray, goal: np.ndarray, gripper: float) -> np.ndarray:

@@ -6,6 +6,17 @@ from simplevla.suites.libero.simulation import Simulation
 
 HAND_HALF_WIDTH = 0.06
 """How far beside its path the open hand may touch something, m."""
+OPEN_HAND = np.array(
+    [
+        (x, side * y, z)
+        for x in (-0.011, 0.011)
+        for side in (-1, 1)
+        for y in (0.04, 0.055, 0.066)
+        for z in (-0.011, 0.02)
+    ]
+    + [(x, y, 0.04) for x in (-0.034, 0.0, 0.034) for y in (-0.105, -0.05, 0.0, 0.05, 0.105)]
+)
+"""[P, 3] m, points of fingers and palm of the open hand around its grasp point, pointing down, fingers along y."""
 
 
 class SceneGeometry:
@@ -40,6 +51,7 @@ class SceneGeometry:
             for body in np.unique(roots)
             if body not in robot and body != 0 and (solid & (roots == body)).any()
         }
+        self._others = np.concatenate([geoms for body, geoms in self._geoms.items() if body != self._item_body])
         self._left, self._right = (
             np.isin(model.geom_bodyid, [model.body(name).id for name in names]) for names in simulation.finger_bodies
         )
@@ -73,22 +85,13 @@ class SceneGeometry:
                 highest = max(highest, high[2])
         return float(highest)
 
-    def freer_side(self) -> int:
-        """+1 or -1: the side of the object along y on which other things are farther from its rim."""
-        middle = (self.item_low + self.item_high) / 2
-        half = (self.item_high[1] - self.item_low[1]) / 2
-        room = {}
-        for side in (1, -1):
-            rim = np.array([middle[0], middle[1] + side * (half + 0.02)])
-            room[side] = min(
-                (
-                    float(np.linalg.norm(np.maximum(np.maximum(low[:2] - rim, rim - high[:2]), 0)))
-                    for body, (low, high) in self._boxes.items()
-                    if body != self._item_body and high[2] > self.item_high[2] - 0.02
-                ),
-                default=1.0,
-            )
-        return 1 if room[1] >= room[-1] else -1
+    def collisions(self, hand: np.ndarray) -> int:
+        """How many of the open hand's sample points would lie inside other things with the hand at `hand` [3] m."""
+        rotation = self._data.geom_xmat[self._others].reshape(-1, 3, 3)
+        bounds = self._model.geom_aabb[self._others]
+        points = (hand + OPEN_HAND)[:, None] - self._data.geom_xpos[self._others]
+        local = np.einsum("nij,pni->pnj", rotation, points) - bounds[:, :3]
+        return int((np.abs(local) <= bounds[:, 3:]).all(-1).any(-1).sum())
 
     def _box(self, geoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rotation = self._data.geom_xmat[geoms].reshape(-1, 3, 3)

@@ -18,7 +18,7 @@ import numpy as np
 MAX_FACES = 500
 """Faces of a decimated mesh; stock meshes have up to 66,000."""
 TEXTURE_SIZE = 128
-FORMAT = "1"
+FORMAT = "2"
 """Part of every cache key: raised when the conversion changes."""
 
 
@@ -38,9 +38,7 @@ def simplify_xml(xml: str) -> str:
     assert assets is not None, "a robosuite scene has assets"
     geoms = [geom for geom in root.iter("geom") if geom.get("mesh")]
     used = {geom.get("mesh") for geom in geoms}
-    colliding = {
-        geom.get("mesh") for geom in geoms if (geom.get("contype"), geom.get("conaffinity")) != ("0", "0")
-    }
+    colliding = {geom.get("mesh") for geom in geoms if (geom.get("contype"), geom.get("conaffinity")) != ("0", "0")}
     for mesh in assets.findall("mesh"):
         name = mesh.get("name")
         if name not in used:
@@ -79,8 +77,8 @@ def decimate(
 
     Returns:
         points [V', 3], faces [F', 3], uv [V', 2] or None. A corner takes, among the texture coordinates that occur at the
-        original point nearest to it, those nearest to the texture coordinates of the original face nearest to its face,
-        so that no face reaches across a seam of the texture.
+        original point nearest to it, those nearest to the texture coordinates of the original face that is most alike in
+        place and direction, so that no face reaches across a seam of the texture.
     """
     import fast_simplification
     from scipy.spatial import cKDTree
@@ -93,10 +91,13 @@ def decimate(
     new_points, new_faces = fast_simplification.simplify(
         merged.astype(np.float32), solid.astype(np.int32), target_reduction=1 - max_faces / len(faces)
     )
+    corners = new_points[new_faces]
+    flat = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) == 0
+    new_faces, corners = new_faces[~flat], corners[~flat]
     if uv is None:
         return new_points, new_faces, None
-    corners = new_points[new_faces]
-    _, near_face = cKDTree(points[faces].mean(1)).query(corners.mean(1))
+    size = float(np.ptp(merged, axis=0).max())
+    _, near_face = cKDTree(_place_and_normal(points[faces], size)).query(_place_and_normal(corners, size))
     face_uv = uv[faces[near_face]].mean(1)
     _, near_point = cKDTree(merged).query(corners.reshape(-1, 3))
     order = np.argsort(which.reshape(-1), kind="stable")
@@ -107,6 +108,13 @@ def decimate(
         corner_uv[corner] = choices[np.abs(choices - face_uv[corner // 3]).sum(1).argmin()]
     rows, index = np.unique(np.hstack([corners.reshape(-1, 3), corner_uv]), axis=0, return_inverse=True)
     return rows[:, :3], index.reshape(-1, 3), rows[:, 3:]
+
+
+def _place_and_normal(corners: np.ndarray, size: float) -> np.ndarray:
+    """[F, 6] of triangles [F, 3, 3]: centres relative to the mesh's `size`, and normals counted as a fifth of it."""
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    return np.hstack([corners.mean(1) / size, 0.2 * normals / np.maximum(lengths, 1e-30)])
 
 
 @functools.cache

@@ -104,7 +104,9 @@ class Simulation:
                 controller.set_goal(action[:6])
             torques = controller.run_controller()
             data.ctrl[self._arm_actuators] = np.clip(torques, *self._torque_limits)
-            data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * gripper.format_action(action[6:])
+            data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * gripper.format_action(
+                action[6:]
+            )
             mujoco.mj_step2(model, data)
         self.scene._post_process()
         return bool(self.scene._check_success())

@@ -9,6 +9,8 @@ HOVER_M = 0.085
 """Height at which the hand crosses over blocks (4 cm) and knob (5.3 cm)."""
 GRASP_M = 0.018
 OPEN, CLOSE = -1.0, 1.0
+LEVELS = 4
+"""Commands per direction: steps of 7.5 mm."""
 
 
 class TabletopExpert(Expert):
@@ -23,6 +25,8 @@ class TabletopExpert(Expert):
     def action(self) -> np.ndarray:
         target, gripper = getattr(self, f"_{self.env._task}")()
         delta = np.clip((target - self.env.hand()) / MAX_DELTA_M, -1.0, 1.0)
+        # In quarters, as from a key pad: few distinct commands make a policy that is sure where it can be.
+        delta = np.round(delta * LEVELS) / LEVELS
         return np.array([*delta, gripper], dtype=np.float32)
 
     def _over(self, xy: np.ndarray, low: float, tolerance: float = 0.012) -> np.ndarray:

@@ -1,0 +1,179 @@
+"""One self-contained HTML page about a run: does RL help, how much, how sure, and what does it look like?"""
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from simplevla.evaluation.compare import Comparison, compare
+from simplevla.evaluation.provenance import read_json, write_atomically
+from simplevla.evaluation.result import EvaluationResult, read_result
+from simplevla.report.plots import learning_curves, number_of_updates, success_bars
+from simplevla.report.videos import Clip, read_clips
+
+MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run folder holds; None or empty where a part is missing."""
+
+    folder: Path
+    config: dict[str, Any] | None
+    environment: dict[str, Any] | None
+    stopped: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    before: EvaluationResult | None
+    after: EvaluationResult | None
+    clips_before: list[Clip]
+    clips_after: list[Clip]
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html from config.json, environment.json, metrics.jsonl, eval/before.json, eval/after.json and
+    videos/, and return its path. The page says which of them are missing.
+
+    Raises:
+        ValueError: the folder isn't one of a run, or a file in it is damaged; the message names it.
+    """
+    found = read_run(run)
+    page = run / "report.html"
+    write_atomically(page, _render(found).encode())
+    return page
+
+
+def read_run(run: Path) -> Run:
+    """The parts of a run folder; ValueError if one is damaged or none is there."""
+    found = Run(
+        folder=run,
+        config=_optional_json(run / "config.json"),
+        environment=_optional_json(run / "environment.json"),
+        stopped=_optional_json(run / "stopped.json"),
+        rows=_metrics(run / "metrics.jsonl"),
+        before=_optional_result(run / "eval" / "before.json"),
+        after=_optional_result(run / "eval" / "after.json"),
+        clips_before=read_clips(run / "videos", "before"),
+        clips_after=read_clips(run / "videos", "after"),
+    )
+    if not (found.config or found.rows or found.before or found.after):
+        raise ValueError(
+            f"{run} has no config.json, metrics.jsonl, eval/before.json or eval/after.json; "
+            "expected the folder of a run"
+        )
+    return found
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.exists() else None
+
+
+def _optional_result(path: Path) -> EvaluationResult | None:
+    return read_result(path) if path.exists() else None
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); remove or restore the line") from None
+        if not isinstance(row, dict) or not isinstance(row.get("update"), int):
+            raise ValueError(f"{path}, line {number}: expected an object with a whole number 'update', got {line[:80]}")
+        rows.append(row)
+    return rows
+
+
+def _render(run: Run) -> str:
+    comparison, incomparable = _paired(run)
+    curves, not_logged = learning_curves(run.rows) if run.rows else ([], [])
+    before = run.before.by_task if run.before else None
+    after = run.after.by_task if run.after else None
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html.jinja")
+    return template.render(
+        name=run.folder.resolve().name,
+        run=run,
+        judged=run.after or run.before,
+        comparison=comparison,
+        incomparable=incomparable,
+        bars=_image(success_bars(before, after)) if before or after else None,
+        curves=[(panel, _image(svg)) for panel, svg in curves],
+        not_logged=not_logged,
+        updates=number_of_updates(run.rows),
+        totals=_totals(run.rows),
+        tasks=list(dict.fromkeys([*(before or {}), *(after or {})])),
+        before=before or {},
+        after=after or {},
+        pairs=_clip_pairs(run),
+        config=list(_flat(run.config or {})),
+        environment=list(_flat(run.environment or {})),
+        missing=_missing(run),
+    )
+
+
+def _paired(run: Run) -> tuple[Comparison | None, str]:
+    """(comparison, why there is none although both evaluations are there)."""
+    if run.before is None or run.after is None:
+        return None, ""
+    try:
+        return compare(run.before, run.after, "before", "after"), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _totals(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The run's counters after its last update, as far as they were logged."""
+    keys = ("episodes_total", "env_steps_total", "elapsed_s")
+    return {key: row[key] for row in rows for key in keys if row.get(key) is not None}
+
+
+def _clip_pairs(run: Run) -> list[dict[str, Any]]:
+    """Clips of the same (task, initial state), before and after, with the videos as data addresses."""
+    pairs: dict[tuple[str, int], dict[str, Any]] = {}
+    for side, clips in (("before", run.clips_before), ("after", run.clips_after)):
+        for clip in clips:
+            pair = pairs.setdefault((clip.task, clip.initial_state), {"clip": clip, "before": None, "after": None})
+            path = run.folder / "videos" / clip.file
+            pair[side] = {"clip": clip, "address": _data(path), "film": path.suffix == ".mp4"}
+    return list(pairs.values())
+
+
+def _data(path: Path) -> str:
+    if path.suffix not in MEDIA_TYPES:
+        raise ValueError(f"video {path} ends in {path.suffix!r}; expected one of {', '.join(MEDIA_TYPES)}")
+    return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _image(svg: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value as text) of a nested object."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, str) else json.dumps(value)
+
+
+def _missing(run: Run) -> list[str]:
+    parts = {
+        "eval/before.json (success before RL)": run.before,
+        "eval/after.json (success after RL)": run.after,
+        "metrics.jsonl (learning curves)": run.rows,
+        "videos/before.json and its videos": run.clips_before,
+        "videos/after.json and its videos": run.clips_after,
+        "config.json (configuration)": run.config,
+        "environment.json (commit, versions, machine)": run.environment,
+    }
+    return [name for name, part in parts.items() if not part]

@@ -1,0 +1,146 @@
+"""Videos of a policy at work: greedy episodes from chosen initial states, one picture per env step."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+
+from simplevla.evaluation.provenance import read_json, write_atomically, write_json
+from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.suites.base import Environment, Suite
+from simplevla.types import Observation, Task
+
+HOLD_S = 0.6
+"""The last picture stays this long, so that the outcome can be seen in a loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One recorded episode."""
+
+    task: str
+    instruction: str
+    initial_state: int
+    success: bool
+    env_steps: int
+    file: str
+    """Name of the video in the same folder."""
+
+
+def record_videos(
+    suite: Suite, policy: Policy, pairs: Sequence[tuple[Task, int]], folder: Path, prefix: str
+) -> list[Clip]:
+    """Roll `policy` out greedily from each (task, initial state) in this process and film it.
+
+    Writes `PREFIX_TASK_STATE.mp4` (or .webp where PyAV has no H.264 encoder) per pair and `PREFIX.json`, which lists
+    them. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`.
+    """
+    environment = suite.make_environment()
+    clips: list[Clip] = []
+    try:
+        for task, initial_state in pairs:
+            pictures, success = _film(environment, policy, task, initial_state)
+            data, ending = encode_video(pictures, suite.spec.control_hz)
+            file = f"{prefix}_{task.name}_{initial_state:03d}{ending}"
+            write_atomically(folder / file, data)
+            clips.append(
+                Clip(
+                    task=task.name,
+                    instruction=task.instruction,
+                    initial_state=initial_state,
+                    success=success,
+                    env_steps=len(pictures) - 1,
+                    file=file,
+                )
+            )
+    finally:
+        environment.close()
+    write_json(folder / f"{prefix}.json", {"clips": [asdict(clip) for clip in clips]})
+    return clips
+
+
+def read_clips(folder: Path, prefix: str) -> list[Clip]:
+    """What `record_videos` wrote; nothing where it wasn't called.
+
+    Raises:
+        ValueError: the list is damaged, or a video that it names is missing.
+    """
+    path = folder / f"{prefix}.json"
+    if not path.exists():
+        return []
+    try:
+        clips = [Clip(**clip) for clip in read_json(path)["clips"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; expected what `record_videos` wrote. Record the videos again.") from None
+    for clip in clips:
+        if not (folder / clip.file).is_file():
+            raise ValueError(f"{path} names {clip.file}, which is not in {folder}. Record the videos again.")
+    return clips
+
+
+def encode_video(pictures: Sequence[np.ndarray], fps: float) -> tuple[bytes, str]:
+    """uint8 [height, width, 3] pictures as (file content, `.mp4` or `.webp`), the last one held for a moment."""
+    held = [*pictures, *[pictures[-1]] * round(HOLD_S * fps)]
+    try:
+        av.codec.Codec("libx264", "w")
+    except ValueError:
+        return _encode_webp(held, fps), ".webp"
+    return _encode_h264(held, fps), ".mp4"
+
+
+def _encode_h264(pictures: Sequence[np.ndarray], fps: float) -> bytes:
+    height, width = (side + side % 2 for side in pictures[0].shape[:2])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "threads": "1"})
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            # H.264 in 4:2:0 needs even sides.
+            padding = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+            frame = av.VideoFrame.from_ndarray(np.pad(picture, padding, mode="edge"), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _encode_webp(pictures: Sequence[np.ndarray], fps: float) -> bytes:
+    buffer = io.BytesIO()
+    first, *rest = (Image.fromarray(picture) for picture in pictures)
+    first.save(buffer, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=80)
+    return buffer.getvalue()
+
+
+def _film(environment: Environment, policy: Policy, task: Task, initial_state: int) -> tuple[list[np.ndarray], bool]:
+    """(one picture before the first and after each env step, success)."""
+    observation = environment.reset(task, initial_state)
+    pictures, success = [environment.render()], False
+    device = next(policy.parameters(), torch.zeros(0)).device
+    # Greedy: the generator is part of the contract, but nothing is drawn from it.
+    generators = [np.random.default_rng(0)]
+    while not success and len(pictures) <= task.horizon:
+        batch = _one(observation, task.instruction).to(device)
+        with torch.no_grad():
+            chunk = policy.act(batch, Sampling(greedy=True), generators).actions[0]
+        for action in chunk[: task.horizon + 1 - len(pictures)]:
+            result = environment.step_chunk(action[None])
+            pictures.append(environment.render())
+            observation, success = result.observation, result.success
+            if success:
+                break
+    return pictures, success
+
+
+def _one(observation: Observation, instruction: str) -> ObservationBatch:
+    return ObservationBatch(
+        images={camera: torch.from_numpy(image.copy())[None] for camera, image in observation.images.items()},
+        state=torch.from_numpy(observation.state)[None],
+        instructions=[instruction],
+    )

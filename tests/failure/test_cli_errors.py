@@ -1,0 +1,242 @@
+"""What users get wrong, and runs that can't go on: one line on stderr, an exit code, nothing half-written."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_policy import FakePolicy
+from sampled_episodes import load_fake_policy
+from simplevla import cli
+from simplevla.training import loop
+from simplevla.training.checkpoint import list_checkpoints
+
+SMALL = [
+    *("--suite.name", "fake_suite:make", "--updates", "1", "--minibatches", "1"),
+    *("--sampling.groups", "2", "--sampling.group-size", "4", "--optimizer.lr", "0.01"),
+    *("--rollout.workers", "1", "--rollout.slots-per-worker", "2", "--eval-every", "0"),
+]
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Folder of a fake policy that the main loop can load."""
+    FakePolicy().save(tmp_path / "start")
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    return str(tmp_path / "start")
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """The one line of a command that must fail."""
+    assert cli.main(list(arguments)) == code
+    err = capsys.readouterr().err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown command 'trian'. Did you mean 'train'?" in error_of(capsys, "trian")
+
+
+def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, "train", "tabletop_nona", "--run", "x")
+    assert "unknown recipe 'tabletop_nona'. Did you mean 'tabletop_nano'? List them: simplevla list recipes" in line
+
+
+def test_unknown_suite(capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str) -> None:
+    run = tmp_path / "run"
+    arguments = ("--policy", policy, "--run", str(run), "--suite.name", "libero_spatal")
+    assert "Unknown suite 'libero_spatal'. Did you mean 'libero_spatial'?" in error_of(capsys, "train", *arguments)
+    assert not run.exists()
+
+
+def test_unknown_task(capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str) -> None:
+    run = tmp_path / "run"
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run), "--suite.tasks", "raech")
+    assert "has no task 'raech'; it has: reach" in line
+    assert not run.exists()
+
+
+def test_no_policy_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no policy given; name the folder" in error_of(capsys, "train", *SMALL, "--run", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_policy_folder_without_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = error_of(capsys, "train", *SMALL, "--policy", str(tmp_path / "empty"), "--run", str(tmp_path / "run"))
+    assert "holds no policy" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_policy_of_another_suite(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(folder: Path) -> FakePolicy:
+        loaded = load_fake_policy(folder)
+        loaded.action_dim = 7
+        return loaded
+
+    monkeypatch.setattr(loop, "load_policy", other)
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(tmp_path / "run"))
+    assert "the policy gives 7 action dimensions, the suite has 2" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run_folder_given(capsys: pytest.CaptureFixture[str], policy: str) -> None:
+    assert "no run folder given; name a new one: --run runs/NAME" in error_of(capsys, "train", "--policy", policy)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--loss.clip-hihg", "0.3"], "--loss.clip-high"),
+        (["--sampling.group-size", "1"], "group_size is 1; expected at least"),
+        (["--updates", "many"], "many"),
+    ],
+)
+def test_a_flag_that_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--run", str(tmp_path / "run"), *flags])
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_value_that_does_not_fit_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, "train", "--sampling.groups", "2", "--run", "x")
+    assert "minibatches is 4; expected 1 to sampling.groups (2)" in line
+
+
+def test_a_run_folder_is_not_used_twice(capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run))
+    assert f"{run} exists already" in line
+    assert f"simplevla train --resume {run}" in line
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_resume_of_what_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "has no config.json: it isn't the folder of a run" in error_of(capsys, "train", "--resume", str(tmp_path))
+
+
+def test_train_then_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["train", *SMALL, "--policy", policy, "--run", str(run), "--loss.clip-high", "0.25"]) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert (config["loss"]["clip_high"], config["sampling"]["group_size"]) == (0.25, 4)
+    out = capsys.readouterr().out
+    assert "update 1  train " in out
+    assert "1 updates done" in out
+
+    line = error_of(capsys, "train", "--resume", str(run), "--loss.clip-high", "0.3", "--seed", "4")
+    assert "was started with another config: loss.clip_high is 0.3, the run has 0.25; seed is 4, the run has 0" in line
+
+    before = (run / "policy" / "model.safetensors").read_bytes()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert (run / "policy" / "model.safetensors").read_bytes() == before
+
+    (run / "checkpoints" / "update_000001" / "state.json").write_text("{")
+    assert "no intact checkpoint is left" in error_of(capsys, "train", "--resume", str(run))
+
+
+@pytest.mark.parametrize(
+    ("task", "code", "reason", "rate"), [("impossible", 3, "no_signal", 0), ("trivial", 0, "all_solved", 1)]
+)
+def test_no_signal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, task: str, code: int, reason: str, rate: int
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--policy", policy, "--run", str(run), "--suite.tasks", task, "--sampling.max-oversampling", "2"]
+    assert cli.main(["train", *SMALL, *flags]) == code
+    # 2 groups wanted, 2 times as many sampled, 4 siblings each
+    message = capsys.readouterr().out
+    assert f"{task}: {16 * rate}/16 = {100 * rate:.1f} %" in message
+    assert ("better SFT" in message) is (rate == 0)
+    stopped = json.loads((run / "stopped.json").read_text())
+    assert (stopped["reason"], stopped["update"], stopped["success_by_task"]) == (reason, 0, {task: [16 * rate, 16]})
+    assert (run / "policy" / "model.safetensors").read_bytes() == Path(policy, "model.safetensors").read_bytes()
+    assert list_checkpoints(run / "checkpoints") == []
+
+
+def test_full_disk_during_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "checkpoints" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run))
+    assert "update_000001 could not be written: No space left on device. Free space" in line
+    assert list((run / "checkpoints").iterdir()) == []
+    assert not (run / "policy").exists()
+
+
+def test_run_folder_without_permission(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "run"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(tmp_path / "run"))
+    assert "Permission denied" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMPLEVLA_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown command"):
+        cli.main(["trian"])
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "suites"]) == 0
+    assert "tabletop" in capsys.readouterr().out.splitlines()
+    assert cli.main(["list", "recipes"]) == 0
+    assert "train  tabletop_nano" in capsys.readouterr().out.splitlines()
+    assert "Did you mean 'suites'?" in error_of(capsys, "list", "suits")
+
+
+def test_help_names_every_command_and_loads_no_torch() -> None:
+    code = "import sys; from simplevla.cli import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("train", "sft", "demos", "eval", "compare", "report", "check-suite", "list"):
+        assert f"\n  {command} " in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_compare_names_the_missing_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = error_of(capsys, "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert f"no file {tmp_path / 'a.json'}" in line
+
+
+def test_eval_writes_what_compare_reads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simplevla.policies.load.load_policy", load_fake_policy)
+    flags = ["--policy", policy, "--suite.name", "fake_suite:make", "--rollout.workers", "1"]
+    for split in ("test", "train"):
+        assert cli.main(["eval", *flags, "--split", split, "--out", str(tmp_path / f"{split}.json")]) == 0
+    result = json.loads((tmp_path / "test.json").read_text())
+    # three tasks with two test states each
+    assert (result["split"], result["greedy"], result["overall"]["n"]) == ("test", True, 6)
+    assert result["policy_sha256"]
+    capsys.readouterr()
+    assert cli.main(["compare", str(tmp_path / "test.json"), str(tmp_path / "test.json")]) == 0
+    assert "McNemar" in capsys.readouterr().out
+    line = error_of(capsys, "compare", str(tmp_path / "test.json"), str(tmp_path / "train.json"))
+    assert "split differs: 'test'" in line

@@ -1,0 +1,121 @@
+"""Damaged policy folders, and policies that don't fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import small_tinyvla as small
+import torch
+from safetensors.torch import load_file, save_file
+
+from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.suites.base import SuiteSpec
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small.make().save(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_without_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere holds no policy.*runs/NAME/policy"):
+        load_policy(tmp_path / "nowhere")
+
+
+def test_another_architecture_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"architecture": "openvla"}))
+    with pytest.raises(ValueError, match=r"'openvla'; this version loads 'tinyvla'"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_config_that_is_no_json_object_is_named(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_policy(folder)
+
+
+def test_an_unknown_key_in_the_config_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "chunk_lenght": 3}))
+    with pytest.raises(ValueError, match=r"unknown key 'chunk_lenght'.*Did you mean 'chunk_length'"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.json", "tokenizer.json"])
+def test_a_missing_or_truncated_file_is_named(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=name):
+        load_policy(folder)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        load_policy(folder)
+
+
+def test_every_tensor_is_compared_by_name_and_shape(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["state.bias"]
+    tensors["queries"] = tensors["queries"][:-1].clone()
+    tensors["extra"] = torch.zeros(1)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="doesn't fit") as error:
+        load_policy(folder)
+    message = str(error.value)
+    assert "state.bias is missing" in message
+    assert "extra is unknown" in message
+    assert "queries has shape [5, 128], expected [6, 128]" in message
+
+
+def test_statistics_of_other_dimensions_are_refused(folder: Path) -> None:
+    statistics = json.loads((folder / "statistics.json").read_text())
+    statistics["action"] = {key: [*values, 1.0] for key, values in statistics["action"].items()}
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    with pytest.raises(ValueError, match="statistics have 3 action dimensions; the policy has 2"):
+        load_policy(folder)
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_half_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        small.make(seed=9).save(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_observations_that_lack_a_camera_or_have_another_state_are_refused() -> None:
+    policy = small.make()
+    batch = small.observations(["press it"])
+    with pytest.raises(ValueError, match="have cameras front; this policy also needs wrist"):
+        policy(type(batch)(images={"front": batch.images["front"]}, state=batch.state, instructions=["press it"]))
+    with pytest.raises(ValueError, match="have 4 state dimensions; this policy takes 3"):
+        policy(type(batch)(images=batch.images, state=torch.zeros(1, 4), instructions=["press it"]))
+
+
+def test_a_suite_that_does_not_fit_is_told_everything_that_differs() -> None:
+    def spec(cameras: dict[str, tuple[int, int]], states: int, actions: int) -> SuiteSpec:
+        return SuiteSpec(
+            cameras=cameras,
+            state_names=("x",) * states,
+            action_names=("a",) * actions,
+            action_low=(-1.0,) * actions,
+            action_high=(1.0,) * actions,
+            control_hz=10.0,
+        )
+
+    policy = small.make()
+    check_fits_suite(policy, spec({"wrist": (128, 96), "front": (7, 7), "top": (1, 1)}, 3, 2))
+    with pytest.raises(ValueError, match="doesn't fit the suite") as error:
+        check_fits_suite(policy, spec({"front": (64, 64)}, 5, 7))
+    message = str(error.value)
+    assert "looks through wrist" in message
+    assert "takes 3 state dimensions, the suite has 5" in message
+    assert "gives 2 action dimensions, the suite has 7" in message

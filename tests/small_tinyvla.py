@@ -1,0 +1,52 @@
+"""Small TinyVLA policies and observations for tests."""
+
+import numpy as np
+import torch
+
+from simplevla.policies.base import ObservationBatch
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.policy import TinyVLA
+
+INSTRUCTIONS = ("lift the red block", "push the blue block to the left zone", "press it")
+CAMERAS = ("front", "wrist")
+
+
+def statistics() -> Statistics:
+    def spread(mean: list[float], std: list[float], low: list[float], high: list[float]) -> dict[str, list[float]]:
+        return {"mean": mean, "std": std, "min": low, "max": high, "q01": low, "q99": high}
+
+    return Statistics(
+        state=spread([0.5, 0.0, -1.0], [0.1, 2.0, 0.0], [0.0, -4.0, -1.0], [1.0, 4.0, -1.0]),
+        action=spread([0.0, 1.0], [0.5, 1.0], [-1.0, 0.0], [1.0, 10.0]),
+    )
+
+
+def make(preset: str = "nano", seed: int = 0, chunk_length: int = 3) -> TinyVLA:
+    return TinyVLA.create(
+        preset,
+        cameras=CAMERAS,
+        state_dim=3,
+        action_dim=2,
+        chunk_length=chunk_length,
+        instructions=INSTRUCTIONS,
+        statistics=statistics(),
+        seed=seed,
+    )
+
+
+def observations(instructions: list[str], seed: int = 0, size: int = 32) -> ObservationBatch:
+    rng = np.random.default_rng(seed)
+    count = len(instructions)
+    return ObservationBatch(
+        images={camera: torch.from_numpy(rng.integers(0, 256, (count, size, size, 3), np.uint8)) for camera in CAMERAS},
+        state=torch.from_numpy(rng.normal(size=(count, 3)).astype(np.float32)),
+        instructions=instructions,
+    )
+
+
+def rows(batch: ObservationBatch, chosen: list[int]) -> ObservationBatch:
+    return ObservationBatch(
+        images={camera: image[chosen] for camera, image in batch.images.items()},
+        state=batch.state[chosen],
+        instructions=[batch.instructions[i] for i in chosen],
+    )

@@ -1,0 +1,161 @@
+"""Generating demonstrations with the fake point suite, in real worker processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import point_suite
+from point_suite import STEP, PointSuite, picture, target_of
+from simplevla.config import DemosConfig, SuiteConfig
+from simplevla.demonstrations import writer
+from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.demonstrations.expert import disturb
+from simplevla.demonstrations.generate import Schedule, generate
+
+
+def demos(*tasks: str, episodes: int = 8, workers: int = 1, **settings: float) -> DemosConfig:
+    suite = SuiteConfig(name=point_suite.NAME, tasks=tasks or ("near", "far"))
+    return DemosConfig(suite=suite, episodes=episodes, workers=workers, seed=3, **settings)  # type: ignore[arg-type]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_schedule_spreads_episodes_over_tasks_and_train_states() -> None:
+    suite = PointSuite()
+    suite.tasks = suite.tasks[:2]
+    schedule = Schedule(suite)
+    plan = [schedule.attempt(episode, 0) for episode in range(12)]
+    assert [a.task.name for a in plan] == ["near", "far"] * 6
+    assert [a.initial_state for a in plan] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]
+    # A further attempt at episode 9 (task far, state 4) moves on to the next state, round the end.
+    assert schedule.attempt(9, 2).initial_state == 1
+
+
+def test_frames_pair_each_observation_with_the_clean_action_there(tmp_path: Path) -> None:
+    generate(demos(noise=0.5, noise_probability=1.0), tmp_path / "data", progress=False)
+    dataset = LeRobotDataset(tmp_path / "data")
+    frames = dataset.load_all()
+    assert dataset.task_names == ["near", "far"] * 4
+    assert dataset.initial_states == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert dataset.instructions == ["reach the near point", "reach the far point"]
+    disturbed = 0
+    for episode, (start, stop) in enumerate(dataset.episode_ranges):
+        target = target_of(dataset.task_names[episode], dataset.initial_states[episode])
+        assert frames.state[start].tolist() == [0, 0]
+        for row in range(start, stop):
+            label = np.clip((target - frames.state[row]) / STEP, -1, 1)
+            np.testing.assert_allclose(frames.actions[row], [*label, 1.0], atol=1e-5)
+            np.testing.assert_array_equal(frames.images["front"][row][..., 2], picture(np.zeros(2), 6, 8)[..., 2])
+            assert abs(int(frames.images["front"][row][0, 0, 0]) - (127 + 100 * frames.state[row][0])) <= 0.501
+            if row + 1 < stop:
+                executed = (frames.state[row + 1] - frames.state[row]) / STEP
+                assert (np.abs(executed) <= 1 + 1e-5).all()
+                disturbed += bool(np.abs(executed - label).max() > 1e-3)
+        assert frames.task_index[start] == episode % 2
+    # Every frame but an episode's last one is disturbed; a noise that the bounds cut off on both axes shows no trace.
+    assert disturbed > 0.8 * (dataset.num_frames - dataset.num_episodes)
+
+
+def test_without_noise_the_labels_are_what_was_executed(tmp_path: Path) -> None:
+    generate(demos(noise_probability=0.0), tmp_path / "data", progress=False)
+    dataset = LeRobotDataset(tmp_path / "data")
+    frames = dataset.load_all()
+    for start, stop in dataset.episode_ranges:
+        moved = (frames.state[start + 1 : stop] - frames.state[start : stop - 1]) / STEP
+        np.testing.assert_allclose(moved, frames.actions[start : stop - 1, :2], atol=1e-5)
+    # Target (0.4, 0): four steps of 0.1; target (0.8, 0): eight. The frame after success isn't stored.
+    assert dataset.episode_ranges[:2] == [(0, 4), (4, 12)]
+
+
+def test_disturbance_has_the_configured_size_and_spares_the_gripper() -> None:
+    rng = np.random.default_rng(0)
+    config = demos(noise=0.3, noise_probability=1.0)
+    label = np.array([0.0, 0.9, 1.0], np.float32)
+    executed = np.stack([disturb(label, PointSuite.spec, config, rng) for _ in range(4000)])
+    # Range 2 (from -1 to 1), so the std is 0.3 * 2 / 2.
+    assert executed[:, 0].std() == pytest.approx(0.3, rel=0.05)
+    assert executed[:, 0].mean() == pytest.approx(0.0, abs=0.02)
+    assert executed[:, 1].max() == 1.0
+    assert (executed[:, 2] == 1.0).all()
+    rare = demos(noise=0.3, noise_probability=0.25)
+    untouched = [np.array_equal(disturb(label, PointSuite.spec, rare, rng), label) for _ in range(4000)]
+    assert np.mean(untouched) == pytest.approx(0.75, abs=0.03)
+
+
+def test_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 3):
+        generate(demos("near", "flaky", episodes=9, workers=workers), tmp_path / str(workers), progress=False)
+    assert content(tmp_path / "1") == content(tmp_path / "3")
+
+
+def test_failed_attempts_are_replaced_by_other_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(demos("flaky", episodes=5, noise_probability=0.0), tmp_path / "data")
+    rows = pq.read_table(tmp_path / "data/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    # The expert fails in states 0 and 3: episode 0 moves on to state 1, episode 3 to state 4.
+    assert [(row["initial_state"], row["attempts"]) for row in rows] == [(1, 2), (1, 1), (2, 1), (4, 2), (4, 1)]
+    assert "flaky 5/7" in capsys.readouterr().out
+
+
+def test_interrupted_generation_continues_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "EPISODES_PER_FILE", 2)
+    log = tmp_path / "log"
+    generate(demos(), tmp_path / "whole", progress=False)
+    monkeypatch.setenv("POINT_BREAK", "raise far 2")
+    with pytest.raises(RuntimeError, match=r"failed in task 'far', initial state 2: .*the simulator diverged"):
+        generate(demos(), tmp_path / "data", progress=False)
+    assert not (tmp_path / "data").exists()
+    assert len(list((tmp_path / "data.partial/data/chunk-000").iterdir())) == 2
+    monkeypatch.delenv("POINT_BREAK")
+    monkeypatch.setenv("POINT_LOG", str(log))
+    generate(demos(workers=2), tmp_path / "data", progress=False)
+    assert sorted(log.read_text().split("\n")[:-1]) == ["far 2", "far 3", "near 2", "near 3"]
+    assert content(tmp_path / "data") == content(tmp_path / "whole")
+    assert not (tmp_path / "data.partial").exists()
+
+
+def test_finished_dataset_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = generate(demos(episodes=2), tmp_path / "data", progress=False)
+    before = content(tmp_path / "data")
+    again = generate(demos(episodes=2, workers=2), tmp_path / "data")
+    assert "is finished already: 2 episodes" in capsys.readouterr().out.replace("\n", "")
+    assert again == first
+    assert content(tmp_path / "data") == before
+
+
+def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(demos(episodes=2), tmp_path / "data", progress=False)
+    with pytest.raises(ValueError, match=r"demos.noise: 0.3, now 0.1.*choose another folder"):
+        generate(demos(episodes=2, noise=0.1), tmp_path / "data", progress=False)
+    monkeypatch.setattr(writer, "EPISODES_PER_FILE", 1)
+    monkeypatch.setenv("POINT_BREAK", "raise far 0")
+    with pytest.raises(RuntimeError):
+        generate(demos(), tmp_path / "other", progress=False)
+    with pytest.raises(ValueError, match=r"other.partial was started with other settings \(demos.episodes: 8, now 4\)"):
+        generate(demos(episodes=4), tmp_path / "other", progress=False)
+
+
+def test_statistics_are_those_of_the_frames(tmp_path: Path) -> None:
+    statistics = generate(demos(), tmp_path / "data", progress=False)
+    dataset = LeRobotDataset(tmp_path / "data")
+    assert dataset.statistics == statistics
+    state = dataset.load_all().state.astype(np.float64)
+    np.testing.assert_allclose(statistics.state["q99"], np.quantile(state, 0.99, axis=0), atol=1e-12)
+    np.testing.assert_allclose(statistics.state["std"], state.std(0), atol=1e-12)
+    assert dataset.origin is not None
+    assert dataset.origin["protocol"] == {"physics": "none"}
+    assert "workers" not in dataset.origin["demos"]
+
+
+def test_workers_import_no_torch() -> None:
+    code = (
+        "import sys, json, simplevla.demonstrations.expert; print(json.dumps([m for m in sys.modules if m == 'torch']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

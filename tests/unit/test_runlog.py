@@ -1,0 +1,75 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simplevla.config import TrainConfig
+from simplevla.training.runlog import RunLog, environment_facts, load_config
+
+
+def read_rows(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write({"update": 1, "train_success": 0.5})
+        kept = log.length
+        log.write({"update": 2, "train_success": 0.6})
+    assert [row["update"] for row in read_rows(tmp_path)] == [1, 2]
+    with RunLog(tmp_path, keep_bytes=kept, first_update=2) as log:
+        assert log.length == kept
+        log.write({"update": 2, "train_success": 0.7})
+    assert read_rows(tmp_path) == [{"update": 1, "train_success": 0.5}, {"update": 2, "train_success": 0.7}]
+
+
+def test_a_row_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write({"update": 1})
+        assert read_rows(tmp_path) == [{"update": 1}]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write({"update": 1, "approx_kl": float("nan"), "ratio_max": float("inf"), "loss": -0.25})
+    assert read_rows(tmp_path) == [{"update": 1, "approx_kl": None, "ratio_max": None, "loss": -0.25}]
+
+
+def test_tensorboard_has_the_numbers_by_update(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.write({"update": 3, "train_success": 0.5, "success_by_task": {"reach": [1, 2]}})
+        log.write({"update": 4, "train_success": 0.75})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train_success"]
+    assert [(event.step, event.value) for event in events.Scalars("train_success")] == [(3, 0.5), (4, 0.75)]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_the_terminal_shows(tmp_path: Path, terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    with RunLog(tmp_path, console=console) as log:
+        log.stage("update 7 of 9: rolling out")
+        log.write({"update": 7, "train_success": 0.625, "groups_mixed": 5, "groups_sampled": 8, "elapsed_s": 83.0})
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "62.5%" in shown
+    assert "1:23" in shown
+    assert ("rolling out" in shown) is terminal
+    if not terminal:
+        assert shown == "update 7  train 62.5%  mixed 5  of groups 8  time 1:23\n"
+
+
+def test_facts_of_the_environment() -> None:
+    facts = environment_facts(5, {"horizon": 60})
+    assert (facts["seed"], facts["suite_protocol"]) == (5, {"horizon": 60})
+    assert {"python", "torch", "numpy", "mujoco", "transformers"} <= facts["versions"].keys()
+    assert facts["cpu_count"] >= 1
+    assert not facts["commit"].endswith("+changes")
+
+
+def test_an_unknown_key_in_the_run_s_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"sampling": {"group_sise": 8}}')
+    with pytest.raises(ValueError, match=r"unknown key 'group_sise' in SamplingConfig.*Did you mean 'group_size'"):
+        load_config(TrainConfig, tmp_path)

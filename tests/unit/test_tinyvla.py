@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import small_tinyvla as small
+import torch
+
+from simplevla.policies.base import Sampling
+from simplevla.policies.tinyvla.config import TinyVLAConfig
+from simplevla.policies.tinyvla.presets import make_preset
+from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
+
+
+def test_known_words_are_one_token_and_unknown_text_survives_as_bytes() -> None:
+    tokenizer = train_tokenizer(small.INSTRUCTIONS, 512)
+    tokens = InstructionTokens(tokenizer, 64)
+    assert len(tokens.ids("push the blue block to the left zone")) == 8
+    assert tokens.ids("Lift the RED block") == tokens.ids("lift the red block")
+    strange = "schiebe den würfel 🤖"
+    assert tokenizer.decode(tokens.ids(strange)).strip() == strange
+    assert len(tokens.ids(strange)) > 15
+
+
+def test_the_tokenizer_depends_on_the_set_of_instructions_only() -> None:
+    again = train_tokenizer([*reversed(small.INSTRUCTIONS), small.INSTRUCTIONS[0]], 512)
+    assert again.to_str() == train_tokenizer(small.INSTRUCTIONS, 512).to_str()
+
+
+def test_instructions_are_padded_on_the_right_to_the_longest() -> None:
+    tokens = InstructionTokens(train_tokenizer(small.INSTRUCTIONS, 512), 64)
+    ids, valid = tokens.batch(["press it", "lift the red block"])
+    assert ids.shape == (2, 4)
+    assert valid.tolist() == [[True, True, False, False], [True] * 4]
+    assert ids[0, 2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("instruction", ["", "x" * 65])
+def test_an_instruction_of_no_or_too_many_tokens_is_refused(instruction: str) -> None:
+    tokens = InstructionTokens(train_tokenizer(small.INSTRUCTIONS, 512), 64)
+    with pytest.raises(ValueError, match=r"takes 1 to 64"):
+        tokens.ids(instruction)
+
+
+def test_units_belong_to_the_actions_in_order() -> None:
+    policy = small.make()
+    assert policy.units == 6
+    assert policy.unit_action_index.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_tokens_become_actions_in_the_environments_units() -> None:
+    # Dimension 0 runs from -1 to 1, dimension 1 from 0 to 10; bin 0 is the lowest, bin 255 the highest.
+    actions = small.make().actions(torch.tensor([[0, 0, 255, 255, 0, 51]]))
+    assert actions.shape == (1, 3, 2)
+    assert actions[0].flatten().tolist() == pytest.approx([-1, 0, 1, 10, -1, 2], abs=1e-5)
+
+
+def test_the_state_is_normalised_with_a_floor_under_the_std() -> None:
+    policy = small.make()
+    # std 0.1 and 2 stay; std 0 counts as 0.001, so that a constant dimension can't explode.
+    assert policy.state_mean.tolist() == pytest.approx([0.5, 0.0, -1.0])
+    assert (1 / policy.state_scale).tolist() == pytest.approx([0.1, 2.0, 0.001])
+
+
+def test_attention_of_the_queries_is_bidirectional_and_the_prefix_does_not_see_them() -> None:
+    """A causal mask runs as well and behaves badly (SPEC 2); so change the last query and look at the first."""
+    policy = small.make()
+    batch = small.observations(["press it"])
+    seen: list[torch.Tensor] = []
+    policy.language.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
+    with torch.no_grad():
+        policy(batch)
+        policy.queries[-1, 0] += 1.0
+        policy(batch)
+    change = (seen[1] - seen[0]).abs().amax(dim=-1)[0]
+    prefix = len(change) - policy.units
+    assert change[:prefix].max() == 0
+    assert change[prefix:].min() > 1e-4
+
+
+def test_every_query_sees_every_token_of_the_prefix() -> None:
+    policy = small.make()
+    captured: list[torch.Tensor] = []
+    policy.language.register_forward_pre_hook(
+        lambda _m, _args, kwargs: captured.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        policy(small.observations(["press it", "lift the red block"]))
+    # 2 views, 1 state, 4 words (2 of them padding in the first row), 6 queries.
+    visible = captured[0][:, 0] == 0
+    assert visible.shape == (2, 13, 13)
+    assert visible[0, 7:].all(dim=0).tolist() == [True] * 5 + [False] * 2 + [True] * 6
+    assert visible[0, :7].any(dim=0).tolist() == [True] * 5 + [False] * 8
+    assert visible[1, 7:].all()
+    assert not visible[1, :7, 7:].any()
+
+
+def test_the_instruction_its_word_order_the_images_and_the_state_all_reach_the_actions() -> None:
+    policy = small.make()
+    batch = small.observations(["lift the red block", "red the lift block", "press it"])
+    same = small.rows(batch, [0, 0, 0])
+    with torch.no_grad():
+        base = policy(same)[0]
+        words = policy(type(same)(images=same.images, state=same.state, instructions=batch.instructions))
+        front = policy(type(same)(images={**same.images, "front": batch.images["front"]}, state=same.state,
+                                  instructions=same.instructions))  # fmt: skip
+        wrist = policy(type(same)(images={**same.images, "wrist": batch.images["wrist"]}, state=same.state,
+                                  instructions=same.instructions))  # fmt: skip
+        state = policy(type(same)(images=same.images, state=batch.state, instructions=same.instructions))
+    for name, changed in {"words": words, "front": front, "wrist": wrist, "state": state}.items():
+        for row in (1, 2):
+            assert (changed[row] - base).abs().max() > 1e-4, (name, row)
+
+
+def test_greedy_takes_the_most_likely_bin_and_needs_no_generator() -> None:
+    policy = small.make()
+    batch = small.observations(["press it"])
+    with torch.no_grad():
+        logits = policy(batch)
+    sample = policy.act(batch, Sampling(greedy=True), [])
+    assert torch.equal(sample.trace, logits.argmax(dim=-1))
+    assert sample.actions.dtype == np.float32
+    np.testing.assert_allclose(sample.actions, policy.actions(sample.trace).numpy())
+
+
+def test_logprobs_are_of_the_tempered_distribution() -> None:
+    policy = small.make()
+    batch = small.observations(["press it"])
+    with torch.no_grad():
+        logits = policy(batch)
+    sample = policy.act(batch, Sampling(temperature=1.6), [np.random.default_rng(0)])
+    probabilities = np.exp(logits.double().numpy() / 1.6)
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    for unit in range(6):
+        expected = np.log(probabilities[0, unit, sample.trace[0, unit]])
+        assert float(sample.logprobs[0, unit]) == pytest.approx(expected, abs=1e-5)
+    scored, entropy = policy.score(batch, sample.trace, Sampling(temperature=1.6))
+    expected_entropy = -(probabilities * np.log(probabilities)).sum(axis=-1)
+    np.testing.assert_allclose(entropy.detach().numpy(), expected_entropy, atol=1e-4)
+    assert scored.requires_grad
+
+
+def test_imitation_losses_are_weighted_over_valid_actions_only() -> None:
+    policy = small.make()
+    batch = small.observations(["press it", "lift the red block"])
+    actions = torch.tensor([[[0.1, 3.0], [0.5, 7.0], [9.0, 9.0]], [[-0.3, 1.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    loss, likelihood = policy.imitation_losses(batch, actions, mask)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(policy(batch).double(), dim=-1).numpy()
+    # Normalised: (a - 0) / 1 and (a - 5) / 5; bin = round((x + 1) * 127.5).
+    bins = {(0, 0): 140, (0, 1): 76, (0, 2): 191, (0, 3): 178, (1, 0): 89, (1, 1): 26}
+    assert float(likelihood) == pytest.approx(-np.mean([logprobs[b, u, k] for (b, u), k in bins.items()]), abs=1e-4)
+    positions = {(0, 0): 1.1, (0, 1): 0.6, (0, 2): 1.5, (0, 3): 1.4, (1, 0): 0.7, (1, 1): 0.2}
+    expected = 0.0
+    for (b, u), position in positions.items():
+        weights = np.exp(-0.5 * ((np.arange(256) - position * 127.5) / 3.0) ** 2)  # density; the mass differs by 1 %
+        expected -= (weights / weights.sum() * logprobs[b, u]).sum() / 6
+    assert float(loss.detach()) == pytest.approx(expected, abs=2e-3)
+
+
+def test_create_with_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one = small.make(seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    two, other = small.make(seed=3).state_dict(), small.make(seed=4).state_dict()
+    assert all(torch.equal(value, two[name]) for name, value in one.state_dict().items())
+    assert not torch.equal(one.queries, other["queries"])
+
+
+def test_no_part_of_the_policy_is_random_in_training_mode() -> None:
+    policy = small.make()
+    batch = small.observations(["press it"])
+    policy.train()
+    with torch.no_grad():
+        training, evaluating = policy(batch), policy.eval()(batch)
+    assert torch.equal(training, evaluating)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    for preset in ("nano", "siglip_test"):
+        policy = small.make(preset)
+        batch = small.observations(["press it", "lift the red block"])
+        policy.imitation_loss(batch, torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)).backward()
+        silent = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        assert silent == [], preset
+
+
+def test_presets_and_configs_refuse_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match=r"'nan'.*nano, siglip_test.*Did you mean 'nano'"):
+        make_preset("nan")
+    with pytest.raises(ValueError, match="at least one camera"):
+        TinyVLAConfig(cameras=(), state_dim=1, action_dim=1, chunk_length=1)
+    with pytest.raises(ValueError, match="chunk_length 0"):
+        TinyVLAConfig(cameras=("a",), state_dim=1, action_dim=1, chunk_length=0)

@@ -1,0 +1,125 @@
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simplevla.policies.base import ActionSample
+from simplevla.report.videos import encode_video, read_clips, record_videos
+from simplevla.suites.base import Environment, Suite, SuiteSpec
+from simplevla.types import ChunkResult, Observation, Task
+
+
+class Corridor(Environment):
+    """Solved when the agent has moved 8 cells; the picture's brightness is its position."""
+
+    def reset(self, task, initial_state):
+        self.cell, self.chunks = initial_state, []
+        return self.observe()
+
+    def observe(self):
+        return Observation(images={"front": self.render()}, state=np.array([self.cell], np.float32))
+
+    def step_chunk(self, actions):
+        self.chunks.append(len(actions))
+        self.cell += int(actions.sum())
+        return ChunkResult(observation=self.observe(), executed=len(actions), success=self.cell >= 8)
+
+    def render(self):
+        return np.full((33, 48, 3), 20 * self.cell, np.uint8)
+
+
+class CorridorSuite(Suite):
+    name = "corridor"
+    protocol = {}  # noqa: RUF012
+    spec = SuiteSpec(
+        cameras={"front": (33, 48)},
+        state_names=("cell",),
+        action_names=("cells",),
+        action_low=(0.0,),
+        action_high=(1.0,),
+        control_hz=10.0,
+    )
+    tasks = (Task(name="walk", instruction="walk to the end", horizon=7, horizon_reason="test"),)
+
+    def initial_states(self, task, split):
+        return [0, 5]
+
+    def make_environment(self):
+        self.environment = Corridor()
+        return self.environment
+
+
+class WalksOneCell(torch.nn.Module):
+    """A stub policy of chunk length 5 that records what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def act(self, batch, sampling, generators):
+        self.asked.append(
+            (float(batch.state[0, 0]), batch.instructions, sampling.greedy, tuple(batch.images["front"].shape))
+        )
+        return ActionSample(
+            actions=np.ones((1, 5, 1), np.float32),
+            logprobs=torch.zeros(1, 5),
+            trace=torch.zeros(1, 5, dtype=torch.long),
+        )
+
+
+def decode(data):
+    with av.open(io.BytesIO(data)) as container:
+        rate = container.streams.video[0].average_rate
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], float(rate)
+
+
+def test_a_solved_and_an_unsolved_episode_are_filmed_step_by_step(tmp_path):
+    suite, policy = CorridorSuite(), WalksOneCell()
+    task = suite.tasks[0]
+    clips = record_videos(suite, policy, [(task, 0), (task, 5)], tmp_path, "before")
+    # From cell 0 the horizon of 7 ends the episode at cell 7; from cell 5 success comes after 3 env steps.
+    assert [(c.initial_state, c.success, c.env_steps) for c in clips] == [(0, False, 7), (5, True, 3)]
+    assert policy.asked == [
+        (0.0, ["walk to the end"], True, (1, 33, 48, 3)),
+        (5.0, ["walk to the end"], True, (1, 33, 48, 3)),
+        (5.0, ["walk to the end"], True, (1, 33, 48, 3)),
+    ]
+    assert suite.environment.chunks == [1, 1, 1]
+    frames, rate = decode((tmp_path / "before_walk_005.mp4").read_bytes())
+    assert rate == 10.0
+    # 4 pictures (cells 5 to 8), then the last one held for 0.6 s at 10 Hz
+    brightness = [round(float(frame.mean()) / 20) for frame in frames]
+    assert brightness == [5, 6, 7, 8, 8, 8, 8, 8, 8, 8]
+    assert frames[0].shape == (34, 48, 3)
+
+
+def test_the_list_of_clips_is_read_back(tmp_path):
+    suite = CorridorSuite()
+    clips = record_videos(suite, WalksOneCell(), [(suite.tasks[0], 0)], tmp_path, "after")
+    assert read_clips(tmp_path, "after") == clips
+    assert read_clips(tmp_path, "before") == []
+
+
+def test_a_missing_video_is_named(tmp_path):
+    suite = CorridorSuite()
+    record_videos(suite, WalksOneCell(), [(suite.tasks[0], 0)], tmp_path, "after")
+    (tmp_path / "after_walk_000.mp4").unlink()
+    with pytest.raises(ValueError, match=r"after\.json names after_walk_000\.mp4"):
+        read_clips(tmp_path, "after")
+
+
+def test_without_an_h264_encoder_an_animated_picture_is_made(monkeypatch):
+    def no_codec(name, mode):
+        raise ValueError(name)
+
+    monkeypatch.setattr(av.codec, "Codec", no_codec)
+    data, ending = encode_video([np.full((8, 8, 3), value, np.uint8) for value in (0, 120, 240)], fps=5.0)
+    assert ending == ".webp"
+    picture = Image.open(io.BytesIO(data))
+    # The held copies of the last picture merge with it: 3 pictures, each after 200 ms
+    assert picture.n_frames == 3
+    picture.seek(1)
+    assert picture.convert("RGB").getpixel((4, 4)) == pytest.approx((120, 120, 120), abs=4)
