@@ -1,4 +1,4 @@
-"""Success of the scripted experts of LIBERO, per task with n. Steps without pictures, so the visual mode doesn't matter.
+"""Success of the scripted experts of LIBERO, per task with n. Steps without pictures: the visual mode doesn't matter.
 
 python benchmarks/libero_expert.py --suite libero_object --tasks 0 4 7 --episodes 10
 """
@@ -53,9 +53,8 @@ def main() -> None:
         note = f", failed from states {failed}" if failed else ""
         print(f"{number:2d} {task.name}: {len(steps)}/{arguments.episodes}, {mean}{note}", flush=True)
     seconds = time.process_time() - started
-    print(
-        f"all: {solved_in_all}/{len(numbers) * arguments.episodes}, {steps_in_all / seconds:.0f} env steps per CPU second"
-    )
+    rate = steps_in_all / seconds
+    print(f"all: {solved_in_all}/{len(numbers) * arguments.episodes}, {rate:.0f} env steps per CPU second")
     environment.close()
 
 

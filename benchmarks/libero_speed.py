@@ -1,4 +1,4 @@
-"""Env steps per second of LIBERO in one process, with two cameras rendered once per chunk; CPU seconds, so load matters less.
+"""Env steps per CPU second of LIBERO in one process, with two cameras rendered once per chunk.
 
 OMP_NUM_THREADS=1 LP_NUM_THREADS=0 python benchmarks/libero_speed.py --visuals lite --image-size 64
 """
@@ -39,8 +39,8 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"{arguments.suite} {arguments.visuals} {suite.protocol['image_size']} px, chunk {arguments.chunk}: "
-        f"{executed / (stepped - reset):.1f} env steps/s, first reset {built - start:.2f} s, next {reset - built:.2f} s, "
-        f"{memory:.2f} GB"
+        f"{executed / (stepped - reset):.1f} env steps/s, first reset {built - start:.2f} s, "
+        f"next {reset - built:.2f} s, {memory:.2f} GB"
     )
     environment.close()
 

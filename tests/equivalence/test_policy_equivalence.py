@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_tinyvla as small
 import torch
 
+import small_tinyvla as small
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import small_tinyvla as small
 import torch
 from safetensors.torch import load_file, save_file
 
+import small_tinyvla as small
 from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.suites.base import SuiteSpec
 

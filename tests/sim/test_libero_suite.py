@@ -187,7 +187,7 @@ def test_the_expert_picks_up_what_it_lost(lite: tuple[Suite, LiberoEnvironment])
 
 def test_wrong_calls_are_refused(lite: tuple[Suite, LiberoEnvironment]) -> None:
     suite, environment = lite
-    with pytest.raises(ValueError, match="initial state 50 .* LIBERO has 0 to 49"):
+    with pytest.raises(ValueError, match=r"initial state 50 .* LIBERO has 0 to 49"):
         environment.reset(suite.tasks[0], 50)
     environment.reset(suite.task(KETCHUP), 0)
     with pytest.raises(ValueError, match=r"shape \(8, 6\); LIBERO expects \[h, 7\]"):

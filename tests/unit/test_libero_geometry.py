@@ -45,7 +45,7 @@ def test_the_hand_rises_before_it_crosses() -> None:
 
 
 def _cube(cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A unit cube of 12 * cells^2 triangles; texture u is 0.1 on the top and 0.9 elsewhere, points doubled at its rim."""
+    """A unit cube of 12 * cells^2 triangles; texture u is 0.1 on the top and 0.9 elsewhere, points doubled."""
     points, faces, uv = [], [], []
     for axis in range(3):
         for level in (0.0, 1.0):

@@ -194,6 +194,9 @@ def test_the_order_follows_from_the_seed() -> None:
 
     assert order(1) == order(1)
     assert order(1) != order(2)
+    # Both what is permuted: the tasks in a round, and the states in a task.
+    assert len({tuple(task for task, _ in order(seed)) for seed in range(5)}) > 1
+    assert len({tuple(state for task, state in order(seed) if task == "reach") for seed in range(5)}) > 1
 
 
 @pytest.mark.parametrize("consumed", [0, 5, 12, 17])

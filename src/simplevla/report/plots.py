@@ -11,7 +11,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from simplevla.evaluation.result import Rate
 
@@ -127,6 +127,7 @@ def _ratio(axes: Axes, rows: Sequence[Row]) -> None:
     _line(axes, rows, "ratio_mean", "mean", color=AFTER)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.2g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_minor_formatter("{x:.2g}")
     axes.legend(fontsize=8)
 

@@ -166,7 +166,7 @@ def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarra
 class Optimizer:
     """AdamW with warm-up, schedule and clipping; weight decay spares biases, norms and embeddings."""
 
-    NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias")
+    NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness")
 
     def __init__(self, policy: TinyVLA, config: SFTConfig) -> None:
         self.config = config
@@ -225,7 +225,10 @@ class Optimizer:
         self.adamw.state.clear()
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
-            self.adamw.state[self.parameters[name]][kind] = value.clone()
+            parameter = self.parameters[name]
+            # The fused optimizer pairs elements by their place in memory, so moments need the parameter's strides.
+            restored = value.clone() if kind == "step" else torch.empty_like(parameter.detach()).copy_(value)
+            self.adamw.state[parameter][kind] = restored
 
 
 class Window:

@@ -23,6 +23,10 @@ class VisionConfig:
     """conv: keypoints per camera."""
     tokens: int = 1
     """conv: tokens per camera."""
+    summary: bool = False
+    """conv: also add a two-layer map of the cameras' tokens, state and instruction to every query before the language
+    model, which then refines a guess instead of starting from nothing. Imitation of the nano size needs half the
+    batches with it (docs/log.md)."""
     image_size: int = 224
     """siglip, clip: images are resized to this side."""
     patch_size: int = 16

@@ -21,7 +21,7 @@ from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, Tiny
 from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, smoothed_targets, to_bins
 from simplevla.policies.tinyvla.presets import make_preset
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
-from simplevla.policies.tinyvla.vision import make_vision
+from simplevla.policies.tinyvla.vision import make_vision, projector
 
 MASKED = -1e9
 """Added to attention scores that must not count; its exponential is exactly 0."""
@@ -59,9 +59,13 @@ class TinyVLA(Policy):
         self.instruction_tokens = InstructionTokens(tokenizer, config.language.max_instruction_tokens)
         width = config.language.hidden_size
         self.language = GPTNeoXModel(_language_model_config(config.language))
-        self.order = nn.Parameter(torch.randn(config.language.max_instruction_tokens, width) * config.language.init_std)
-        self.read = nn.Sequential(nn.Linear(width, width), nn.GELU())
-        self.read_norm = nn.LayerNorm(width)
+        if config.vision.kind == "conv":
+            places = config.language.max_instruction_tokens
+            self.order = nn.Parameter(torch.randn(places, width) * config.language.init_std)
+            self.read = nn.Sequential(nn.Linear(width, width), nn.GELU())
+            self.read_norm = nn.LayerNorm(width)
+            if config.vision.summary:
+                self.summary = projector((len(config.cameras) * config.vision.tokens + 2) * width, width, width)
         self.vision = make_vision(config.vision, len(config.cameras), width)
         self.state = nn.Linear(config.state_dim, width)
         self.queries = nn.Parameter(torch.randn(self.units, width) * config.language.init_std)
@@ -129,10 +133,17 @@ class TinyVLA(Policy):
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
         ids, valid = (x.to(self.device) for x in self.instruction_tokens.batch(list(distinct)))
         words = self.language.embed_in(ids)
-        instruction = self._read_instruction(words, valid)
-        views = self.vision([batch.images[camera] for camera in self.config.cameras], instruction, index)
+        images = [batch.images[camera] for camera in self.config.cameras]
         state = self.state((batch.state - self.state_mean) * self.state_scale)[:, None]
         queries = self.queries.expand(len(batch), -1, -1)
+        if self.config.vision.kind == "conv":
+            instruction = self._read_instruction(words, valid)
+            views = self.vision(images, instruction, index)
+            if self.config.vision.summary:
+                everything = torch.cat([views.flatten(1), state[:, 0], instruction[index]], dim=1)
+                queries = queries + self.summary(everything)[:, None]
+        else:
+            views = self.vision(images)
         positions, mask = self._layout(views.shape[1], valid)
         mask = mask[index] if len(mask) > 1 else mask.expand(len(batch), -1, -1, -1)
         outputs = self.language(

@@ -10,7 +10,7 @@ Preset = tuple[VisionConfig, LanguageConfig]
 
 def nano() -> Preset:
     """About 0.5 M parameters, made for two CPU cores and images of about 64 pixels."""
-    return VisionConfig(), LanguageConfig()
+    return VisionConfig(summary=True), LanguageConfig()
 
 
 def siglip_test() -> Preset:

@@ -136,8 +136,8 @@ class TransformerVision(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.project = projector(config.hidden_size, language_width, language_width)
 
-    def forward(self, images: list[Tensor], instruction: Tensor, index: Tensor) -> Tensor:
-        """Tokens [B, cameras * patches, language_width]; the instruction reaches them in the language model only."""
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """Tokens [B, cameras * patches, language_width]; they meet the instruction in the language model."""
         views = []
         for image in images:
             pixels = image.permute(0, 3, 1, 2).float() / 255

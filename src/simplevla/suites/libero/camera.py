@@ -50,8 +50,8 @@ class Camera:
     def picture(self, camera: str, size: int) -> np.ndarray:
         """uint8 [size, size, 3] from the simulator's camera `camera`.
 
-        robosuite's picture turned by 180 degrees, as every policy published for LIBERO expects it: upright, and mirrored
-        left to right, since robosuite stores rows bottom up.
+        robosuite's picture turned by 180 degrees, as every policy published for LIBERO expects it: upright, and
+        mirrored left to right, since robosuite stores rows bottom up.
         """
         self._gl.make_current()
         self._view.fixedcamid = self._model.camera(camera).id

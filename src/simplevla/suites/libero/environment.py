@@ -88,7 +88,7 @@ class LiberoEnvironment(Environment):
 
     def _observe(self) -> Observation:
         simulation = self.simulation
-        # The integrator leaves positions of bodies and cameras one physics step behind; these two bring them up to date.
+        # The integrator leaves positions of bodies and cameras one physics step behind; these two catch up.
         mujoco.mj_kinematics(simulation.model, simulation.data)
         mujoco.mj_camlight(simulation.model, simulation.data)
         images = {name: self._camera.picture(camera, self._image_size) for name, camera in CAMERAS.items()}

@@ -1,7 +1,7 @@
 """Scripted pick and place from the simulator's state, for demonstrations.
 
-A feedback law: every action follows from where hand, fingers and object are now, so disturbances are corrected. Memory is
-kept only of which grasp is being tried and of how long nothing has come of it.
+A feedback law: every action follows from where hand, fingers and object are now, so disturbances are corrected. Memory
+is kept only of which grasp is being tried and of how long nothing has come of it.
 """
 
 import numpy as np
@@ -122,8 +122,8 @@ class PickAndPlace(Expert):
     def _grasp(self, hand: np.ndarray) -> np.ndarray:
         """Where the grasp point of the hand goes, [3] m: across the object if it is narrow, else a side of its rim.
 
-        Of several such places those come first where the open hand would touch nothing else; each failed attempt moves on
-        to the next. A choice is kept while the hand is near it.
+        Of several such places those come first where the open hand would touch nothing else; each failed attempt moves
+        on to the next. A choice is kept while the hand is near it.
         """
         low, high = self._geometry.item_low, self._geometry.item_high
         half = (high - low) / 2
@@ -174,7 +174,7 @@ class PickAndPlace(Expert):
 
 
 def _across(hand: np.ndarray, xy: np.ndarray, over: float, near: float, aside: float) -> np.ndarray:
-    """The next point [3] m on the way to above `xy`: up to height `over` first, then across, sinking to `near` at the end."""
+    """The next point [3] m on the way to above `xy`: up to height `over`, then across, sinking to `near` at the end."""
     if aside < 0.03:
         return np.array([*xy, min(near, over)])
     if hand[2] < over - 0.02:

@@ -65,8 +65,7 @@ class SceneGeometry:
         self._boxes = {body: self._box(geoms) for body, geoms in self._geoms.items()}
         self.item_low, self.item_high = self._boxes[self._item_body]
         self.item = data.xpos[self._item_body].copy()
-        low, high = self._boxes[self._target_body]
-        self.target_high = float(high[2])
+        self.target_high = float(self._boxes[self._target_body][1][2])
         if self._target_site is not None:
             self.target = data.site_xpos[self._target_site].copy()
         else:
@@ -76,7 +75,7 @@ class SceneGeometry:
         self.item_on_target = self._touch(pairs, self._is_target)
 
     def highest_between(self, start: np.ndarray, end: np.ndarray, with_item: bool) -> float:
-        """Height in m of the highest thing under the straight way from `start` to `end` [2], the hand's width included."""
+        """Height in m of the highest thing under the straight way from `start` to `end` [2], as wide as the hand."""
         highest = min(self.item_low[2], self.target[2])
         for body, (low, high) in self._boxes.items():
             if body == self._item_body and not with_item:

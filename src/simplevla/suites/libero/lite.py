@@ -1,4 +1,4 @@
-"""Visual mode `lite`: the same physics with pictures that cost a tenth. Pixels differ from stock, and every result says so.
+"""Visual mode `lite`: the same physics, pictures at a tenth of the cost. Pixels differ from stock: results say so.
 
 Meshes that only visual shapes use are decimated, textures shrink to 128 pixels, meshes that nothing uses are dropped;
 multisampling, shadows and reflections are off. Collision shapes and inertia are untouched: LIBERO takes both from its
@@ -76,9 +76,9 @@ def decimate(
         max_faces: about this many faces remain.
 
     Returns:
-        points [V', 3], faces [F', 3], uv [V', 2] or None. A corner takes, among the texture coordinates that occur at the
-        original point nearest to it, those nearest to the texture coordinates of the original face that is most alike in
-        place and direction, so that no face reaches across a seam of the texture.
+        points [V', 3], faces [F', 3], uv [V', 2] or None. A corner takes, among the texture coordinates that occur at
+        the original point nearest to it, those nearest to the texture coordinates of the original face that is most
+        alike in place and direction, so that no face reaches across a seam of the texture.
     """
     import fast_simplification
     from scipy.spatial import cKDTree

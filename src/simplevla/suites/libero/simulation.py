@@ -17,6 +17,8 @@ from libero.libero.envs import TASK_MAPPING  # noqa: E402
 from libero.libero.envs.bddl_utils import get_problem_info  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
 
+FULL_MASS_READS_DATA = tuple(map(int, mujoco.__version__.split(".")[:2])) >= (3, 4)
+"""`mj_fullM` changed its arguments in MuJoCo 3.4."""
 CONTROL_HZ = 20
 SUBSTEPS = 25
 """Physics steps of 2 ms in one env step."""
@@ -31,7 +33,7 @@ class Simulation:
     """A scene of one task. Actions: 6-D end-effector pose delta and gripper (-1 opens, +1 closes), each in [-1, 1]."""
 
     def __init__(self, problem: Path, rewrite: Callable[[str], str] | None = None) -> None:
-        """Build the scene that the BDDL file `problem` describes; `rewrite` may change its MuJoCo XML (visuals only)."""
+        """Build the scene of the BDDL file `problem`; `rewrite` may change its MuJoCo XML (visuals only)."""
         base = TASK_MAPPING[get_problem_info(str(problem))["problem_name"]]
 
         class Scene(base):  # type: ignore[misc, valid-type]
@@ -53,10 +55,31 @@ class Simulation:
             ignore_done=True,
             hard_reset=False,
         )
+        # robosuite would compute its observations 25 times per env step.
         self.scene._observables = {}
         self.model: mujoco.MjModel = self.scene.sim.model._model
         self.data: mujoco.MjData = self.scene.sim.data._data
         self._bind_robot()
+
+    def _bind_robot(self) -> None:
+        """Look up what `step` needs; robosuite makes a new controller at every reset."""
+        robot = self.scene.robots[0]
+        self._gripper = robot.gripper
+        self._controller_is_new = True
+        self._controller = controller = robot.controller
+        controller.update = lambda force=False: None
+        self._site = self.model.site(controller.eef_name).id
+        self._hand = self.model.body(robot.robot_model.eef_name).id
+        self._arm_dofs = np.asarray(controller.qvel_index)
+        self._arm_qpos = np.asarray(controller.qpos_index)
+        self._finger_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
+        self._arm_actuators = np.asarray(robot._ref_joint_actuator_indexes)
+        self._torque_limits = robot.torque_limits
+        self._finger_actuators = np.asarray(robot._ref_joint_gripper_actuator_indexes)
+        low, high = self.model.actuator_ctrlrange[self._finger_actuators].T
+        self._finger_bias, self._finger_weight = 0.5 * (high + low), 0.5 * (high - low)
+        self._jacobian = np.zeros((6, self.model.nv))
+        self._mass = np.zeros((self.model.nv, self.model.nv))
 
     def reset(self, state: np.ndarray) -> None:
         """Set the whole simulator state float64 [1 + nq + nv], then let the objects settle.
@@ -167,26 +190,6 @@ class Simulation:
         """The site of a region, or None if `name` is an object."""
         return self.model.site(name).id if name in self.scene.object_sites_dict else None
 
-    def _bind_robot(self) -> None:
-        """Look up what `step` needs; robosuite makes a new controller at every reset."""
-        robot = self.scene.robots[0]
-        self._gripper = robot.gripper
-        self._controller_is_new = True
-        self._controller = controller = robot.controller
-        controller.update = lambda force=False: None
-        self._site = self.model.site(controller.eef_name).id
-        self._hand = self.model.body(robot.robot_model.eef_name).id
-        self._arm_dofs = np.asarray(controller.qvel_index)
-        self._arm_qpos = np.asarray(controller.qpos_index)
-        self._finger_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
-        self._arm_actuators = np.asarray(robot._ref_joint_actuator_indexes)
-        self._torque_limits = robot.torque_limits
-        self._finger_actuators = np.asarray(robot._ref_joint_gripper_actuator_indexes)
-        low, high = self.model.actuator_ctrlrange[self._finger_actuators].T
-        self._finger_bias, self._finger_weight = 0.5 * (high + low), 0.5 * (high - low)
-        self._jacobian = np.zeros((6, self.model.nv))
-        self._mass = np.zeros((self.model.nv, self.model.nv))
-
     def _read_arm(self) -> None:
         """Give the controller the arm's kinematics and mass matrix at the current position and velocity."""
         model, data, controller, jacobian = self.model, self.data, self._controller, self._jacobian
@@ -199,5 +202,8 @@ class Simulation:
         controller.joint_vel = data.qvel[self._arm_dofs]
         controller.J_full = np.ascontiguousarray(jacobian[:, self._arm_dofs])
         controller.J_pos, controller.J_ori = controller.J_full[:3], controller.J_full[3:]
-        mujoco.mj_fullM(model, self._mass, data.qM)
+        if FULL_MASS_READS_DATA:
+            mujoco.mj_fullM(model, data, self._mass)
+        else:
+            mujoco.mj_fullM(model, self._mass, data.qM)
         controller.mass_matrix = self._mass[self._arm_dofs][:, self._arm_dofs]

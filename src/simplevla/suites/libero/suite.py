@@ -22,7 +22,7 @@ class LiberoSuite(Suite):
         self.name = name
         self.tasks = catalog.tasks(name, horizon)
         self.spec = SuiteSpec(
-            cameras={camera: (image_size, image_size) for camera in CAMERAS},
+            cameras=dict.fromkeys(CAMERAS, (image_size, image_size)),
             state_names=(
                 "hand_x_m",
                 "hand_y_m",
