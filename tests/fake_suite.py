@@ -82,7 +82,13 @@ class FakeExpert(Expert):
 
 
 class FakeEnvironment(Environment):
+    """Once it has crashed it can't be reset: it has to be built anew."""
+
+    crashed = False
+
     def reset(self, task: Task, initial_state: int) -> Observation:
+        if self.crashed:
+            raise RuntimeError("a crashed environment was used again")
         self.task, self.initial_state = task.name, initial_state
         self.position = np.float32(0)
         self.goal = np.float32(GOALS.get(task.name, GOALS["reach"]) + 0.05 * initial_state)
@@ -125,6 +131,7 @@ class FakeEnvironment(Environment):
                 return
             marker.touch()
         if what == "crash":
+            self.crashed = True
             raise RuntimeError("the gripper fell off")
         if what == "hang":
             time.sleep(600)

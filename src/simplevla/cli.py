@@ -297,6 +297,24 @@ def _policy_names() -> list[str]:
     return [f"tinyvla {name}" for name in PRESETS]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """The main job from nothing: demonstrations, SFT, RL, evaluation and report on the embedded suite."""
+
+    run: Path = Path("runs/demo")
+    """Folder for everything; an interrupted demo goes on where it stopped."""
+    seed: int = 0
+
+
+def _demo(arguments: list[str]) -> int:
+    parsed = tyro.cli(DemoArguments, prog="simplevla demo", args=arguments)
+
+    from simplevla.recipes.demo import demo
+
+    demo(parsed.run, parsed.seed)
+    return 0
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demos": (_demos, "generate demonstrations with a suite's scripted expert"),
     "sft": (_sft, "supervised fine-tuning on demonstrations"),
@@ -305,6 +323,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "compare two evaluations on the same initial states"),
     "report": (_report, "write one HTML page about a run"),
     "check-suite": (_check_suite, "find mistakes in a suite of your own"),
+    "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),
     "list": (_list, "list suites, recipes or policies"),
 }
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -177,13 +178,15 @@ def test_few_episodes_spread_over_workers_and_halves() -> None:
         assert sorted(used) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def test_a_worker_has_no_torch_and_one_thread() -> None:
+def test_a_worker_has_no_torch_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with engine(workers=2) as rollouts:
         episodes = roll_out(rollouts, [request("inspect", number) for number in range(4)])
         processes = {worker.process.pid for worker in rollouts._workers}
     torch_loaded, threads, pids = (set(np.concatenate([episode.state[:, i] for episode in episodes])) for i in range(3))
     assert torch_loaded == {0.0}
     assert threads == {1.0}
+    assert os.environ["OMP_NUM_THREADS"] == "3"
     assert {int(pid) for pid in pids} == processes
 
 

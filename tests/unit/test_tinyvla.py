@@ -67,7 +67,7 @@ def test_attention_of_the_queries_is_bidirectional_and_the_prefix_does_not_see_t
     policy.language.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
     with torch.no_grad():
         policy(batch)
-        policy.queries[-1, 0] += 1.0
+        policy.queries[-1] += torch.randn(128, generator=torch.Generator().manual_seed(0))
         policy(batch)
     change = (seen[1] - seen[0]).abs().amax(dim=-1)[0]
     prefix = len(change) - policy.units
@@ -192,3 +192,17 @@ def test_presets_and_configs_refuse_what_they_do_not_know() -> None:
         TinyVLAConfig(cameras=(), state_dim=1, action_dim=1, chunk_length=1)
     with pytest.raises(ValueError, match="chunk_length 0"):
         TinyVLAConfig(cameras=("a",), state_dim=1, action_dim=1, chunk_length=0)
+
+
+def test_a_state_far_from_the_demonstrations_is_clipped() -> None:
+    policy = small.make()
+    batch = small.observations(["press it"])
+
+    def logits(third: float) -> torch.Tensor:
+        state = torch.tensor([[0.5, 0.0, third]])
+        return policy(type(batch)(images=batch.images, state=state, instructions=batch.instructions))
+
+    # The third dimension is -1 in all demonstrations; its std counts as 0.001, so 10 standard deviations are 0.01.
+    with torch.no_grad():
+        assert torch.equal(logits(-0.98), logits(50.0))
+        assert not torch.equal(logits(-0.995), logits(-0.98))

@@ -64,6 +64,14 @@ def test_a_fresh_encoder_follows_a_moving_object() -> None:
     assert moved > 0.5  # the object moves by 36 of 64 pixels, 1.125
 
 
+def test_a_blank_image_has_its_keypoint_in_the_middle_and_a_finite_gradient() -> None:
+    encoder = _encoder_of_red()
+    features = encoder(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 2), torch.tensor([0]))
+    assert features[0].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
+    features.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+
+
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 80)])
 def test_the_convolutional_front_end_takes_images_of_any_size(size: tuple[int, int]) -> None:
     vision = make_vision(VisionConfig(tokens=2), cameras=2, language_width=16)

@@ -50,7 +50,7 @@ class DemonstrationWorker:
         labels: list[np.ndarray] = []
         success = False
         while not success and len(labels) < attempt.task.horizon:
-            label = self._label(attempt)
+            label = hesitate(self._label(attempt), self.spec, self.config, rng)
             observations.append(observation)
             labels.append(label)
             action = disturb(label, self.spec, self.config, rng)
@@ -76,6 +76,16 @@ class DemonstrationWorker:
                 f"{attempt.initial_state}; expected {len(self.spec.action_names)} finite numbers"
             )
         return action
+
+
+def hesitate(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:
+    """The expert's action, sometimes at half speed; a gripper in the last dimension is a switch and stays as it is."""
+    if config.hesitation == 0 or rng.random() >= config.hesitation:
+        return label
+    slow = label / 2
+    if "gripper" in spec.action_names[-1]:
+        slow[-1] = label[-1]
+    return slow
 
 
 def disturb(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:

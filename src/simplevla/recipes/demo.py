@@ -53,9 +53,7 @@ def _run_stages(run: Path, seed: int) -> None:
     stages.run(
         "sft", "supervised fine-tuning", lambda: sft(sft_config, sft_run, resume=(sft_run / "config.json").exists())
     )
-    stages.run(
-        "rl", "reinforcement learning", lambda: train(config, rl_run, resume=(rl_run / "config.json").exists())
-    )
+    stages.run("rl", "reinforcement learning", lambda: train(config, rl_run, resume=(rl_run / "config.json").exists()))
 
     def evaluate_both() -> None:
         for name, folder in (("before", sft_run / "policy"), ("after", rl_run / "policy")):

@@ -14,23 +14,24 @@ SUITE = SuiteConfig(name="tabletop")
 
 
 def demos() -> DemosConfig:
-    """Disturbed demonstrations with clean labels, so that the policy sees recoveries."""
-    return DemosConfig(suite=SUITE, episodes=600, noise=0.6, noise_probability=0.3)
+    """Rarely disturbed, with clean labels, so that the policy sees recoveries; and hesitant, so that there is something to
+    gain: the imitator is as slow as its teacher and often runs out of time, while faster is possible."""
+    return DemosConfig(suite=SUITE, episodes=900, noise=1.0, noise_probability=0.08, hesitation=0.6)
 
 
 def sft() -> SFTConfig:
     """Enough imitation for a start with signal, not more."""
-    return SFTConfig(policy="nano", batches=1000, batch_size=128)
+    return SFTConfig(policy="nano", chunk_length=4, batches=1000, batch_size=128, shift_pixels=0)
 
 
 def train() -> TrainConfig:
     """SPEC 1.5 with fewer groups and a learning rate for a million parameters."""
     return TrainConfig(
         suite=SUITE,
-        updates=30,
-        sampling=SamplingConfig(groups=24, group_size=8, temperature=1.6),
-        optimizer=OptimizerConfig(lr=2e-4),
-        rollout=RolloutConfig(slots_per_worker=12),
+        updates=40,
+        sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0),
+        optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10),
+        rollout=RolloutConfig(slots_per_worker=32),
         eval_every=10,
-        eval_episodes_per_task=10,
+        eval_episodes_per_task=20,
     )

@@ -144,7 +144,8 @@ class RolloutEngine:
         self._selector = selectors.DefaultSelector()
         self._workers: list[Worker] = []
         self._close = weakref.finalize(self, _shut_down, self._workers, self._selector)
-        count = config.workers or (os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0)))
+        count = config.workers or _cores()
+        self._policy_threads = max(1, _cores() - count)
         slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
         try:
             for _ in range(count):
@@ -196,7 +197,7 @@ class RolloutEngine:
         self._check_fit(policy)
         started = time.perf_counter()
         try:
-            with _evaluation_mode(policy):
+            with _evaluation_mode(policy), _threads(self._policy_threads):
                 self._fill(source)
                 half = 0
                 while any(slot.running for slot in self._slots):
@@ -388,6 +389,22 @@ class RolloutEngine:
 def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:
     selector.close()
     close_all(workers)
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Leave the workers their cores: torch's threads wait for one another, so one without a core stalls them all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ class VisionConfig:
     kind: Literal["conv", "siglip", "clip"] = "conv"
     """`conv`: a small language-conditioned keypoint encoder per camera, for images of any size; `siglip`, `clip`: the
     transformers classes, shared by the cameras, patch tokens of the second-last layer."""
-    channels: tuple[int, ...] = (24, 32, 32)
+    channels: tuple[int, ...] = (32, 32)
     """conv: output channels of each convolution."""
-    kernels: tuple[int, ...] = (5, 3, 3)
+    kernels: tuple[int, ...] = (5, 3)
     """conv: side of each kernel, odd."""
-    strides: tuple[int, ...] = (2, 2, 1)
+    strides: tuple[int, ...] = (4, 1)
     """conv: stride of each convolution; their product is the pixel distance between two places of the keypoint maps."""
     keypoints: int = 32
     """conv: keypoints per camera."""
@@ -72,7 +72,7 @@ class TinyVLAConfig:
     action_dim: int
     chunk_length: int
     bins: int = 256
-    label_sigma_bins: float = 3.0
+    label_sigma_bins: float = 0.0
     """Std, in bins, of the Gaussian around a demonstrated action that imitation aims at; 0 is a single bin.
     Neighbouring bins then share what is learned, and RL starts from a policy that explores nearby actions."""
     vision: VisionConfig = field(default_factory=VisionConfig)

@@ -32,6 +32,10 @@ SMALLEST_STD = 1e-3
 """A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
 
 
+LARGEST_STATE = 10.0
+"""In standard deviations. A state far from all demonstrations must not drown the images."""
+
+
 class TinyVLA(Policy):
     """Vision tokens, instruction, state and H * A learned queries pass through one GPT-NeoX language model.
 
@@ -134,7 +138,8 @@ class TinyVLA(Policy):
         ids, valid = (x.to(self.device) for x in self.instruction_tokens.batch(list(distinct)))
         words = self.language.embed_in(ids)
         images = [batch.images[camera] for camera in self.config.cameras]
-        state = self.state((batch.state - self.state_mean) * self.state_scale)[:, None]
+        normalised = (batch.state - self.state_mean) * self.state_scale
+        state = self.state(normalised.clamp(-LARGEST_STATE, LARGEST_STATE))[:, None]
         queries = self.queries.expand(len(batch), -1, -1)
         if self.config.vision.kind == "conv":
             instruction = self._read_instruction(words, valid)

@@ -68,8 +68,10 @@ class KeypointEncoder(nn.Module):
         maps = self.maps(features)
         height, width = maps.shape[2:]
         places = maps.flatten(2)
-        spread, mean = torch.std_mean(places, dim=2, keepdim=True)
-        weights = ((places - mean) * (self.sharpness / (spread + 1e-3))).softmax(dim=2)
+        centred = places - places.mean(dim=2, keepdim=True)
+        # By hand, since torch.std is slow on CPU; the floor keeps the gradient of a blank image finite.
+        spread = (centred.square().mean(dim=2, keepdim=True) + 1e-6).sqrt()
+        weights = (centred * (self.sharpness / spread)).softmax(dim=2)
         centres = weights @ _grid(height, width, maps.device)
         strength = (weights * places).sum(dim=2)
         return torch.cat([centres.flatten(1), strength], dim=1)

@@ -53,7 +53,9 @@ PLACE_ALIGNED = {"on": 0.012, "in": 0.02}
 """Distance from the target's centre, m, at which the object is let go; LIBERO's `on` wants less than 3 cm."""
 PATIENCE = 70
 """Env steps without holding the object after which another grasp is tried."""
-RELEASE_PATIENCE = 30
+CLEARING = 15
+"""Env steps for which the open hand stays around a released object that leans on a finger."""
+RELEASE_PATIENCE = 40
 """Env steps that a released object may take to come to rest before it is grasped again."""
 
 
@@ -159,10 +161,15 @@ class PickAndPlace(Expert):
         return self._command(hand, _across(hand, hand[:2] + offset, over, hand[2], aside), CLOSE)
 
     def _after_release(self, hand: np.ndarray) -> np.ndarray:
-        """Rise and wait; grasp again when the object came to rest in a wrong place."""
+        """Get clear of the object, rise and wait; grasp again when the object came to rest in a wrong place."""
         self._released += 1
         if self._released > RELEASE_PATIENCE:
             self._released, self._attempt, self._chosen = 0, self._attempt + 1, None
+        scene = self._geometry
+        if scene.touched and self._released < CLEARING:
+            narrow = scene.item_high[1] - scene.item_low[1] < FINGER_SPAN
+            middle = (scene.item_low + scene.item_high)[:2] / 2
+            return self._command(hand, np.array([*(middle if narrow else hand[:2]), hand[2]]), OPEN)
         return self._command(hand, hand + np.array([0, 0, 0.03]), OPEN)
 
     def _command(self, hand: np.ndarray, goal: np.ndarray, gripper: float) -> np.ndarray:

@@ -33,6 +33,8 @@ class SceneGeometry:
     """m, the top of the thing that the target belongs to."""
     pinched: bool
     """Both fingers touch the object."""
+    touched: bool
+    """At least one finger touches the object."""
     item_on_target: bool
     """The object touches the thing that the target belongs to."""
 
@@ -71,7 +73,8 @@ class SceneGeometry:
         else:
             self.target = data.xpos[self._target_body].copy()
         pairs = data.contact.geom[: data.ncon]
-        self.pinched = self._touch(pairs, self._left) and self._touch(pairs, self._right)
+        left, right = self._touch(pairs, self._left), self._touch(pairs, self._right)
+        self.pinched, self.touched = left and right, left or right
         self.item_on_target = self._touch(pairs, self._is_target)
 
     def highest_between(self, start: np.ndarray, end: np.ndarray, with_item: bool) -> float:

@@ -8,14 +8,14 @@ import mujoco
 import numpy as np
 
 from simplevla.suites.base import Environment
-from simplevla.suites.tabletop.layout import BLOCKS, Layout, sample_layout
+from simplevla.suites.tabletop.layout import BLOCK_HALF, BLOCKS, Layout, sample_layout
 from simplevla.types import ChunkResult, Observation, Task
 
 SUBSTEPS = 20
 """Physics substeps of 5 ms per env step: 10 Hz control."""
 MAX_DELTA_M = 0.03
 """What an action of 1 moves the hand's target, relative to its measured position, along one axis."""
-FINGER_OPEN_M = 0.04
+FINGER_OPEN_M = 0.05
 FINGERS = ("left", "right")
 
 
@@ -48,7 +48,9 @@ class TabletopEnvironment(Environment):
         self._task = ""
         model = self.model
         self._joint = {model.joint(i).name: int(model.jnt_qposadr[i]) for i in range(model.njnt)}
-        self._mocap = {model.body(i).name: int(model.body_mocapid[i]) for i in range(model.nbody) if model.body_mocapid[i] >= 0}
+        self._mocap = {
+            model.body(i).name: int(model.body_mocapid[i]) for i in range(model.nbody) if model.body_mocapid[i] >= 0
+        }
         self._fingers = {model.geom(name).id for name in FINGERS}
         self._block_geom = {name: model.geom(name).id for name in BLOCKS}
 
@@ -91,7 +93,7 @@ class TabletopEnvironment(Environment):
         return float(self.data.qpos[self._joint[name]])
 
     def fixture(self, name: str) -> np.ndarray:
-        """Position of plate, zone, button or rail, m, float64 [3]."""
+        """Position of plate, button or rail, m, float64 [3]."""
         return self.data.mocap_pos[self._mocap[name]].copy()
 
     def opening(self) -> float:
@@ -115,7 +117,7 @@ class TabletopEnvironment(Environment):
             data.mocap_pos[index, :2] = layout.positions[name]
         for name in BLOCKS:
             adr, yaw = self._joint[name], layout.yaws[name]
-            data.qpos[adr : adr + 7] = (*layout.positions[name], 0.02, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
+            data.qpos[adr : adr + 7] = (*layout.positions[name], BLOCK_HALF, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
         adr = self._joint["hand_x"]
         data.qpos[adr : adr + 3] = layout.hand
         data.qpos[self._joint["left"]] = data.qpos[self._joint["right"]] = FINGER_OPEN_M
@@ -148,9 +150,9 @@ def _lid_open(env: TabletopEnvironment) -> bool:
     return env.joint("lid") > 0.065
 
 
-def _green_in_zone(env: TabletopEnvironment) -> bool:
-    offset = np.abs(env.block("green")[:2] - env.fixture("zone")[:2]).max()
-    return bool(offset < 0.035 and env.block("green")[2] < 0.03)
+def _blue_on_strip(env: TabletopEnvironment) -> bool:
+    block = env.block("blue")
+    return bool(block[0] > 0.13 and block[2] < 0.035)
 
 
 def _red_lifted(env: TabletopEnvironment) -> bool:
@@ -159,19 +161,20 @@ def _red_lifted(env: TabletopEnvironment) -> bool:
 
 def _blue_on_plate(env: TabletopEnvironment) -> bool:
     block = env.block("blue")
-    near = np.linalg.norm(block[:2] - env.fixture("plate")[:2]) < 0.04
-    return bool(near and block[2] < 0.032) and env.finger_contacts("blue") == 0
+    near = np.linalg.norm(block[:2] - env.fixture("plate")[:2]) < 0.045
+    return bool(near and block[2] < 0.037) and env.finger_contacts("blue") == 0
 
 
 def _red_on_blue(env: TabletopEnvironment) -> bool:
     offset = env.block("red") - env.block("blue")
-    return bool(np.linalg.norm(offset[:2]) < 0.026 and abs(offset[2] - 0.04) < 0.006) and env.finger_contacts("red") == 0
+    over = np.linalg.norm(offset[:2]) < 0.03 and abs(offset[2] - 2 * BLOCK_HALF) < 0.006
+    return bool(over) and env.finger_contacts("red") == 0
 
 
 SUCCESS: dict[str, Callable[[TabletopEnvironment], bool]] = {
     "press_button": _pressed,
     "slide_lid": _lid_open,
-    "push_to_zone": _green_in_zone,
+    "push_to_strip": _blue_on_strip,
     "lift_block": _red_lifted,
     "place_on_plate": _blue_on_plate,
     "stack_blocks": _red_on_blue,

@@ -4,10 +4,11 @@ import numpy as np
 
 from simplevla.suites.base import Expert
 from simplevla.suites.tabletop.environment import MAX_DELTA_M, TabletopEnvironment
+from simplevla.suites.tabletop.layout import BLOCK_HALF
 
-HOVER_M = 0.085
-"""Height at which the hand crosses over blocks (4 cm) and knob (5.3 cm)."""
-GRASP_M = 0.018
+HOVER_M = 0.09
+"""Height at which the hand crosses over blocks (5 cm) and knob (5.3 cm)."""
+GRASP_M = 0.022
 OPEN, CLOSE = -1.0, 1.0
 LEVELS = 4
 """Commands per direction: steps of 7.5 mm."""
@@ -41,8 +42,8 @@ class TabletopExpert(Expert):
 
     def _pick(self, block: str) -> tuple[np.ndarray, float]:
         position, hand = self.env.block(block), self.env.hand()
-        near = np.linalg.norm(hand[:2] - position[:2]) < 0.014 and hand[2] < position[2] + 0.006
-        low = position[2] - 0.02 + GRASP_M
+        near = np.linalg.norm(hand[:2] - position[:2]) < 0.016 and hand[2] < position[2] + 0.006
+        low = position[2] - BLOCK_HALF + GRASP_M
         if near:
             return np.array([*hand[:2], low]), CLOSE
         return self._over(position[:2], low), OPEN
@@ -72,13 +73,13 @@ class TabletopExpert(Expert):
 
     def _place_on_plate(self) -> tuple[np.ndarray, float]:
         if self._holds("blue"):
-            return self._carry("blue", self.env.fixture("plate")[:2], 0.026)
+            return self._carry("blue", self.env.fixture("plate")[:2], BLOCK_HALF + 0.006)
         return self._pick("blue")
 
     def _stack_blocks(self) -> tuple[np.ndarray, float]:
         if self._holds("red"):
             base = self.env.block("blue")
-            return self._carry("red", base[:2], base[2] + 0.04)
+            return self._carry("red", base[:2], base[2] + 2 * BLOCK_HALF)
         return self._pick("red")
 
     def _press_button(self) -> tuple[np.ndarray, float]:
@@ -92,15 +93,9 @@ class TabletopExpert(Expert):
             return np.array([hand[0] + 0.04, knob[1], 0.034]), CLOSE
         return self._over(knob - np.array([0.034, 0.0]), 0.034, tolerance=0.01), CLOSE
 
-    def _push_to_zone(self) -> tuple[np.ndarray, float]:
-        block, zone, hand = self.env.block("green")[:2], self.env.fixture("zone")[:2], self.env.hand()
-        way = zone - block
-        direction = way / max(float(np.linalg.norm(way)), 1e-6)
-        relative = hand[:2] - block
-        along = float(relative @ direction)
-        across = float(relative @ np.array([-direction[1], direction[0]]))
-        low = hand[2] < 0.035
-        if low and -0.055 < along < -0.015 and abs(across) < 0.012:
-            step = min(0.04, float(np.linalg.norm(way)) + 0.005)
-            return np.array([*(hand[:2] + step * direction - 0.8 * across * np.array([-direction[1], direction[0]])), 0.02]), CLOSE
-        return self._over(block - 0.042 * direction, 0.02, tolerance=0.01), CLOSE
+    def _push_to_strip(self) -> tuple[np.ndarray, float]:
+        block, hand = self.env.block("blue")[:2], self.env.hand()
+        along, across = hand[:2] - block
+        if -0.065 < along < -0.02 and abs(across) < 0.014 and hand[2] < 0.045:
+            return np.array([hand[0] + 0.03, block[1], 0.025]), CLOSE
+        return self._over(block - np.array([0.048, 0.0]), 0.025), CLOSE

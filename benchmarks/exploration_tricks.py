@@ -1,0 +1,120 @@
+"""The three exploration tricks and their absence, from the same supervised policies, seeds and number of updates:
+`python benchmarks/exploration_tricks.py --seeds 0 1 2` after benchmarks/tabletop_seeds.py has made the policies.
+
+Writes docs/results/exploration_tricks.json, .md and .png. Runs that are finished in --runs are not run again.
+"""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from simplevla.config import TrainConfig
+from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.result import read_result, write_result
+from simplevla.recipes import tabletop
+from simplevla.recipes.demo import evaluate_folder
+from simplevla.training.loop import train
+from simplevla.training.runlog import read_rows
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
+    "recipe": ("T 1.0, clip 0.2 / 0.28, dynamic sampling", lambda c: c),
+    "static": ("without dynamic sampling", lambda c: replace(c, sampling=replace(c.sampling, dynamic=False))),
+    "clip02": ("clip 0.2 both ways", lambda c: replace(c, loss=replace(c.loss, clip_high=0.2))),
+    "T1.6": ("temperature 1.6", lambda c: replace(c, sampling=replace(c.sampling, temperature=1.6))),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Where the runs go, which seeds, and how long."""
+
+    runs: Path = Path("runs")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    updates: int = 20
+
+
+def run_one(name: str, seed: int, arguments: Arguments) -> dict:
+    """One variant with one seed: curve on train states while training, success on the held-out states at the end."""
+    run = arguments.runs / f"tricks_{name}_seed{seed}"
+    config = VARIANTS[name][1](replace(tabletop.train(), updates=arguments.updates, seed=seed, eval_every=5))
+    config = replace(config, policy=str(arguments.runs / f"demo_seed{seed}" / "sft" / "policy"))
+    final = run / "eval" / "test.json"
+    if not final.exists():
+        stopped = train(config, run, resume=(run / "config.json").exists())
+        print(name, seed, stopped.message)
+        write_result(final, evaluate_folder(run / "policy", config.suite, config.rollout))
+    rows = read_rows(run)
+    rate = read_result(final).overall
+    return {
+        "variant": name,
+        "seed": seed,
+        "test_success": rate.rate,
+        "wilson": [rate.low, rate.high],
+        "n": rate.n,
+        "updates": rows[-1]["update"],
+        "episodes": rows[-1].get("episodes_total", 0),
+        "minutes": rows[-1].get("elapsed_s", 0.0) / 60,
+        "curve": [[row.get("episodes_total", 0), row["eval_success"]] for row in rows if "eval_success" in row],
+    }
+
+
+def main(arguments: Arguments) -> None:
+    runs = [run_one(name, seed, arguments) for seed in arguments.seeds for name in VARIANTS]
+    result = {
+        "command": f"python benchmarks/exploration_tricks.py --seeds {' '.join(map(str, arguments.seeds))} "
+        f"--updates {arguments.updates}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "commit": commit(),
+        "runs": runs,
+    }
+    write_json(RESULTS / "exploration_tricks.json", result)
+    write_atomically(RESULTS / "exploration_tricks.md", page(result).encode())
+    plot(runs)
+
+
+def page(result: dict) -> str:
+    lines = [
+        "# The exploration tricks and their absence",
+        "",
+        f"Command: `{result['command']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Every variant starts from the same supervised "
+        "policy per seed and takes the same number of updates; greedy success on the held-out initial states (n = "
+        f"{result['runs'][0]['n']} per run). Data: `exploration_tricks.json`.",
+        "",
+        "![success against episodes](exploration_tricks.png)",
+        "",
+        "| variant | success per seed | mean | std | episodes per run | minutes per run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (title, _) in VARIANTS.items():
+        rows = [run for run in result["runs"] if run["variant"] == name]
+        rates = [run["test_success"] for run in rows]
+        each = ", ".join(f"{rate:.1%}" for rate in rates)
+        std = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "-"
+        episodes, minutes = (np.mean([run[key] for run in rows]) for key in ("episodes", "minutes"))
+        lines.append(f"| {title} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {minutes:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(runs: list[dict]) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, (name, (title, _)) in enumerate(VARIANTS.items()):
+        for i, run in enumerate(run for run in runs if run["variant"] == name):
+            x, y = np.array(run["curve"]).T
+            axes.plot(x, 100 * y, f"C{number}", alpha=0.8, marker=".", label=title if i == 0 else None)
+    axes.set(xlabel="RL episodes", ylabel="greedy success on train states, %", ylim=(0, 100))
+    axes.legend()
+    figure.savefig(RESULTS / "exploration_tricks.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,253 @@
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import small_tinyvla as small
+from simplevla.config import OptimizerConfig, SFTConfig
+from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
+from simplevla.demonstrations.images import encode_png
+from simplevla.policies.load import load_policy
+from simplevla.policies.normalization import Statistics
+from simplevla.suites.base import SuiteSpec
+from simplevla.training.chunks import ChunkBatch
+from simplevla.training.imitation import Optimizer, check_actions_in_range, sft, validation_metrics
+
+INSTRUCTIONS = ("go to the red dot", "go away from the red dot")
+
+
+def write_dataset(folder: Path, cameras: tuple[str, ...] = ("front",), action_scale: float = 1.0) -> Path:
+    """The action is the sign of what the instruction wants, the state says on which side the dot is."""
+    spec = SuiteSpec(
+        cameras=dict.fromkeys(cameras, (16, 16)),
+        state_names=("x",),
+        action_names=("dx", "dy"),
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        control_hz=10.0,
+    )
+    rng = np.random.default_rng(0)
+    with DatasetWriter(folder, spec, INSTRUCTIONS, {"suite": "dots"}) as out:
+        for number in range(20):
+            side, task = 1 - 2 * (number % 2), number // 2 % 2
+            image = np.zeros((16, 16, 3), np.uint8)
+            image[5:9, 11 if side > 0 else 2, 0] = 255
+            png = encode_png(image)
+            out.add(
+                DemonstrationEpisode(
+                    task=f"task{task}",
+                    instruction=INSTRUCTIONS[task],
+                    initial_state=number,
+                    attempts=1,
+                    images={camera: [png] * 4 for camera in cameras},
+                    state=np.full((4, 1), side, np.float32) + rng.normal(0, 0.1, (4, 1)).astype(np.float32),
+                    actions=np.tile(np.float32([side * (1 - 2 * task), 0.5 * side]) * action_scale, (4, 1)),
+                )
+            )
+        out.finish()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("demos") / "dots")
+
+
+@pytest.fixture
+def config(dataset: Path) -> SFTConfig:
+    optimizer = OptimizerConfig(lr=2e-3, weight_decay=0.01, warmup_steps=5)
+    return SFTConfig(
+        dataset=str(dataset),
+        batches=12,
+        batch_size=8,
+        chunk_length=2,
+        optimizer=optimizer,
+        shift_pixels=1,
+        validation_fraction=0.2,
+        validate_every=4,
+    )
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_imitation_learns_what_instruction_and_state_say(config: SFTConfig, tmp_path: Path) -> None:
+    folder = sft(replace(config, batches=60, validate_every=60), tmp_path / "run")
+    rows = {key: value for row in _rows(tmp_path / "run") for key, value in row.items()}
+    # Nothing learned is ln 256 = 5.55 nats; the smoothed targets themselves have 2.5 inside, 1.8 at the edges.
+    assert rows["validation_loss"] < 2.8
+    policy = load_policy(folder)
+    assert (policy.chunk_length, policy.cameras, policy.action_dim) == (2, ("front",), 2)
+    assert {"loss", "nll", "grad_norm", "lr", "batches_per_s", "validation_nll"} <= set(rows)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["batches"] == 60
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["suite_protocol"]["suite"] == "dots"
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft(config, tmp_path / "whole")
+    real = Optimizer.step
+
+    def killed_in_batch_ten(self: Optimizer, loss: torch.Tensor, number: int) -> float:
+        if number == 9:
+            raise KeyboardInterrupt
+        return real(self, loss, number)
+
+    monkeypatch.setattr(Optimizer, "step", killed_in_batch_ten)
+    with pytest.raises(KeyboardInterrupt):
+        sft(config, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "policy").exists()
+    monkeypatch.setattr(Optimizer, "step", real)
+    sft(config, tmp_path / "cut", resume=True)
+    for name in ("model.safetensors", "tokenizer.json", "statistics.json", "config.json"):
+        assert (tmp_path / "cut/policy" / name).read_bytes() == (tmp_path / "whole/policy" / name).read_bytes(), name
+
+    def timeless(run: Path) -> list[dict[str, float]]:
+        return [{k: v for k, v in row.items() if k != "batches_per_s"} for row in _rows(run)]
+
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+    assert [row["batch"] for row in timeless(tmp_path / "cut")] == [4, 4, 8, 8, 12, 12]
+
+
+def test_resume_before_the_first_checkpoint_starts_afresh(config: SFTConfig, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    sft(replace(config, batches=1), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file()
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(config: SFTConfig, tmp_path: Path) -> None:
+    sft(replace(config, batches=1), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"already holds a run; resume it"):
+        sft(replace(config, batches=1), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"started with another configuration"):
+        sft(replace(config, batches=2), tmp_path / "run", resume=True)
+
+
+def test_a_saved_policy_is_gone_on_with_and_keeps_its_statistics(
+    config: SFTConfig, tmp_path: Path, dataset: Path
+) -> None:
+    first = sft(replace(config, batches=2), tmp_path / "first")
+    other = write_dataset(tmp_path / "other", action_scale=0.5)
+    lr_zero = replace(config.optimizer, lr=0.0)
+    second = sft(
+        replace(config, dataset=str(other), policy=str(first), batches=1, chunk_length=7, optimizer=lr_zero),
+        tmp_path / "second",
+    )
+    for name in ("statistics.json", "model.safetensors", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def _breaks(kind: str, config: SFTConfig, tmp_path: Path) -> SFTConfig:
+    if kind == "scale":
+        return replace(config, dataset=str(write_dataset(tmp_path / "scaled", action_scale=3.0)))
+    if kind == "camera":
+        return replace(config, dataset=str(write_dataset(tmp_path / "renamed", cameras=("top",))))
+    small.make().save(tmp_path / "small")
+    return replace(config, policy=str(tmp_path / "small"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("scale", r"action dimension 0 of the dataset runs from -3 to 3; the policy's frozen statistics allow -1 to 1"),
+        ("camera", r"looks through front, the dataset .*renamed has top"),
+        ("dimensions", r"looks through wrist, the dataset .*takes 3 state dimensions, the dataset .* has 1"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_the_policy_is_refused(
+    kind: str, message: str, config: SFTConfig, tmp_path: Path
+) -> None:
+    policy = sft(replace(config, batches=1), tmp_path / "first")
+    broken = _breaks(kind, replace(config, policy=str(policy)), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        sft(broken, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_range_that_leaves_the_frozen_one_by_a_tenth_is_tolerated() -> None:
+    def statistics(low: float, high: float) -> Statistics:
+        values = {"mean": [0.0], "std": [1.0], "min": [low], "max": [high], "q01": [low], "q99": [high]}
+        return Statistics(state=values, action=values)
+
+    frozen = statistics(-1.0, 1.0)
+    check_actions_in_range(frozen, statistics(-1.19, 1.19))
+    for low, high in ((-1.21, 0.0), (0.0, 1.21)):
+        with pytest.raises(ValueError, match="dimension 0"):
+            check_actions_in_range(frozen, statistics(low, high))
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_the_step(config: SFTConfig) -> None:
+    policy = small.make()
+    before = policy.queries.detach().clone()
+    with pytest.raises(ValueError, match=r"gradient norm is nan \(loss nan\) in batch 3; no step was taken"):
+        Optimizer(policy, config).step(policy.queries.sum() * math.nan, 2)
+    assert torch.equal(policy.queries, before)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "number", "expected"),
+    [
+        ("cosine", 0, 0.2 * 1.0),
+        ("cosine", 4, 1.0 * 0.5 * (1 + math.cos(math.pi * 4 / 12))),
+        ("cosine", 6, 0.5),
+        ("cosine", 11, 0.5 * (1 + math.cos(math.pi * 11 / 12))),
+        ("constant", 1, 0.4),
+        ("constant", 11, 1.0),
+    ],
+)
+def test_learning_rate(schedule: str, number: int, expected: float, config: SFTConfig) -> None:
+    optimizer = Optimizer(small.make(), replace(config, schedule=schedule))  # type: ignore[arg-type]
+    assert optimizer.lr(number) == pytest.approx(2e-3 * expected)
+
+
+def test_weight_decay_acts_on_matrices_only(config: SFTConfig) -> None:
+    policy = small.make()
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    optimizer = Optimizer(policy, replace(config, optimizer=OptimizerConfig(lr=0.1, weight_decay=0.5)))
+    optimizer.step(sum((p.sum() * 0 for p in policy.parameters()), torch.zeros(())), 0)
+    shrunk = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
+    assert {"state.weight", "language.layers.0.mlp.dense_h_to_4h.weight", "vision.encoders.0.maps.weight"} <= shrunk
+    spared = ("bias", "norm.weight", "layernorm.weight", "embed_in.weight", "queries", "order", "sharpness")
+    assert {name for name in shrunk if name.endswith(spared)} == set()
+    ratio = policy.state.weight.detach() / before["state.weight"]
+    assert ratio.flatten().tolist() == pytest.approx([1 - 0.1 * 0.5] * ratio.numel(), abs=1e-5)
+
+
+def test_gradients_are_clipped(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = small.make()
+    optimizer = Optimizer(policy, replace(config, optimizer=OptimizerConfig(max_grad_norm=0.25)))
+    norms: list[float] = []
+    step: Callable[[], None] = optimizer.adamw.step
+
+    def look() -> None:
+        norms.append(float(torch.linalg.vector_norm(policy.queries.grad)))  # type: ignore[arg-type]
+        step()
+
+    monkeypatch.setattr(optimizer.adamw, "step", look)
+    # The gradient of 3 q0 + 4 q1 has norm 5.
+    assert optimizer.step(3 * policy.queries[0, 0] + 4 * policy.queries[0, 1], 0) == pytest.approx(5.0)
+    assert norms == [pytest.approx(0.25, rel=1e-4)]
+
+
+def test_validation_averages_over_valid_actions(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of different numbers of valid actions must not be averaged one by one."""
+    losses = iter([(torch.tensor(1.0), torch.tensor(10.0)), (torch.tensor(4.0), torch.tensor(40.0))])
+    policy = small.make()
+    monkeypatch.setattr(policy, "imitation_losses", lambda *_: next(losses))
+
+    class Batches:
+        def make(self, starts: np.ndarray) -> ChunkBatch:
+            valid = 3 if 0 in starts else 1
+            mask = torch.tensor([[True] * valid + [False] * (3 - valid)])
+            return ChunkBatch(observations=None, actions=None, mask=mask)  # type: ignore[arg-type]
+
+    metrics = validation_metrics(policy, Batches(), np.array([0, 1]), 1)  # type: ignore[arg-type]
+    assert metrics == pytest.approx({"validation_loss": (3 * 1 + 1 * 4) / 4, "validation_nll": (3 * 10 + 1 * 40) / 4})
