@@ -40,6 +40,8 @@ class DemosConfig:
     """Std of the disturbance added to executed actions, as a fraction of the action range; labels stay clean (DART)."""
     noise_probability: float = 0.3
     """Probability that an env step is disturbed."""
+    levels: int = 0
+    """Commands per direction that the demonstrator has, as on a key pad: labels are rounded to 1 / levels; 0 is no rounding."""
     hesitation: float = 0.0
     """Probability that the demonstrator moves at half speed for an env step, as people do; the label is halved too."""
     workers: int = 0
@@ -49,6 +51,7 @@ class DemosConfig:
     def __post_init__(self) -> None:
         _require(self.episodes >= 1, f"demos.episodes is {self.episodes}; expected at least 1")
         _require(0 <= self.noise <= 2, f"demos.noise is {self.noise}; expected 0 to 2")
+        _require(self.levels >= 0, f"demos.levels is {self.levels}; expected 0 (no rounding) or more")
         _require(0 <= self.hesitation <= 1, f"demos.hesitation is {self.hesitation}; expected 0 to 1")
         _require(
             0 <= self.noise_probability <= 1, f"demos.noise_probability is {self.noise_probability}; expected 0 to 1"

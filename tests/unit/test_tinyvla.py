@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,7 @@ def test_logprobs_are_of_the_tempered_distribution() -> None:
 
 def test_imitation_losses_are_weighted_over_valid_actions_only() -> None:
     policy = small.make()
+    policy.config = replace(policy.config, label_sigma_bins=3.0)
     batch = small.observations(["press it", "lift the red block"])
     actions = torch.tensor([[[0.1, 3.1], [0.5, 7.2], [9.0, 9.0]], [[-0.3, 0.8], [9.0, 9.0], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, False], [True, False, False]])

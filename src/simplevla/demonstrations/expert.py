@@ -50,7 +50,7 @@ class DemonstrationWorker:
         labels: list[np.ndarray] = []
         success = False
         while not success and len(labels) < attempt.task.horizon:
-            label = hesitate(self._label(attempt), self.spec, self.config, rng)
+            label = human(self._label(attempt), self.spec, self.config, rng)
             observations.append(observation)
             labels.append(label)
             action = disturb(label, self.spec, self.config, rng)
@@ -78,14 +78,19 @@ class DemonstrationWorker:
         return action
 
 
-def hesitate(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:
-    """The expert's action, sometimes at half speed; a gripper in the last dimension is a switch and stays as it is."""
-    if config.hesitation == 0 or rng.random() >= config.hesitation:
-        return label
-    slow = label / 2
-    if "gripper" in spec.action_names[-1]:
-        slow[-1] = label[-1]
-    return slow
+def human(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:
+    """The expert's action as a person would give it: in few levels, and sometimes at half speed.
+
+    Few distinct commands make an imitator that is sure where it can be. A gripper in the last dimension is a switch and
+    stays as it is.
+    """
+    moving = len(label) - 1 if "gripper" in spec.action_names[-1] else len(label)
+    given = label.copy()
+    if config.levels:
+        given[:moving] = np.round(given[:moving] * config.levels) / config.levels
+    if config.hesitation and rng.random() < config.hesitation:
+        given[:moving] /= 2
+    return given
 
 
 def disturb(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:

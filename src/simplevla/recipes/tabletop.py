@@ -16,7 +16,7 @@ SUITE = SuiteConfig(name="tabletop")
 def demos() -> DemosConfig:
     """Rarely disturbed, with clean labels, so that the policy sees recoveries; and hesitant, so that there is something to
     gain: the imitator is as slow as its teacher and often runs out of time, while faster is possible."""
-    return DemosConfig(suite=SUITE, episodes=900, noise=1.0, noise_probability=0.08, hesitation=0.6)
+    return DemosConfig(suite=SUITE, episodes=900, noise=1.0, noise_probability=0.08, levels=4, hesitation=0.6)
 
 
 def sft() -> SFTConfig:
@@ -28,7 +28,7 @@ def train() -> TrainConfig:
     """SPEC 1.5 with fewer groups and a learning rate for a million parameters."""
     return TrainConfig(
         suite=SUITE,
-        updates=40,
+        updates=30,
         sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0),
         optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10),
         rollout=RolloutConfig(slots_per_worker=32),

@@ -9,7 +9,7 @@ Preset = tuple[VisionConfig, LanguageConfig]
 
 
 def nano() -> Preset:
-    """About 0.5 M parameters, made for two CPU cores and images of about 64 pixels."""
+    """About 0.55 M parameters, made for two CPU cores and images of about 64 pixels."""
     return VisionConfig(summary=True), LanguageConfig()
 
 

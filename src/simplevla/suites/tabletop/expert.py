@@ -10,8 +10,6 @@ HOVER_M = 0.09
 """Height at which the hand crosses over blocks (5 cm) and knob (5.3 cm)."""
 GRASP_M = 0.022
 OPEN, CLOSE = -1.0, 1.0
-LEVELS = 4
-"""Commands per direction: steps of 7.5 mm."""
 
 
 class TabletopExpert(Expert):
@@ -26,8 +24,6 @@ class TabletopExpert(Expert):
     def action(self) -> np.ndarray:
         target, gripper = getattr(self, f"_{self.env._task}")()
         delta = np.clip((target - self.env.hand()) / MAX_DELTA_M, -1.0, 1.0)
-        # In quarters, as from a key pad: few distinct commands make a policy that is sure where it can be.
-        delta = np.round(delta * LEVELS) / LEVELS
         return np.array([*delta, gripper], dtype=np.float32)
 
     def _over(self, xy: np.ndarray, low: float, tolerance: float = 0.012) -> np.ndarray:
