@@ -1,6 +1,6 @@
 """The demo with several training seeds: `python benchmarks/tabletop_seeds.py --seeds 0 1 2`.
 
-Writes docs/results/tabletop_nano.json and .md. Runs that are finished in --runs are not run again.
+Writes docs/results/tabletop_nano.json, .md and .png. Runs that are finished in --runs are not run again.
 """
 
 import json
@@ -9,8 +9,12 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 from simplevla.evaluation.provenance import write_atomically, write_json
 from simplevla.evaluation.result import read_result
@@ -43,7 +47,10 @@ def main(arguments: Arguments) -> None:
     for seed in arguments.seeds:
         run = arguments.runs / f"demo_seed{seed}"
         summary = demo(run, seed)
-        rows.append({**summary, **first_at_goal(run / "rl")})
+        curve = [
+            [r.get("elapsed_s", 0.0) / 60, r["eval_success"]] for r in read_rows(run / "rl") if "eval_success" in r
+        ]
+        rows.append({**summary, **first_at_goal(run / "rl"), "curve_minutes_success": curve})
         for stage, name in (("sft", "before"), ("rl", "after")):
             by_task = read_result(run / "rl" / "eval" / f"{name}.json").by_task
             tables[stage][0].append([rate.solved for rate in by_task.values()])
@@ -65,6 +72,7 @@ def main(arguments: Arguments) -> None:
     }
     write_json(RESULTS / "tabletop_nano.json", result)
     write_atomically(RESULTS / "tabletop_nano.md", page(result).encode())
+    plot(result)
     print(json.dumps(over_seeds, indent=1))
 
 
@@ -75,6 +83,8 @@ def page(result: dict) -> str:
         "",
         f"Command: `{result['command']}` (each seed is `simplevla demo --seed N`). Machine: {result['machine']}. Greedy success on the "
         "50 held-out initial states of each of the six tasks; Wilson 95 % lower bound. Data: `tabletop_nano.json`.",
+        "",
+        "![success against minutes, and per task](tabletop_nano.png)",
         "",
         "| seed | SFT | SFT + RL | Wilson low | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | commit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -101,6 +111,27 @@ def page(result: dict) -> str:
     for task, sft in result["success_by_task"]["sft"].items():
         lines.append(f"| {task} | {sft:.1%} | {result['success_by_task']['rl'][task]:.1%} |")
     return "\n".join(lines) + "\n"
+
+
+def plot(result: dict) -> None:
+    """Left: each seed's curve on train states; right: held-out success per task, mean over the seeds."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for row in result["seeds"]:
+        minutes, success = np.array(row["curve_minutes_success"]).T
+        left.plot(minutes, 100 * success, marker=".", label=f"seed {row['seed']}")
+    left.axhline(100 * GOAL, color="grey", linewidth=0.8, linestyle=":")
+    left.set(xlabel="minutes of RL, 2 cores", ylabel="greedy success on train states, %", ylim=(0, 100))
+    left.legend()
+    tasks = list(result["success_by_task"]["sft"])
+    for offset, (stage, name) in zip((-0.2, 0.2), (("sft", "SFT"), ("rl", "SFT + RL")), strict=True):
+        heights = [100 * result["success_by_task"][stage][task] for task in tasks]
+        right.barh(np.arange(len(tasks)) - offset, heights, 0.38, label=name)
+    right.set_yticks(range(len(tasks)), [task.replace("_", " ") for task in tasks])
+    right.invert_yaxis()
+    right.set(xlabel="held-out greedy success, %", xlim=(0, 100))
+    right.legend(loc="lower left")
+    figure.savefig(RESULTS / "tabletop_nano.png", dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ EXIT_NO_SIGNAL = 3
 EXIT_INTERRUPTED = 130
 
 UNPREFIXED = tyro.conf.arg(name="")
-NO_SUITE = SuiteConfig(name="")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,8 +127,6 @@ class SFTArguments:
     """New folder for everything about the run; the result is RUN/policy."""
     resume: Path | None = None
     """Go on with this run from its newest checkpoint; the config is the run's own."""
-    suite: SuiteConfig = NO_SUITE
-    """For closed-loop success during training; a recipe names its own."""
 
 
 def _sft(arguments: list[str]) -> int:
@@ -140,11 +137,8 @@ def _sft(arguments: list[str]) -> int:
     name, rest = _take_name(arguments)
     resumed = _resumed(rest)
     config = load_config(SFTConfig, resumed) if resumed else _recipe(name, recipes.SFT, SFTConfig)
-    suite = recipes.DEMOS[name]().suite if name in recipes.DEMOS else NO_SUITE
-    default = SFTArguments(config=config, suite=suite)
-    parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=default)
-    suite_config = parsed.suite if parsed.suite.name else None
-    policy = sft(parsed.config, parsed.resume or _new_run(parsed.run), parsed.resume is not None, suite_config)
+    parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
+    policy = sft(parsed.config, parsed.resume or _new_run(parsed.run), resume=parsed.resume is not None)
     print(f"the policy is in {policy}")
     return 0
 
@@ -192,18 +186,25 @@ def _evaluate(arguments: list[str]) -> int:
 
     import torch
     from rich.console import Console
+    from rich.progress import Progress
 
     from simplevla.evaluation.evaluate import evaluate
     from simplevla.evaluation.result import result_table, write_result
-    from simplevla.policies.load import load_policy
+    from simplevla.policies.load import check_fits_suite, load_policy
     from simplevla.rollout.scheduler import RolloutEngine
     from simplevla.suites.registry import make_suite
 
     suite = make_suite(parsed.suite)
     policy = load_policy(parsed.policy)
     policy.to(torch.device(parsed.device))
-    with RolloutEngine(parsed.suite, parsed.rollout, policy.chunk_length) as engine:
-        result = evaluate(engine, policy, suite, parsed.config, policy_folder=parsed.policy)
+    check_fits_suite(policy, suite.spec)
+    with RolloutEngine(parsed.suite, parsed.rollout, policy.chunk_length) as engine, Progress() as progress:
+        bar = progress.add_task("episodes")
+
+        def show(done: int, total: int, solved: int) -> None:
+            progress.update(bar, completed=done, total=total, description=f"episodes, {solved} of {done} solved")
+
+        result = evaluate(engine, policy, suite, parsed.config, show, parsed.policy)
     if parsed.out is not None:
         write_result(parsed.out, result)
     Console().print(result_table(result))
@@ -216,6 +217,8 @@ class CompareArguments:
 
     a: tyro.conf.Positional[Path]
     b: tyro.conf.Positional[Path]
+    out: Path | None = None
+    """JSON file for the comparison."""
 
 
 def _compare(arguments: list[str]) -> int:
@@ -224,8 +227,12 @@ def _compare(arguments: list[str]) -> int:
     from rich.console import Console
 
     from simplevla.evaluation.compare import compare_files, comparison_table
+    from simplevla.evaluation.provenance import write_json
 
-    Console().print(comparison_table(compare_files(parsed.a, parsed.b)))
+    comparison = compare_files(parsed.a, parsed.b)
+    if parsed.out is not None:
+        write_json(parsed.out, comparison.to_dict())
+    Console().print(comparison_table(comparison))
     return 0
 
 

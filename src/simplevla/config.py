@@ -177,6 +177,8 @@ class SFTConfig:
     """Batches between validation losses, closed-loop evaluations and checkpoints."""
     eval_episodes_per_task: int = 0
     """Closed-loop episodes per task at each validation, on train states; 0 switches them off."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    """Where they take place."""
     seed: int = 0
 
     def __post_init__(self) -> None:

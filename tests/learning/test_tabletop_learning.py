@@ -25,7 +25,10 @@ def imitator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imitation")
     generate(replace(tabletop.demos(), suite=SUITE, episodes=100), folder / "demos", progress=False)
     config = replace(tabletop.sft(), dataset=str(folder / "demos"), batches=150, batch_size=64, validate_every=150)
-    return sft(config, folder / "sft")
+    policy = sft(replace(config, suite=SUITE, eval_episodes_per_task=5), folder / "sft")
+    closed_loop = read_rows(folder / "sft")[-1]
+    assert closed_loop["success"] == sum(closed_loop[f"success/{task}"] for task in SUITE.tasks) / 2
+    return policy
 
 
 def rl(policy: Path, seed: int) -> TrainConfig:

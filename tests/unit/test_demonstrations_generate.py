@@ -14,7 +14,7 @@ from point_suite import STEP, PointSuite, picture, target_of
 from simplevla.config import DemosConfig, SuiteConfig
 from simplevla.demonstrations import writer
 from simplevla.demonstrations.dataset import LeRobotDataset
-from simplevla.demonstrations.expert import disturb
+from simplevla.demonstrations.expert import disturb, human
 from simplevla.demonstrations.generate import Schedule, generate
 
 
@@ -159,3 +159,18 @@ def test_workers_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_human_gives_few_levels_and_hesitates_but_closes_the_gripper_at_once() -> None:
+    label = np.array([0.68, -0.1, 1.0], np.float32)
+    rng = np.random.default_rng(0)
+    plain, keys = DemosConfig(levels=0), DemosConfig(levels=4)
+    assert human(label, PointSuite.spec, plain, rng).tolist() == label.tolist()
+    np.testing.assert_allclose(human(label, PointSuite.spec, keys, rng), [0.75, 0.0, 1.0])
+    slow = DemosConfig(levels=4, hesitation=0.25)
+    given = np.stack([human(label, PointSuite.spec, slow, rng) for _ in range(4000)])
+    halved = given[:, 0] == 0.375
+    assert set(given[~halved, 0]) == {0.75}
+    assert abs(halved.mean() - 0.25) < 0.03
+    assert (given[:, 2] == 1.0).all()
+    np.testing.assert_allclose(label, [0.68, -0.1, 1.0])

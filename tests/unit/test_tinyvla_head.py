@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, smoothed_targets, to_bins
+from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, to_bins
 
 
 class Fixed:
@@ -27,34 +27,6 @@ def test_bins_are_centred_evenly_with_both_ends_included() -> None:
 def test_every_one_of_256_bins_survives_the_round_trip() -> None:
     tokens = torch.arange(256)
     assert torch.equal(to_bins(from_bins(tokens, 256), 256), tokens)
-
-
-def test_smoothed_targets_are_the_mass_of_a_gaussian_in_each_bin() -> None:
-    # 3 bins (-1, 0, 1), sigma of one bin, action 0: the middle bin holds the mass within half a sigma, 0.3829, and each
-    # outer bin the mass from 0.5 to 1.5 sigma, 0.2417; renormalised by 0.8664.
-    target = smoothed_targets(torch.tensor([0.0]), 3, 1.0)[0]
-    assert target.tolist() == pytest.approx([0.24173 / 0.86639, 0.38292 / 0.86639, 0.24173 / 0.86639], abs=1e-4)
-
-
-def test_smoothed_targets_at_the_edge_keep_their_mass_inside() -> None:
-    # Action 1 in 3 bins: the last bin has the mass of -0.5 .. 0.5 sigma, the next -1.5 .. -0.5, the next -2.5 .. -1.5.
-    phi = [0.5 * (1 + math.erf(x / math.sqrt(2))) for x in (-2.5, -1.5, -0.5, 0.5)]
-    total = phi[3] - phi[0]
-    target = smoothed_targets(torch.tensor([5.0]), 3, 1.0)[0]
-    assert target.tolist() == pytest.approx([(phi[i + 1] - phi[i]) / total for i in range(3)], abs=1e-5)
-
-
-def test_smoothed_targets_sum_to_one_and_centre_on_the_action() -> None:
-    actions = torch.linspace(-1, 1, 101)
-    targets = smoothed_targets(actions, 256, 3.0)
-    torch.testing.assert_close(targets.sum(dim=1), torch.ones(101), atol=1e-5, rtol=0)
-    inner = slice(10, 91)
-    means = targets[inner] @ from_bins(torch.arange(256), 256)
-    torch.testing.assert_close(means, actions[inner], atol=1e-4, rtol=0)
-
-
-def test_sigma_zero_is_one_bin() -> None:
-    assert smoothed_targets(torch.tensor([0.4]), 5, 0.0).tolist() == [[0.0, 0.0, 0.0, 1.0, 0.0]]
 
 
 def test_draw_inverts_the_cumulative_distribution() -> None:

@@ -81,7 +81,7 @@ def _run_stages(run: Path, seed: int) -> None:
             "sft_success": before.overall.rate,
             "rl_success": after.overall.rate,
             "rl_wilson_low": after.overall.low,
-            "episodes": last["episodes_total"],
+            "episodes": last.get("episodes_total", 0),
             "updates": last["update"],
             "minutes_demos": stages.minutes["demos"],
             "minutes_sft": stages.minutes["sft"],

@@ -21,7 +21,15 @@ def demos() -> DemosConfig:
 
 def sft() -> SFTConfig:
     """Enough imitation for a start with signal, not more."""
-    return SFTConfig(policy="nano", chunk_length=4, batches=1000, batch_size=128, shift_pixels=0)
+    return SFTConfig(
+        policy="nano",
+        chunk_length=4,
+        batches=1000,
+        batch_size=128,
+        shift_pixels=0,
+        eval_episodes_per_task=10,
+        suite=SUITE,
+    )
 
 
 def train() -> TrainConfig:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, from_dict, to_dict
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import write_json
@@ -36,14 +36,13 @@ VALIDATION_CHUNKS = 2048
 KEEP_CHECKPOINTS = 2
 
 
-def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig | None = None) -> Path:
+def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     """Train a policy on a dataset of demonstrations; returns the folder of the trained policy, `run/policy`.
 
     Batch number n depends on (seed, n) alone, so that a resumed run goes on as if it had never stopped.
 
     Args:
         resume: go on from the newest checkpoint of `run`.
-        suite: where the policy is also tried out at each validation, `config.eval_episodes_per_task` times per task.
 
     Raises:
         ValueError: dataset, policy, suite or run folder don't fit each other.
@@ -66,8 +65,8 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig |
     with ExitStack() as stack:
         log = stack.enter_context(MetricsLog(run, checkpoint.state["metrics_bytes"] if checkpoint else 0, first))
         trial = None
-        if suite is not None and config.eval_episodes_per_task > 0:
-            trial = stack.enter_context(ClosedLoop(suite, config, policy))
+        if config.eval_episodes_per_task > 0:
+            trial = stack.enter_context(ClosedLoop(config, policy))
         progress = stack.enter_context(_progress())
         bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
         window = Window()
@@ -75,8 +74,8 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, suite: SuiteConfig |
             rng = np.random.default_rng((config.seed, number))
             starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
             batch = batches.make(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
-            loss, likelihood = policy.imitation_losses(batch.observations, batch.actions, batch.mask)
-            window.add(float(loss.detach()), float(likelihood), optimizer.step(loss, number))
+            loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
+            window.add(float(loss.detach()), optimizer.step(loss, number))
             done = number + 1
             validate = done % config.validate_every == 0 or done == config.batches
             progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
@@ -149,18 +148,18 @@ def _as_tinyvla(policy: Any) -> TinyVLA:
 
 
 def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
-    """Loss and negative log-likelihood, in nats per unit, on held-out demonstrations without augmentation."""
+    """The imitation loss on held-out demonstrations without augmentation."""
     if not len(starts):
         return {}
     chosen = starts[np.unique(np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts))).astype(int))]
-    sums = np.zeros(3)
+    total = valid = 0.0
     for first in range(0, len(chosen), size):
         batch = batches.make(chosen[first : first + size])
         with torch.inference_mode():
-            loss, likelihood = policy.imitation_losses(batch.observations, batch.actions, batch.mask)
-        weight = int(batch.mask.sum())
-        sums += weight * np.array([float(loss), float(likelihood), 1.0])
-    return {"validation_loss": sums[0] / sums[2], "validation_nll": sums[1] / sums[2]}
+            loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
+        total += float(loss) * int(batch.mask.sum())
+        valid += int(batch.mask.sum())
+    return {"validation_loss": total / valid}
 
 
 class Optimizer:
@@ -236,11 +235,11 @@ class Window:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.sums = np.zeros(3)
+        self.sums = np.zeros(2)
         self.count = 0
 
-    def add(self, loss: float, likelihood: float, grad_norm: float) -> None:
-        self.sums += (loss, likelihood, grad_norm)
+    def add(self, loss: float, grad_norm: float) -> None:
+        self.sums += (loss, grad_norm)
         self.count += 1
 
     @property
@@ -252,8 +251,8 @@ class Window:
         return self.count / (time.perf_counter() - self.started)
 
     def metrics(self) -> dict[str, float]:
-        loss, likelihood, grad_norm = (self.sums / self.count).tolist()
-        return {"loss": loss, "nll": likelihood, "grad_norm": grad_norm, "batches_per_s": self.rate}
+        loss, grad_norm = (self.sums / self.count).tolist()
+        return {"loss": loss, "grad_norm": grad_norm, "batches_per_s": self.rate}
 
 
 class MetricsLog:
@@ -287,11 +286,11 @@ class MetricsLog:
 class ClosedLoop:
     """Greedy success on train initial states."""
 
-    def __init__(self, suite: SuiteConfig, config: SFTConfig, policy: TinyVLA) -> None:
-        self.suite = make_suite(suite)
+    def __init__(self, config: SFTConfig, policy: TinyVLA) -> None:
+        self.suite = make_suite(config.suite)
         check_fits_suite(policy, self.suite.spec)
         self.settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
-        self.engine = RolloutEngine(suite, RolloutConfig(), policy.chunk_length)
+        self.engine = RolloutEngine(config.suite, RolloutConfig(), policy.chunk_length)
 
     def __enter__(self) -> "ClosedLoop":
         self.engine.__enter__()

@@ -72,9 +72,6 @@ class TinyVLAConfig:
     action_dim: int
     chunk_length: int
     bins: int = 256
-    label_sigma_bins: float = 0.0
-    """Std, in bins, of the Gaussian around a demonstrated action that imitation aims at; 0 is a single bin.
-    Neighbouring bins then share what is learned, and RL starts from a policy that explores nearby actions."""
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
@@ -86,5 +83,3 @@ class TinyVLAConfig:
                 f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}, bins "
                 f"{self.bins}; expected at least 1, 1, 1 and 2"
             )
-        if self.label_sigma_bins < 0:
-            raise ValueError(f"label_sigma_bins is {self.label_sigma_bins}; expected 0 (one bin) or more")

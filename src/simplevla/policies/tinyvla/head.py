@@ -1,4 +1,4 @@
-"""The token head: bins of normalised actions, their log-probabilities, sampling and imitation targets.
+"""The token head: bins of normalised actions, their log-probabilities, sampling.
 
 B batch, U units, N bins. Bin i of N stands for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly
 over [-1, 1], both ends included.
@@ -34,21 +34,6 @@ def to_bins(normalised: Tensor, bins: int) -> Tensor:
 def from_bins(tokens: Tensor, bins: int) -> Tensor:
     """float32 centre of each bin, in [-1, 1]."""
     return tokens.float() * (2 / (bins - 1)) - 1
-
-
-def smoothed_targets(normalised: Tensor, bins: int, sigma_bins: float) -> Tensor:
-    """Probability of each bin [..., N]: a Gaussian's mass in it (the histogram-Gaussian of Imani and White 2018).
-
-    The Gaussian stands at the clipped action with std `sigma_bins` bin widths; what falls beyond the outermost bins is
-    divided among the rest. `sigma_bins` 0 puts all mass on the nearest bin.
-    """
-    if sigma_bins == 0:
-        return nn.functional.one_hot(to_bins(normalised, bins), bins).float()
-    position = (normalised.clamp(-1, 1) + 1) * ((bins - 1) / 2)
-    edges = torch.arange(bins + 1, device=normalised.device) - 0.5
-    below = torch.erf((edges - position[..., None]) * (0.5**0.5 / sigma_bins))
-    mass = below.diff(dim=-1)
-    return mass / (below[..., -1:] - below[..., :1])
 
 
 def draw(logprobs: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:

@@ -18,7 +18,7 @@ from simplevla.config import from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, TinyVLAConfig
-from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, smoothed_targets, to_bins
+from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, to_bins
 from simplevla.policies.tinyvla.presets import make_preset
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
@@ -217,13 +217,7 @@ class TinyVLA(Policy):
         return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
-        return self.imitation_losses(batch, actions, mask)[0]
-
-    def imitation_losses(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(cross-entropy against the smoothed targets, with gradient; negative log-likelihood of the nearest bin).
-
-        Both in nats per unit, over the units of valid actions. The first can't fall below the targets' own entropy
-        (2.52 nats for sigma 3); the second is what a policy without smoothing would minimise.
+        """Negative log-likelihood of the bins nearest to `actions`, in nats per unit, over the units of valid actions.
 
         Args:
             actions: float32 [B, H, A] in the environment's units.
@@ -231,13 +225,9 @@ class TinyVLA(Policy):
         """
         normalised = ((actions.to(self.device) - self.action_centre) / self.action_half_range).flatten(1)
         weights = mask.to(self.device).float().repeat_interleave(self.action_dim, dim=1)
-        weights = weights / weights.sum()
         logprobs = torch.log_softmax(self(batch.to(self.device)), dim=-1)
-        targets = smoothed_targets(normalised, self.config.bins, self.config.label_sigma_bins)
-        loss = -((targets * logprobs).sum(dim=-1) * weights).sum()
         nearest = to_bins(normalised, self.config.bins)[..., None]
-        likelihood = -(logprobs.detach().gather(-1, nearest)[..., 0] * weights).sum()
-        return loss, likelihood
+        return -(logprobs.gather(-1, nearest)[..., 0] * weights).sum() / weights.sum()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
