@@ -1,5 +1,5 @@
 """The three exploration tricks and their absence, from the same supervised policies, seeds and number of updates:
-`python benchmarks/exploration_tricks.py --seeds 0 1 2` after benchmarks/tabletop_seeds.py has made the policies.
+`python benchmarks/exploration_tricks.py --seeds 0 1 2` after benchmarks/training_seeds.py has made the policies.
 
 Writes docs/results/exploration_tricks.json, .md and .png. Runs that are finished in --runs are not run again.
 """
@@ -17,11 +17,11 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from simplevla.config import TrainConfig
+from simplevla.config import EvalConfig, TrainConfig
+from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.recipes import tabletop
-from simplevla.recipes.demo import evaluate_folder
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
 
@@ -47,12 +47,12 @@ def run_one(name: str, seed: int, arguments: Arguments) -> dict:
     """One variant with one seed: curve on train states while training, success on the held-out states at the end."""
     run = arguments.runs / f"tricks_{name}_seed{seed}"
     config = VARIANTS[name][1](replace(tabletop.train(), updates=arguments.updates, seed=seed, eval_every=5))
-    config = replace(config, policy=str(arguments.runs / f"demo_seed{seed}" / "sft" / "policy"))
+    config = replace(config, policy=str(arguments.runs / f"tabletop_nano_seed{seed}" / "sft" / "policy"))
     final = run / "eval" / "test.json"
     if not final.exists():
         stopped = train(config, run, resume=(run / "config.json").exists())
         print(name, seed, stopped.message)
-        write_result(final, evaluate_folder(run / "policy", config.suite, config.rollout))
+        write_result(final, evaluate_folder(run / "policy", config.suite, config.rollout, EvalConfig()))
     rows = read_rows(run)
     rate = read_result(final).overall
     return {

@@ -184,27 +184,12 @@ class EvalArguments:
 def _evaluate(arguments: list[str]) -> int:
     parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=arguments)
 
-    import torch
     from rich.console import Console
-    from rich.progress import Progress
 
-    from simplevla.evaluation.evaluate import evaluate
+    from simplevla.evaluation.evaluate import evaluate_folder
     from simplevla.evaluation.result import result_table, write_result
-    from simplevla.policies.load import check_fits_suite, load_policy
-    from simplevla.rollout.scheduler import RolloutEngine
-    from simplevla.suites.registry import make_suite
 
-    suite = make_suite(parsed.suite)
-    policy = load_policy(parsed.policy)
-    policy.to(torch.device(parsed.device))
-    check_fits_suite(policy, suite.spec)
-    with RolloutEngine(parsed.suite, parsed.rollout, policy.chunk_length) as engine, Progress() as progress:
-        bar = progress.add_task("episodes")
-
-        def show(done: int, total: int, solved: int) -> None:
-            progress.update(bar, completed=done, total=total, description=f"episodes, {solved} of {done} solved")
-
-        result = evaluate(engine, policy, suite, parsed.config, show, parsed.policy)
+    result = evaluate_folder(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device)
     if parsed.out is not None:
         write_result(parsed.out, result)
     Console().print(result_table(result))
@@ -238,7 +223,10 @@ def _compare(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Write RUN/report.html: one page with curves, tables, configuration and videos."""
+    """Write RUN/report.html: one page with curves, tables, configuration and videos.
+
+    A finished run is first evaluated on all held-out initial states, before and after RL, and filmed, unless it has been.
+    """
 
     run: tyro.conf.Positional[Path]
 
@@ -246,8 +234,10 @@ class ReportArguments:
 def _report(arguments: list[str]) -> int:
     parsed = tyro.cli(ReportArguments, prog="simplevla report", args=arguments)
 
+    from simplevla.report.evidence import gather_evidence
     from simplevla.report.page import write_report
 
+    gather_evidence(parsed.run)
     print(write_report(parsed.run))
     return 0
 

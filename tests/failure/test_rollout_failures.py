@@ -234,6 +234,8 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.registry import make_suite
 from simplevla.types import EpisodeRequest
 
+# A shell that runs this in the background has Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 suite = SuiteConfig(name="fake_suite:make", tasks=("inspect", "hang"))
 inspect, hang = make_suite(suite).tasks
 queue = iter([EpisodeRequest(task=hang, initial_state=0, seed=(i,)) for i in range(2)])

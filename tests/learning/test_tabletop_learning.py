@@ -1,5 +1,6 @@
 """The whole way on real physics and pixels, small: demonstrations, SFT, then RL must improve; without advantages it must not."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from safetensors.torch import load_file
 import simplevla.training.learner
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
+from simplevla.evaluation.provenance import policy_fingerprint
+from simplevla.evaluation.result import read_result
 from simplevla.recipes import tabletop
+from simplevla.report.evidence import gather_evidence
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
@@ -59,3 +63,22 @@ def test_without_advantages_nothing_is_learned(imitator: Path, tmp_path: Path, m
     train(replace(rl(imitator, 0), updates=1), tmp_path / "run")
     before, after = (load_file(folder / "model.safetensors") for folder in (imitator, tmp_path / "run" / "policy"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(replace(rl(imitator, 0), updates=1, checkpoint_every=1), run)
+    gather_evidence(run)
+    results = [read_result(run / "eval" / f"{name}.json") for name in ("before", "after")]
+    assert [(result.split, result.overall.n) for result in results] == [("test", 100)] * 2
+    assert results[0].policy_sha256 != results[1].policy_sha256
+    assert len(list((run / "videos").glob("*.mp4"))) == 4
+    files = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    gather_evidence(run)
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files
+    train(replace(rl(imitator, 0), updates=1, seed=1), tmp_path / "other")
+    shutil.rmtree(run / "policy")
+    shutil.copytree(tmp_path / "other" / "policy", run / "policy")
+    gather_evidence(run)
+    after = read_result(run / "eval" / "after.json")
+    assert after.policy_sha256 == policy_fingerprint(run / "policy") != results[1].policy_sha256

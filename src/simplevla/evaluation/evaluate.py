@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from simplevla.config import EvalConfig
+import rich.progress
+import torch
+
+from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.base import Suite
+from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 Progress = Callable[[int, int, int], None]
@@ -98,6 +104,27 @@ def evaluate(
         policy=str(policy_folder) if policy_folder else None,
         policy_sha256=policy_fingerprint(policy_folder) if policy_folder else None,
     )
+
+
+def evaluate_folder(
+    folder: Path, suite_config: SuiteConfig, rollout: RolloutConfig, config: EvalConfig, device: str = "cpu"
+) -> EvaluationResult:
+    """`evaluate` for the policy saved in `folder`, with an engine of its own and a progress bar.
+
+    Raises:
+        ValueError: the policy doesn't fit the suite, or as in `evaluate`.
+    """
+    suite = make_suite(suite_config)
+    policy = load_policy(folder)
+    policy.to(torch.device(device))
+    check_fits_suite(policy, suite.spec)
+    with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:
+        bar = bars.add_task("episodes")
+
+        def show(done: int, total: int, solved: int) -> None:
+            bars.update(bar, completed=done, total=total, description=f"episodes, {solved} of {done} solved")
+
+        return evaluate(engine, policy, suite, config, show, folder)
 
 
 def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]:

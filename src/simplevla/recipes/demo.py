@@ -8,18 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
+from simplevla import recipes
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare, comparison_table
-from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit, read_json, write_json
-from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.load import load_policy
-from simplevla.recipes import tabletop
+from simplevla.evaluation.result import read_result
+from simplevla.report.evidence import gather_evidence
 from simplevla.report.page import write_report
-from simplevla.report.videos import record_videos
-from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.suites.registry import make_suite
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
@@ -27,13 +22,13 @@ from simplevla.training.runlog import read_rows
 console = Console()
 
 
-def demo(run: Path, seed: int = 0) -> dict[str, object]:
-    """Run the `tabletop_nano` recipes with one training seed and leave everything in `run`; returns summary.json.
+def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, object]:
+    """Run the three recipes called `recipe` with one training seed and leave everything in `run`; returns summary.json.
 
     An interrupted demo goes on where it stopped; a finished one is only shown.
     """
     if not (run / "summary.json").exists():
-        _run_stages(run, seed)
+        _run_stages(run, seed, recipe)
     summary = read_json(run / "summary.json")
     before, after = (read_result(run / "rl" / "eval" / f"{name}.json") for name in ("before", "after"))
     console.print(comparison_table(compare(before, after, "SFT", "SFT + RL")))
@@ -42,34 +37,22 @@ def demo(run: Path, seed: int = 0) -> dict[str, object]:
     return summary
 
 
-def _run_stages(run: Path, seed: int) -> None:
+def _run_stages(run: Path, seed: int, recipe: str) -> None:
     run.mkdir(parents=True, exist_ok=True)
     stages = Stages(run / "stages.json")
     demos, sft_run, rl_run = run / "demos", run / "sft", run / "rl"
-    config = replace(tabletop.train(), policy=str(sft_run / "policy"), seed=seed)
+    config = replace(recipes.TRAIN[recipe](), policy=str(sft_run / "policy"), seed=seed)
 
-    stages.run("demos", "generating demonstrations", lambda: generate(replace(tabletop.demos(), seed=seed), demos))
-    sft_config = replace(tabletop.sft(), dataset=str(demos), seed=seed)
+    demos_config = replace(recipes.DEMOS[recipe](), seed=seed)
+    stages.run("demos", "generating demonstrations", lambda: generate(demos_config, demos))
+    sft_config = replace(recipes.SFT[recipe](), dataset=str(demos), seed=seed)
     stages.run(
         "sft", "supervised fine-tuning", lambda: sft(sft_config, sft_run, resume=(sft_run / "config.json").exists())
     )
     stages.run("rl", "reinforcement learning", lambda: train(config, rl_run, resume=(rl_run / "config.json").exists()))
 
-    def evaluate_both() -> None:
-        for name, folder in (("before", sft_run / "policy"), ("after", rl_run / "policy")):
-            write_result(rl_run / "eval" / f"{name}.json", evaluate_folder(folder, config.suite, config.rollout))
-
-    stages.run("evaluation", "evaluating on held-out initial states", evaluate_both)
-
-    def report() -> None:
-        suite = make_suite(config.suite)
-        before, after = (read_result(rl_run / "eval" / f"{name}.json") for name in ("before", "after"))
-        pairs = [(suite.task(name), state) for name, state in telling_states(before, after).items()]
-        for name, folder in (("before", sft_run / "policy"), ("after", rl_run / "policy")):
-            record_videos(suite, load_policy(folder), pairs, rl_run / "videos", name)
-        write_report(rl_run)
-
-    stages.run("report", "recording videos and writing the report", report)
+    stages.run("evaluation", "evaluating on held-out initial states, filming", lambda: gather_evidence(rl_run))
+    stages.run("report", "writing the report", lambda: write_report(rl_run))
     before, after = (read_result(rl_run / "eval" / f"{name}.json") for name in ("before", "after"))
     last = read_rows(rl_run)[-1]
     write_json(
@@ -91,22 +74,6 @@ def _run_stages(run: Path, seed: int) -> None:
             "commit": commit(),
         },
     )
-
-
-def evaluate_folder(policy_folder: Path, suite: SuiteConfig, rollout: RolloutConfig) -> EvaluationResult:
-    """Greedy success of a saved policy on all held-out initial states."""
-    policy = load_policy(policy_folder)
-    with RolloutEngine(suite, rollout, policy.chunk_length) as engine:
-        return evaluate(engine, policy, make_suite(suite), EvalConfig(split="test"), policy_folder=policy_folder)
-
-
-def telling_states(before: EvaluationResult, after: EvaluationResult) -> dict[str, int]:
-    """Per task the first initial state that RL newly solved, else the first one of all."""
-    failed = {(episode.task, episode.initial_state) for episode in before.episodes if not episode.success}
-    chosen: dict[str, int] = {}
-    for episode in sorted(after.episodes, key=lambda e: not (e.success and (e.task, e.initial_state) in failed)):
-        chosen.setdefault(episode.task, episode.initial_state)
-    return chosen
 
 
 class Stages:

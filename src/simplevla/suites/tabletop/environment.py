@@ -1,5 +1,6 @@
 """The tabletop environment: physics, observation, success."""
 
+import atexit
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ def shared_renderer(size: int) -> mujoco.Renderer:
     renderer = mujoco.Renderer(shared_model(), size, size)
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    # Left to the interpreter's end it would come after the display's, and complain.
+    atexit.register(renderer.close)
     return renderer
 
 

@@ -1,6 +1,6 @@
-"""The demo with several training seeds: `python benchmarks/tabletop_seeds.py --seeds 0 1 2`.
+"""The main job of a recipe with several training seeds: `python benchmarks/training_seeds.py tabletop_nano --seeds 0 1 2`.
 
-Writes docs/results/tabletop_nano.json, .md and .png. Runs that are finished in --runs are not run again.
+Writes docs/results/RECIPE.json, .md and .png. Runs that are finished in --runs are not run again.
 """
 
 import json
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from simplevla.evaluation.provenance import write_atomically, write_json
 from simplevla.evaluation.result import read_result
-from simplevla.evaluation.statistics import hierarchical_bootstrap
+from simplevla.evaluation.statistics import hierarchical_bootstrap, wilson
 from simplevla.recipes.demo import demo
 from simplevla.training.runlog import read_rows
 
@@ -28,8 +28,9 @@ GOAL = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Where the runs go, and which training seeds."""
+    """Which recipe, where the runs go, and which training seeds."""
 
+    recipe: tyro.conf.Positional[str]
     runs: Path = Path("runs")
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -45,8 +46,8 @@ def first_at_goal(run: Path) -> dict[str, float | None]:
 def main(arguments: Arguments) -> None:
     rows, tables = [], {"sft": ([], []), "rl": ([], [])}
     for seed in arguments.seeds:
-        run = arguments.runs / f"demo_seed{seed}"
-        summary = demo(run, seed)
+        run = arguments.runs / f"{arguments.recipe}_seed{seed}"
+        summary = demo(run, seed, arguments.recipe)
         curve = [
             [r.get("elapsed_s", 0.0) / 60, r["eval_success"]] for r in read_rows(run / "rl") if "eval_success" in r
         ]
@@ -61,7 +62,8 @@ def main(arguments: Arguments) -> None:
         for stage, (s, n) in tables.items()
     }
     result = {
-        "command": f"python benchmarks/tabletop_seeds.py --seeds {' '.join(map(str, arguments.seeds))}",
+        "command": f"python benchmarks/training_seeds.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}",
+        "recipe": arguments.recipe,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "seeds": rows,
         "over_seeds": over_seeds,
@@ -70,47 +72,55 @@ def main(arguments: Arguments) -> None:
             for stage, (s, n) in tables.items()
         },
     }
-    write_json(RESULTS / "tabletop_nano.json", result)
-    write_atomically(RESULTS / "tabletop_nano.md", page(result).encode())
+    write_json(RESULTS / f"{arguments.recipe}.json", result)
+    write_atomically(RESULTS / f"{arguments.recipe}.md", page(result).encode())
     plot(result)
     print(json.dumps(over_seeds, indent=1))
 
 
 def page(result: dict) -> str:
     """The result as Markdown."""
+    name = result["recipe"]
     lines = [
-        "# tabletop_nano: from demonstrations to 90 %, three training seeds",
+        f"# {name}: demonstrations, SFT, RL; training seeds: {len(result['seeds'])}",
         "",
-        f"Command: `{result['command']}` (each seed is `simplevla demo --seed N`). Machine: {result['machine']}. Greedy success on the "
-        "50 held-out initial states of each of the six tasks; Wilson 95 % lower bound. Data: `tabletop_nano.json`.",
+        f"Command: `{result['command']}`. Machine: {result['machine']}. Greedy success on {result['seeds'][0]['n']} held-out initial states of "
+        f"{len(result['success_by_task']['sft'])} tasks, each once. Data: `{name}.json`.",
         "",
-        "![success against minutes, and per task](tabletop_nano.png)",
+        f"![success against minutes, and per task]({name}.png)",
         "",
-        "| seed | SFT | SFT + RL | Wilson low | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| seed | SFT (95 % Wilson) | SFT + RL (95 % Wilson) | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["seeds"]:
         goal = [f"{row['episodes_to_90']}", f"{row['minutes_to_90']:.1f}"] if row["episodes_to_90"] else ["-", "-"]
         lines.append(
-            f"| {row['seed']} | {row['sft_success']:.1%} | {row['rl_success']:.1%} | {row['rl_wilson_low']:.1%} | {row['n']} | {row['updates']} "
+            f"| {row['seed']} | {interval(row['sft_success'], row['n'])} | {interval(row['rl_success'], row['n'])} | {row['n']} | {row['updates']} "
             f"| {row['episodes']} | {goal[0]} | {goal[1]} | {row['minutes_demos']:.1f} | {row['minutes_sft']:.1f} | {row['minutes_rl']:.1f} "
             f"| {row['commit'][:12]} |"
         )
-    spread = {s: np.std([row[f"{s}_success"] for row in result["seeds"]], ddof=1) for s in ("sft", "rl")}
     lines += [
         "",
-        "\\* RL episodes and minutes until the greedy evaluation on 20 train states per task, made every few updates, first shows 90 %.",
+        "\\* RL episodes and minutes until the greedy evaluation on train states, made every few updates, first shows 90 %.",
         "",
         "| over seeds | mean | 95 % interval (bootstrap over seeds, tasks, episodes) | std over seeds |",
         "|---|---|---|---|",
     ]
-    for stage, name in (("sft", "SFT"), ("rl", "SFT + RL")):
+    for stage, title in (("sft", "SFT"), ("rl", "SFT + RL")):
         row = result["over_seeds"][stage]
-        lines.append(f"| {name} | {row['mean']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {spread[stage]:.1%} |")
+        rates = [seed[f"{stage}_success"] for seed in result["seeds"]]
+        spread = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "one seed"
+        lines.append(f"| {title} | {row['mean']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {spread} |")
     lines += ["", "| task | SFT | SFT + RL |", "|---|---|---|"]
     for task, sft in result["success_by_task"]["sft"].items():
         lines.append(f"| {task} | {sft:.1%} | {result['success_by_task']['rl'][task]:.1%} |")
     return "\n".join(lines) + "\n"
+
+
+def interval(rate: float, n: int) -> str:
+    """`rate` with its 95 % Wilson interval."""
+    low, high = wilson(round(rate * n), n)
+    return f"{rate:.1%} ({low:.1%} to {high:.1%})"
 
 
 def plot(result: dict) -> None:
@@ -130,7 +140,7 @@ def plot(result: dict) -> None:
     right.invert_yaxis()
     right.set(xlabel="held-out greedy success, %", xlim=(0, 100))
     right.legend(loc="lower left")
-    figure.savefig(RESULTS / "tabletop_nano.png", dpi=110)
+    figure.savefig(RESULTS / f"{result['recipe']}.png", dpi=110)
     plt.close(figure)
 
 
