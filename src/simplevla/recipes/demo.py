@@ -77,18 +77,27 @@ def _run_stages(run: Path, seed: int, recipe: str) -> None:
 
 
 class Stages:
-    """Runs each stage once, remembers how long it took in a file, and skips it when the demo is started again."""
+    """Runs each stage once, keeps in a file how long it took, and skips it when the demo is started again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.minutes: dict[str, float] = read_json(file) if file.exists() else {}
+        self.stages: dict[str, dict[str, float | bool]] = read_json(file) if file.exists() else {}
+
+    @property
+    def minutes(self) -> dict[str, float]:
+        """Stage -> minutes, those of interrupted attempts included."""
+        return {name: stage["minutes"] for name, stage in self.stages.items()}
 
     def run(self, name: str, title: str, stage: Callable[[], object]) -> None:
-        if name in self.minutes:
-            console.print(f"[dim]{title}: done before in {self.minutes[name]:.1f} minutes[/dim]")
+        state = self.stages.setdefault(name, {"minutes": 0.0, "done": False})
+        if state["done"]:
+            console.print(f"[dim]{title}: done before in {state['minutes']:.1f} minutes[/dim]")
             return
         console.rule(title)
         started = time.monotonic()
-        stage()
-        self.minutes[name] = (time.monotonic() - started) / 60
-        write_json(self.file, dict(self.minutes))
+        try:
+            stage()
+            state["done"] = True
+        finally:
+            state["minutes"] += (time.monotonic() - started) / 60
+            write_json(self.file, self.stages)

@@ -109,7 +109,7 @@ class Simulation:
     def step(self, action: np.ndarray) -> bool:
         """One env step of 50 ms; True if the task is solved after it.
 
-        Bit-identical to robosuite's own step, which recomputes positions and velocities three times per physics step.
+        Equal up to rounding to robosuite's own step, which recomputes positions and velocities three times per physics step.
         Only its constraint solver profits from that (each pass starts warm from the last), so only the solver is
         repeated here. A new controller computes its first torques from the arm's pose before the initial state was set;
         robosuite does so, and recorded demonstrations carry the effect.
