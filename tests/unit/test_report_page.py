@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
+from simplevla.report.evidence import telling_states
 from simplevla.report.page import write_report
 from simplevla.report.videos import encode_video
 
@@ -130,3 +131,10 @@ def test_a_run_that_stopped_says_why(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1, "train_success": 0.0}\n')
     (tmp_path / "stopped.json").write_text('{"reason": "no_signal", "message": "every group failed: better SFT"}')
     assert "The run stopped before its last update: every group failed: better SFT" in text_of(write_report(tmp_path))
+
+
+def test_films_show_what_rl_newly_solved():
+    before = evaluation({"lift": "1001", "push": "111", "pull": "000"})
+    after = evaluation({"lift": "1011", "push": "110", "pull": "000"})
+    # lift: state 2 alone is new; push: nothing is, so the first; pull: never solved, so the first.
+    assert telling_states(before, after) == {"lift": 2, "push": 0, "pull": 0}
