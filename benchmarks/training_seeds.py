@@ -53,7 +53,8 @@ def main(arguments: Arguments) -> None:
         ]
         rows.append({**summary, **first_at_goal(run / "rl"), "curve_minutes_success": curve})
         for stage, name in (("sft", "before"), ("rl", "after")):
-            by_task = read_result(run / "rl" / "eval" / f"{name}.json").by_task
+            evaluated = read_result(run / "rl" / "eval" / f"{name}.json")
+            by_task = evaluated.by_task
             tables[stage][0].append([rate.solved for rate in by_task.values()])
             tables[stage][1].append([rate.n for rate in by_task.values()])
     tasks = list(by_task)
@@ -65,6 +66,7 @@ def main(arguments: Arguments) -> None:
         "command": f"python benchmarks/training_seeds.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}",
         "recipe": arguments.recipe,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "protocol": evaluated.protocol,
         "seeds": rows,
         "over_seeds": over_seeds,
         "success_by_task": {
@@ -87,16 +89,18 @@ def page(result: dict) -> str:
         f"Command: `{result['command']}`. Machine: {result['machine']}. Greedy success on {result['seeds'][0]['n']} held-out initial states of "
         f"{len(result['success_by_task']['sft'])} tasks, each once. Data: `{name}.json`.",
         "",
+        "Protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()) + ".",
+        "",
         f"![success against minutes, and per task]({name}.png)",
         "",
-        "| seed | SFT (95 % Wilson) | SFT + RL (95 % Wilson) | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| seed | SFT (95 % Wilson) | SFT + RL (95 % Wilson) | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | min total | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["seeds"]:
         goal = [f"{row['episodes_to_90']}", f"{row['minutes_to_90']:.1f}"] if row["episodes_to_90"] else ["-", "-"]
         lines.append(
             f"| {row['seed']} | {interval(row['sft_success'], row['n'])} | {interval(row['rl_success'], row['n'])} | {row['n']} | {row['updates']} "
-            f"| {row['episodes']} | {goal[0]} | {goal[1]} | {row['minutes_demos']:.1f} | {row['minutes_sft']:.1f} | {row['minutes_rl']:.1f} "
+            f"| {row['episodes']} | {goal[0]} | {goal[1]} | {row['minutes_demos']:.1f} | {row['minutes_sft']:.1f} | {row['minutes_rl']:.1f} | {row['minutes_total']:.1f} "
             f"| {row['commit'][:12]} |"
         )
     lines += [
