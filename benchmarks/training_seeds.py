@@ -6,6 +6,7 @@ Writes docs/results/RECIPE.json, .md and .png. Runs that are finished in --runs 
 import json
 import os
 import platform
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def first_at_goal(run: Path) -> dict[str, float | None]:
         if row.get("eval_success", 0.0) >= GOAL:
             return {"episodes_to_90": row.get("episodes_total", 0), "minutes_to_90": row.get("elapsed_s", 0.0) / 60}
     return {"episodes_to_90": None, "minutes_to_90": None}
+
+
+def curve(run: Path, key: str) -> list[list[float]]:
+    """[minutes of RL, value] wherever the run's metrics have `key`."""
+    return [[row.get("elapsed_s", 0.0) / 60, row[key]] for row in read_rows(run) if key in row]
 
 
 def main(arguments: Arguments) -> None:
@@ -128,22 +134,28 @@ def interval(rate: float, n: int) -> str:
 
 
 def plot(result: dict) -> None:
-    """Left: each seed's curve on train states; right: held-out success per task, mean over the seeds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for row in result["seeds"]:
-        minutes, success = np.array(row["curve_minutes_success"]).T
-        left.plot(minutes, 100 * success, marker=".", label=f"seed {row['seed']}")
+    """Left: each seed's curves on train states; right: held-out success per task, mean over the seeds."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.2))
+    for number, row in enumerate(result["seeds"]):
+        for key, style in (("train_success", {"alpha": 0.35}), ("eval_success", {"marker": "o", "linewidth": 2})):
+            minutes, success = np.array(row["curves_of_minutes"][key]).T
+            left.plot(minutes, 100 * success, color=f"C{number}", **style)
+        left.plot([], [], color=f"C{number}", label=f"seed {row['seed']}")
+    left.plot([], [], color="grey", marker="o", label="greedy")
+    left.plot([], [], color="grey", alpha=0.5, label="sampled, in training")
     left.axhline(100 * GOAL, color="grey", linewidth=0.8, linestyle=":")
-    left.set(xlabel="minutes of RL, 2 cores", ylabel="greedy success on train states, %", ylim=(0, 100))
-    left.legend()
+    left.set(xlabel="minutes of RL on 2 cores", ylabel="success on train states, %", ylim=(0, 100))
+    left.legend(loc="lower right")
     tasks = list(result["success_by_task"]["sft"])
-    for offset, (stage, name) in zip((-0.2, 0.2), (("sft", "SFT"), ("rl", "SFT + RL")), strict=True):
+    for offset, (stage, name, colour) in zip(
+        (-0.2, 0.2), (("sft", "SFT", "C7"), ("rl", "SFT + RL", "C2")), strict=True
+    ):
         heights = [100 * result["success_by_task"][stage][task] for task in tasks]
-        right.barh(np.arange(len(tasks)) - offset, heights, 0.38, label=name)
-    right.set_yticks(range(len(tasks)), [task.replace("_", " ") for task in tasks])
+        right.barh(np.arange(len(tasks)) + offset, heights, 0.38, label=name, color=colour)
+    right.set_yticks(range(len(tasks)), [textwrap.fill(task.replace("_", " "), 34) for task in tasks], fontsize=8)
     right.invert_yaxis()
-    right.set(xlabel="held-out greedy success, %", xlim=(0, 100))
-    right.legend(loc="lower left")
+    right.set(xlabel="greedy success on held-out states, %", xlim=(0, 100))
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     figure.savefig(RESULTS / f"{result['recipe']}.png", dpi=110)
     plt.close(figure)
 
