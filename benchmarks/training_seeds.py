@@ -54,10 +54,8 @@ def main(arguments: Arguments) -> None:
     for seed in arguments.seeds:
         run = arguments.runs / f"{arguments.recipe}_seed{seed}"
         summary = demo(run, seed, arguments.recipe)
-        curve = [
-            [r.get("elapsed_s", 0.0) / 60, r["eval_success"]] for r in read_rows(run / "rl") if "eval_success" in r
-        ]
-        rows.append({**summary, **first_at_goal(run / "rl"), "curve_minutes_success": curve})
+        curves = {key: curve(run / "rl", key) for key in ("train_success", "eval_success")}
+        rows.append({**summary, **first_at_goal(run / "rl"), "curves_of_minutes": curves})
         for stage, name in (("sft", "before"), ("rl", "after")):
             evaluated = read_result(run / "rl" / "eval" / f"{name}.json")
             by_task = evaluated.by_task
