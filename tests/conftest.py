@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,3 +11,10 @@ TESTS = Path(__file__).parent
 def _tests_importable_in_subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fake_suite:make` must be found by every Python process that a test starts."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])))
+
+
+def pytest_sessionfinish() -> None:
+    """robosuite takes the display down at exit, before the embedded suite could free its contexts."""
+    tabletop = sys.modules.get("simplevla.suites.tabletop.environment")
+    if tabletop is not None:
+        tabletop.close_renderers()

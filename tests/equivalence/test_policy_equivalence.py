@@ -9,6 +9,7 @@ import torch
 import small_tinyvla as small
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
+from simplevla.training.determinism import deterministic
 
 LONG, SHORT = "push the blue block to the left zone", "press it"
 
@@ -71,3 +72,23 @@ def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, preset: str) -> N
     again.save(tmp_path / "again")
     for file in (tmp_path / "policy").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_gradients_repeat_bit_for_bit_on_several_threads() -> None:
+    policy = small.make()
+    batch = small.observations([LONG, SHORT] * 64)
+    actions, mask = torch.zeros(128, 3, 2), torch.ones(128, 3, dtype=torch.bool)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = set()
+    try:
+        with deterministic():
+            for _ in range(30):
+                policy.zero_grad()
+                policy.imitation_loss(batch, actions, mask).backward()
+                gradients = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
+                seen.add(torch.cat(gradients).numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 1
+    assert not torch.are_deterministic_algorithms_enabled()

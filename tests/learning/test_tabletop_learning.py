@@ -82,3 +82,22 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
     gather_evidence(run)
     after = read_result(run / "eval" / "after.json")
     assert after.policy_sha256 == policy_fingerprint(run / "policy") != results[1].policy_sha256
+
+
+def test_a_resumed_run_ends_bit_for_bit_on_several_threads(imitator: Path, tmp_path: Path) -> None:
+    config = replace(rl(imitator, 0), updates=3, checkpoint_every=1)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(config, whole)
+        shutil.copytree(whole, cut)
+        shutil.rmtree(cut / "policy")
+        for update in (2, 3):
+            shutil.rmtree(cut / "checkpoints" / f"update_{update:06d}")
+        train(config, cut, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    files = [(run / "policy" / "model.safetensors").read_bytes() for run in (whole, cut)]
+    assert files[0] == files[1]
+    assert [row["train_success"] for row in read_rows(whole)] == [row["train_success"] for row in read_rows(cut)]

@@ -25,6 +25,7 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
+from simplevla.training.determinism import deterministic
 from simplevla.training.runlog import environment_facts
 
 LOG_EVERY = 25
@@ -63,6 +64,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     write_json(run / "config.json", to_dict(config))
     write_json(run / "environment.json", environment_facts(config.seed, dataset.origin or {}))
     with ExitStack() as stack:
+        stack.enter_context(deterministic())
         log = stack.enter_context(MetricsLog(run, checkpoint.state["metrics_bytes"] if checkpoint else 0, first))
         trial = None
         if config.eval_episodes_per_task > 0:

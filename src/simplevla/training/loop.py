@@ -18,6 +18,7 @@ from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
+from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner
 from simplevla.training.runlog import RunLog, environment_facts, load_config
 
@@ -72,6 +73,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
     before = progress.elapsed_s
     started = time.monotonic()
     with (
+        deterministic(config.device),
         RolloutEngine(config.suite, config.rollout, policy.chunk_length) as engine,
         RunLog(run, keep_bytes, progress.update + 1) as log,
     ):

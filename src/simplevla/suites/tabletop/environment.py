@@ -26,15 +26,24 @@ def shared_model() -> mujoco.MjModel:
     return mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
 
 
-@cache
+renderers: dict[int, mujoco.Renderer] = {}
+"""One rendering context per process and image size."""
+
+
 def shared_renderer(size: int) -> mujoco.Renderer:
-    """One rendering context per process and image size."""
-    renderer = mujoco.Renderer(shared_model(), size, size)
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-    # Left to the interpreter's end it would come after the display's, and complain.
-    atexit.register(renderer.close)
-    return renderer
+    """The process's renderer of square images with this side."""
+    if size not in renderers:
+        renderer = renderers[size] = mujoco.Renderer(shared_model(), size, size)
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        atexit.register(close_renderers)
+    return renderers[size]
+
+
+def close_renderers() -> None:
+    """Free the contexts while their display is there; left to the interpreter's end they come too late, and complain."""
+    while renderers:
+        renderers.popitem()[1].close()
 
 
 class TabletopEnvironment(Environment):
