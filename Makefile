@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 
-.PHONY: demo test check format system clean
+.PHONY: demo test check format bench system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simplevla demo
@@ -19,6 +19,9 @@ check: $(VENV)/.test
 
 format: $(VENV)/.test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(VENV)/.demo
+	$(BIN)/simplevla bench
 
 system:
 	bash scripts/system_packages.sh

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -312,6 +313,16 @@ def _demo(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    script = Path(__file__).parents[2] / "benchmarks" / "bench.py"
+    if not script.is_file():
+        raise ValueError(
+            f"no {script}: the benchmarks are part of the repository, not of the package. "
+            "Run this from a checkout that was installed with: pip install -e ."
+        )
+    return subprocess.run([sys.executable, str(script), *arguments]).returncode
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demos": (_demos, "generate demonstrations with a suite's scripted expert"),
     "sft": (_sft, "supervised fine-tuning on demonstrations"),
@@ -321,6 +332,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (_report, "write one HTML page about a run"),
     "check-suite": (_check_suite, "find mistakes in a suite of your own"),
     "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),
+    "bench": (_bench, "measure rollouts and updates side by side with how others do them"),
     "list": (_list, "list suites, recipes or policies"),
 }
 
