@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
 
+from simplevla.algorithm.selection import is_mixed
 from simplevla.config import RolloutConfig, SamplingConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.policies.base import Policy
@@ -42,11 +44,13 @@ def requests(groups: int, seed: int) -> Iterator[list[EpisodeRequest]]:
         ]
 
 
-def mixed_groups(policy: Policy, groups: int) -> list[list[Episode]]:
-    """Groups that an update would train on."""
-    config = SamplingConfig(groups=groups, group_size=SIBLINGS, temperature=1.0)
+def sampled_groups(policy: Policy, groups: int) -> tuple[list[list[Episode]], list[list[Episode]]]:
+    """(groups that an update would train on, groups without signal) of `groups` in all."""
+    config = SamplingConfig(groups=groups, group_size=SIBLINGS, temperature=1.0, dynamic=False)
     with RolloutEngine(tabletop.SUITE, ROLLOUT, policy.chunk_length) as engine:
-        return collect_groups(engine, policy, StateSampler(make_suite(tabletop.SUITE), 0), config, 0, 1).groups
+        sampled = collect_groups(engine, policy, StateSampler(make_suite(tabletop.SUITE), 0), config, 0, 1).groups
+    mixed = [is_mixed([episode.reward for episode in group]) for group in sampled]
+    return list(compress(sampled, mixed)), list(compress(sampled, [not each for each in mixed]))
 
 
 def recorded_plans(policy: Policy, groups: int) -> list[tuple[str, int, list[np.ndarray]]]:
@@ -57,6 +61,6 @@ def recorded_plans(policy: Policy, groups: int) -> list[tuple[str, int, list[np.
             episode.request.initial_state,
             [chunk[:count] for chunk, count in zip(episode.actions, episode.executed, strict=True)],
         )
-        for group in mixed_groups(policy, groups)
+        for group in chain(*sampled_groups(policy, groups))
         for episode in group
     ]

@@ -182,8 +182,11 @@ def stored_bytes(episodes: Sequence[Episode]) -> int:
     return steps * sum(per_decision)
 
 
-def padded_update(policy: Policy, groups: Sequence[Sequence[Episode]], config: TrainConfig) -> None:
-    """One update over episodes padded to T decisions: old log-probabilities anew, then forward and backward over all."""
+def padded_update(
+    policy: Policy, groups: Sequence[Sequence[Episode]], dropped: Sequence[Sequence[Episode]], config: TrainConfig
+) -> None:
+    """One update over episodes padded to T decisions: old log-probabilities anew, those of dropped groups too, then
+    forward and backward over all."""
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
     )
@@ -198,6 +201,8 @@ def padded_update(policy: Policy, groups: Sequence[Sequence[Episode]], config: T
         for part in np.array_split(order, config.minibatches)
     ]
     old = [old_logprobs(policy, [padded for padded, _ in part], config) for part in parts]
+    for group in dropped:
+        old_logprobs(policy, [Padded(episode, steps, policy) for episode in group], config)
     for part, before in zip(parts, old, strict=True):
         padded_gradients(policy, part, before, config)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm)
