@@ -6,7 +6,7 @@ alone. D decisions, T decisions per padded episode, U units.
 
 import multiprocessing
 import multiprocessing.connection
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss
 from simplevla.config import SuiteConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.suites.base import Environment
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Observation, Task
 
@@ -35,10 +36,15 @@ class Wastes:
     """Observations are kept as normalised float32; off: as uint8."""
 
 
-def serve(connection: multiprocessing.connection.Connection, config: SuiteConfig, every_image: bool) -> None:
+def serve(
+    connection: multiprocessing.connection.Connection,
+    config: SuiteConfig,
+    every_image: bool,
+    make_environment: Callable[[], Environment] | None,
+) -> None:
     """One environment: ("reset", task, state) -> observation; actions -> (observation, executed, success); None ends."""
     suite = make_suite(config)
-    environment = suite.make_environment()
+    environment = (make_environment or suite.make_environment)()
     while (command := connection.recv()) is not None:
         if isinstance(command, tuple):
             _, task, state = command
@@ -55,10 +61,21 @@ def serve(connection: multiprocessing.connection.Connection, config: SuiteConfig
 
 
 class ReferenceRollout:
-    """Lock-step rollouts; a context manager, since processes may be kept."""
+    """Lock-step rollouts; a context manager, since processes may be kept.
 
-    def __init__(self, suite: SuiteConfig, policy: Policy, wastes: Wastes) -> None:
+    Args:
+        make_environment: builds the environments in place of the suite.
+    """
+
+    def __init__(
+        self,
+        suite: SuiteConfig,
+        policy: Policy,
+        wastes: Wastes,
+        make_environment: Callable[[], Environment] | None = None,
+    ) -> None:
         self.suite, self.policy, self.wastes = suite, policy, wastes
+        self.make_environment = make_environment
         # As the reference does; with spawn, every episode would also import torch.
         self.context = multiprocessing.get_context("fork")
         self.kept: list[tuple] = []
@@ -104,7 +121,8 @@ class ReferenceRollout:
 
     def _start(self) -> tuple:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=serve, args=(theirs, self.suite, self.wastes.every_image), daemon=True)
+        arguments = (theirs, self.suite, self.wastes.every_image, self.make_environment)
+        process = self.context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return process, ours
@@ -171,11 +189,15 @@ def longest(episodes: Sequence[Episode]) -> int:
     return max(-(-episode.request.task.horizon // chunk) for episode in episodes)
 
 
+CHANNELS = 2
+"""Times three: the reference keeps each image in two normalisations (SPEC 6)."""
+
+
 def stored_bytes(episodes: Sequence[Episode]) -> int:
-    """What the reference keeps of these episodes: every array padded to T decisions, images in float32."""
+    """What the reference keeps of these episodes: every array padded to T decisions, images of six channels in float32."""
     steps = longest(episodes)
     per_decision = [
-        sum(4 * array[0].size for array in episode.images.values())
+        sum(4 * CHANNELS * array[0].size for array in episode.images.values())
         + sum(array[0].nbytes for array in (episode.state, episode.trace, episode.logprobs))
         for episode in episodes
     ]

@@ -1,4 +1,4 @@
-"""Rollouts: our engine against the reference's schedule, and against simulators without any policy."""
+"""Rollouts: our engine against the reference's schedule, against TorchRL, and against simulators without any policy."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -6,40 +6,57 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import replace
+from functools import partial
+from itertools import chain, count
 
-from half_trained import ROLLOUT, half_trained, recorded_plans, requests
+from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
 from reference import ReferenceRollout, Wastes
+from robosuite_environment import RobosuiteEnvironment
 
-from simplevla.policies.base import Sampling
-from simplevla.recipes import tabletop
+from simplevla.config import RolloutConfig, SuiteConfig
+from simplevla.policies.base import Policy, Sampling
+from simplevla.recipes import libero, tabletop
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.workers import WORKER_VARIABLES
 from simplevla.suites.registry import make_suite
-from simplevla.types import Episode
+from simplevla.types import Episode, EpisodeRequest
 
 SAMPLING = Sampling(temperature=1.0)
 ALL = Wastes()
-Sides = Iterator[tuple[Callable[[], float], Callable[[], float]]]
+TABLETOP_ROLLOUT = tabletop.train().rollout
+LIBERO_ROLLOUT = libero.train().rollout
+LITE_FAST = replace(libero.SUITE, stepping="fast")
+STOCK = SuiteConfig(name=libero.SUITE.name, visuals="stock", image_size=libero.SUITE.image_size)
+STOCK_ROLLOUT = RolloutConfig(workers=4, slots_per_worker=1)
+"""A stock scene takes 1.7 GB."""
+Side = Callable[[], float]
+Sides = Iterator[tuple[Side, Side]]
+
+
+def roll_out(engine: RolloutEngine, policy: Policy, wanted: Iterator[list[EpisodeRequest]]) -> list[Episode]:
+    queue = chain.from_iterable(wanted)
+    finished: list[Episode] = []
+    engine.run(policy, SAMPLING, lambda: next(queue, None), finished.append)
+    return finished
 
 
 @contextmanager
-def tabletop_vs_reference(wastes: Wastes = ALL, groups: int = 24, reference_groups: int = 3) -> Sides:
+def tabletop_vs_reference(wastes: Wastes = ALL, groups: int = 32, reference_groups: int = 3) -> Sides:
     """Finished episodes per second; the reference runs one group at a time in lock-step."""
-    policy = half_trained()
+    policy = half_trained(TABLETOP)
     with (
-        RolloutEngine(tabletop.SUITE, ROLLOUT, policy.chunk_length) as engine,
+        RolloutEngine(tabletop.SUITE, TABLETOP_ROLLOUT, policy.chunk_length) as engine,
         ReferenceRollout(tabletop.SUITE, policy, wastes) as reference,
     ):
 
         def ours() -> float:
-            queue = iter(list(chain.from_iterable(requests(groups, seed=1))))
-            finished: list[Episode] = []
             started = time.perf_counter()
-            engine.run(policy, SAMPLING, lambda: next(queue, None), finished.append)
+            finished = roll_out(engine, policy, requests(tabletop.SUITE, groups, seed=1))
             return len(finished) / (time.perf_counter() - started)
 
         def theirs() -> float:
-            batches = list(requests(reference_groups, seed=1))
+            batches = list(requests(tabletop.SUITE, reference_groups, seed=1))
             started = time.perf_counter()
             finished = [episode for batch in batches for episode in reference.run(batch, SAMPLING)]
             return len(finished) / (time.perf_counter() - started)
@@ -48,43 +65,123 @@ def tabletop_vs_reference(wastes: Wastes = ALL, groups: int = 24, reference_grou
 
 
 @contextmanager
-def tabletop_utilisation() -> Sides:
-    """Env steps per second of the engine, and of as many processes that only replay recorded chunks."""
-    policy = half_trained()
-    plans = recorded_plans(policy, groups=32)
-    with RolloutEngine(tabletop.SUITE, ROLLOUT, policy.chunk_length) as engine:
-        workers = len(os.sched_getaffinity(0))
+def libero_vs_reference(suite: SuiteConfig, rollout: RolloutConfig, groups: int, siblings: int) -> Sides:
+    """Finished episodes per second; other tasks and states at every turn, so that ours pays for changing scenes.
+
+    The reference drives LIBERO's own `OffScreenRenderEnv` with stock visuals, one group of four at a time, as memory allows.
+    """
+    policy = half_trained(LIBERO)
+    make_environment = partial(RobosuiteEnvironment, STOCK.name, STOCK.image_size)
+    with (
+        RolloutEngine(suite, rollout, policy.chunk_length) as engine,
+        ReferenceRollout(STOCK, policy, ALL, make_environment) as reference,
+    ):
+        our_seed, their_seed = count(1), count(1)
 
         def ours() -> float:
-            queue = iter(list(chain.from_iterable(requests(64, seed=2))))
-            engine.reset_stats()
+            wanted = requests(suite, groups, next(our_seed), siblings)
             started = time.perf_counter()
-            engine.run(policy, SAMPLING, lambda: next(queue, None), lambda _: None)
-            return engine.stats.env_steps / (time.perf_counter() - started)
-
-        context = multiprocessing.get_context("spawn")
-        lines = []
-        for number in range(workers):
-            line, theirs_end = context.Pipe()
-            context.Process(target=replay, args=(theirs_end, plans[number::workers]), daemon=True).start()
-            assert line.recv() == "ready"
-            lines.append(line)
+            return len(roll_out(engine, policy, wanted)) / (time.perf_counter() - started)
 
         def theirs() -> float:
+            (batch,) = requests(STOCK, 1, next(their_seed), 4)
             started = time.perf_counter()
-            for line in lines:
-                line.send("go")
-            steps = sum(line.recv() for line in lines)
-            return steps / (time.perf_counter() - started)
+            return len(reference.run(batch, SAMPLING)) / (time.perf_counter() - started)
 
         yield ours, theirs
+
+
+def libero_stock_vs_reference() -> Sides:
+    return libero_vs_reference(STOCK, STOCK_ROLLOUT, groups=4, siblings=4)
+
+
+def libero_lite_fast_vs_reference() -> Sides:
+    return libero_vs_reference(LITE_FAST, LIBERO_ROLLOUT, groups=8, siblings=8)
+
+
+@contextmanager
+def tabletop_vs_torchrl(chunked: bool = False) -> Sides:
+    """Env steps of finished episodes per second; TorchRL with 16 environments, more than which gain nothing here."""
+    try:
+        from torchrl_rollout import TorchRLRollout
+    except ImportError as error:
+        raise SystemExit(f"error: {error}; install TorchRL: pip install -e '.[bench]'") from error
+
+    policy = half_trained(TABLETOP)
+    with RolloutEngine(tabletop.SUITE, TABLETOP_ROLLOUT, policy.chunk_length) as engine:
+
+        def ours() -> float:
+            started = time.perf_counter()
+            finished = roll_out(engine, policy, requests(tabletop.SUITE, 32, seed=1))
+            return sum(episode.env_steps for episode in finished) / (time.perf_counter() - started)
+
+        with TorchRLRollout(tabletop.SUITE, policy, environments=16, episodes=256, chunked=chunked) as torchrl:
+            yield ours, torchrl.env_steps_per_second
+
+
+def tabletop_vs_torchrl_chunked() -> Sides:
+    return tabletop_vs_torchrl(chunked=True)
+
+
+@contextmanager
+def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int) -> Sides:
+    """Env steps per second of the engine, and of as many processes that only replay what the policy did."""
+    policy = half_trained(recipe)
+    plans = recorded_plans(policy, suite, rollout, groups)
+    workers = rollout.workers or len(os.sched_getaffinity(0))
+    with (
+        RolloutEngine(suite, rollout, policy.chunk_length) as engine,
+        replaying([plans[number::workers] for number in range(workers)], suite) as replay_all,
+    ):
+
+        def ours() -> float:
+            started = time.perf_counter()
+            finished = roll_out(engine, policy, requests(suite, groups, seed=2))
+            return sum(episode.env_steps for episode in finished) / (time.perf_counter() - started)
+
+        yield ours, replay_all
+
+
+def tabletop_utilisation() -> Sides:
+    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=64)
+
+
+def libero_utilisation() -> Sides:
+    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=2)
+
+
+def libero_lite_fast_utilisation() -> Sides:
+    return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8)
+
+
+@contextmanager
+def replaying(shares: list[list[Plan]], suite: SuiteConfig) -> Iterator[Side]:
+    """Processes that execute recorded episodes, one share each; their env steps per second, together."""
+    context = multiprocessing.get_context("spawn")
+    os.environ.update(WORKER_VARIABLES)
+    lines = []
+    for share in shares:
+        line, theirs = context.Pipe()
+        context.Process(target=replay, args=(theirs, suite, share), daemon=True).start()
+        lines.append(line)
+    for line in lines:
+        assert line.recv() == "ready"
+
+    def replay_all() -> float:
+        started = time.perf_counter()
         for line in lines:
-            line.send(None)
+            line.send("go")
+        steps = sum(line.recv() for line in lines)
+        return steps / (time.perf_counter() - started)
+
+    yield replay_all
+    for line in lines:
+        line.send(None)
 
 
-def replay(line: multiprocessing.connection.Connection, plans: list) -> None:
+def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan]) -> None:
     """A worker without a policy: executes recorded episodes whenever asked, and answers with its env steps."""
-    suite = make_suite(tabletop.SUITE)
+    suite = make_suite(config)
     environment = suite.make_environment()
     line.send("ready")
     while line.recv() is not None:

@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from half_trained import half_trained, sampled_groups
+from half_trained import TABLETOP, half_trained, sampled_groups
 from reference import padded_update, stored_bytes
 
 from simplevla.policies.base import Policy, Sampling
@@ -19,9 +19,15 @@ from simplevla.training.learner import Learner, pack
 from simplevla.types import Episode
 
 CONFIG = replace(tabletop.train(), minibatches=4)
-GROUPS = 48
+GROUPS = 64
 """Sampled; those with both outcomes train."""
 Sides = Iterator[tuple[Callable[[], float], Callable[[], float]]]
+
+
+def half_trained_groups() -> tuple[Policy, list[list[Episode]], list[list[Episode]]]:
+    """The policy, groups that train, groups without signal."""
+    policy = half_trained(TABLETOP)
+    return policy, *sampled_groups(policy, tabletop.SUITE, CONFIG.rollout, GROUPS)
 
 
 def ours_per_second(policy: Policy, groups: list[list[Episode]], count: int) -> float:
@@ -36,8 +42,7 @@ def ours_per_second(policy: Policy, groups: list[list[Episode]], count: int) -> 
 @contextmanager
 def vs_bare() -> Sides:
     """Decisions per second; theirs is forward, a sum, backward and step over tensors that are ready, in batches of equal size."""
-    policy = half_trained()
-    groups, _ = sampled_groups(policy, GROUPS)
+    policy, groups, _ = half_trained_groups()
     count = sum(len(episode.executed) for episode in chain.from_iterable(groups))
     packed = pack(
         list(chain.from_iterable(groups)), [1.0] * (len(groups) * len(groups[0])), policy.unit_action_index, "episode"
@@ -63,8 +68,7 @@ def vs_bare() -> Sides:
 @contextmanager
 def vs_padded() -> Sides:
     """Trained episodes per second; theirs pads to the horizon and computes all old log-probabilities once more (SPEC 6)."""
-    policy = half_trained()
-    groups, dropped = sampled_groups(policy, GROUPS)
+    policy, groups, dropped = half_trained_groups()
     count = sum(len(group) for group in groups)
 
     def padded() -> float:
@@ -78,8 +82,8 @@ def vs_padded() -> Sides:
 
 @contextmanager
 def bytes_per_decision() -> Sides:
-    """Valid decisions per megabyte of stored observations; theirs are padded, normalised float32."""
-    groups, _ = sampled_groups(half_trained(), GROUPS)
+    """Valid decisions per megabyte of stored episodes; theirs are padded, images normalised twice in float32."""
+    _, groups, _ = half_trained_groups()
     episodes = list(chain.from_iterable(groups))
     decisions = sum(len(episode.executed) for episode in episodes)
     kept = sum(

@@ -27,6 +27,8 @@ class SuiteConfig:
     """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512); None is the suite's default."""
     visuals: str | None = None
     """Visual mode: LIBERO has `stock` and `lite`; None is the suite's default."""
+    stepping: str | None = None
+    """Stepping mode: LIBERO has `stock` and `fast` (contact forces solved once per physics step); None is the suite's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ class SamplingConfig:
     """Replace groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: float = 0.1
     filter_high: float = 0.9
+    states: Literal["uniform", "posterior"] = "uniform"
+    """Which train states groups start from: each once per epoch, or first those that are likely to give a mixed group."""
     max_oversampling: float = 4.0
     """At most this many groups are sampled per group wanted; then the update trains on what is mixed, or the run stops."""
 

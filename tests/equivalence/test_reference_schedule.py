@@ -35,7 +35,7 @@ def test_padding_and_recomputing_change_nothing_but_time() -> None:
 
 def test_stored_bytes_by_hand() -> None:
     policy = small_policy()
-    # Horizon 11 in chunks of 2 is T = 6 decisions; one has 8 * 8 * 3 float32, 3 of state, 4 of log-probabilities, 4 int64 tokens.
+    # Horizon 11 in chunks of 2 is T = 6 decisions; one has 8 * 8 * 6 float32, 3 of state, 4 of log-probabilities, 4 int64 tokens.
     episodes = sampled_group(policy, 0, [1, 0])
     assert longest(episodes) == 6
-    assert stored_bytes(episodes) == 2 * 6 * (4 * 192 + 4 * 3 + 4 * 4 + 8 * 4)
+    assert stored_bytes(episodes) == 2 * 6 * (4 * 384 + 4 * 3 + 4 * 4 + 8 * 4)

@@ -5,8 +5,9 @@ import torch
 from fake_policy import FakePolicy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Sampling
-from simplevla.rollout.collect import Collection, StateSampler, collect_groups
+from simplevla.rollout.collect import Collection, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest
 

@@ -13,8 +13,9 @@ import pytest
 from fake_policy import FakePolicy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.policies.base import Sampling
-from simplevla.rollout.collect import NoSignal, StateSampler, collect_groups
+from simplevla.rollout.collect import NoSignal, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.states import StateSampler
 from simplevla.rollout.workers import SuiteError
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus

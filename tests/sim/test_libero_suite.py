@@ -88,6 +88,56 @@ def test_lite_physics_is_stock_physics(lite: tuple[Suite, LiberoEnvironment]) ->
     assert small.model.mesh_facenum.sum() < stock.model.mesh_facenum.sum() / 5
 
 
+def test_fast_stepping_departs_by_fractions_of_a_millimetre(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    """docs/results/libero_stepping.md has the same over 100 episodes."""
+    suite, environment = lite
+    expert = suite.make_expert(environment)
+    assert expert is not None
+    actions = _lift(environment, expert, BUTTER, 0)
+    quick = make_suite(SuiteConfig(name="libero_object", visuals="lite", image_size=16, stepping="fast"))
+    assert (suite.protocol["stepping"], quick.protocol["stepping"]) == ("stock", "fast")
+    fast = quick.make_environment()
+    assert isinstance(fast, LiberoEnvironment)
+    fast.reset(quick.task(BUTTER), 0)
+    fast.step_chunk(actions)
+    apart = np.abs(fast.simulation.hand_position - environment.simulation.hand_position).max()
+    assert 0 < apart < 1e-3
+    item = fast.simulation.body_of(fast.simulation.goals[0][1])
+    assert np.abs(fast.simulation.data.xpos[item] - environment.simulation.data.xpos[item]).max() < 2e-3
+    again = quick.make_expert(fast)
+    assert again is not None
+    again.reset()
+    assert _solve(fast, again) < 300
+    fast.close()
+
+
+def test_a_soft_reset_equals_a_hard_one() -> None:
+    """A scene that was built anew, and one that was used for something else before: the same start, the same success."""
+    suite = make_suite(SuiteConfig(name="libero_spatial", visuals="lite", image_size=32))
+    task, outcomes = suite.tasks[0], []
+    for used in (False, True):
+        environment = suite.make_environment()
+        assert isinstance(environment, LiberoEnvironment)
+        if used:
+            environment.reset(task, 7)
+            environment.step_chunk(ACTIONS)
+        seen = environment.reset(task, 2)
+        fixtures = environment.simulation.model.body_pos.copy()
+        expert = suite.make_expert(environment)
+        assert expert is not None
+        expert.reset()
+        steps = _solve(environment, expert)
+        outcomes.append((seen, fixtures, steps, environment.simulation.data.qpos.copy()))
+        environment.close()
+    (hard, hard_fixtures, hard_steps, hard_end), (soft, soft_fixtures, soft_steps, soft_end) = outcomes
+    np.testing.assert_array_equal(hard_fixtures, soft_fixtures)
+    np.testing.assert_array_equal(hard.state, soft.state)
+    for camera in CAMERAS:
+        np.testing.assert_array_equal(hard.images[camera], soft.images[camera])
+    assert hard_steps == soft_steps < task.horizon
+    np.testing.assert_array_equal(hard_end, soft_end)
+
+
 @pytest.mark.parametrize("item", ["ketchup_1", "basket_1"])
 def test_images_are_upright_and_mirrored(lite: tuple[Suite, LiberoEnvironment], item: str) -> None:
     """What changes in the picture when `item` disappears lies where the camera's geometry puts `item`."""

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "simplevla"
 RANKS = {
     "types": 0,
     "config": 0,
+    "allocation": 0,
     "algorithm": 1,
     "suites": 2,
     "policies": 2,

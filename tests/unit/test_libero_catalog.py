@@ -86,6 +86,7 @@ def test_image_sizes_follow_the_visual_mode() -> None:
     [
         ({"horizon": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
         ({"visuals": "pretty"}, "'pretty'; LIBERO has the visual modes stock and lite"),
+        ({"stepping": "quick"}, "'quick'; LIBERO has the stepping modes stock and fast"),
         ({"image_size": 4}, "image_size is 4; expected at least 16"),
         ({"tasks": ("fly",)}, "no task 'fly'"),
     ],

@@ -7,8 +7,9 @@ import pytest
 from fake_policy import FakePolicy
 from simplevla.config import SamplingConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
-from simplevla.rollout.collect import Collection, NoSignal, StateSampler, collect_groups
+from simplevla.rollout.collect import Collection, NoSignal, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats, Sink, Source
+from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
 

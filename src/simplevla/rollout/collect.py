@@ -2,15 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
 
 from simplevla.algorithm.selection import is_mixed
 from simplevla.config import SamplingConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.suites.base import Suite
+from simplevla.rollout.states import StateSampler
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 
@@ -21,60 +18,6 @@ class NoSignal(Exception):
         super().__init__(message)
         self.collection = collection
         """The counts of what was sampled in vain."""
-
-
-class StateSampler:
-    """Yields (task, initial state) from the train states without end: each pair once per epoch, tasks interleaved.
-
-    An epoch is made of rounds in which each task that has states left comes once. The order of tasks in a round and of
-    states in a task are permutations that follow from `seed` and the number of the epoch.
-    """
-
-    def __init__(self, suite: Suite, seed: int) -> None:
-        self._states = [(task, suite.initial_states(task, "train")) for task in suite.tasks]
-        self._size = sum(len(states) for _, states in self._states)
-        if self._size == 0:
-            raise ValueError(f"suite {suite.name!r} has no train initial states; expected at least one for a task")
-        self._seed = seed
-        self._go_to(epoch=0, position=0)
-
-    def __iter__(self) -> "StateSampler":
-        return self
-
-    def __next__(self) -> tuple[Task, int]:
-        if self._position == self._size:
-            self._go_to(epoch=self._epoch + 1, position=0)
-        self._position += 1
-        return self._order[self._position - 1]
-
-    def state_dict(self) -> dict[str, int]:
-        """The position, as plain JSON."""
-        return {"epoch": self._epoch, "position": self._position, "size": self._size, "seed": self._seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            ValueError: it was taken with another seed or over another number of train states.
-        """
-        for name, mine in (("size", self._size), ("seed", self._seed)):
-            if state[name] != mine:
-                raise ValueError(
-                    f"the saved sampler has {name} {state[name]}, this one {mine}; "
-                    "resume with the same suite, tasks and seed"
-                )
-        self._go_to(state["epoch"], state["position"])
-
-    def _go_to(self, epoch: int, position: int) -> None:
-        random = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, epoch))))
-        queues = [(task, random.permutation(states).tolist()) for task, states in self._states]
-        self._order: list[tuple[Task, int]] = []
-        while any(states for _, states in queues):
-            for index in random.permutation(len(queues)):
-                task, states = queues[index]
-                if states:
-                    self._order.append((task, states.pop()))
-        self._epoch, self._position = epoch, position
 
 
 @dataclass
@@ -110,6 +53,8 @@ class _Collector:
         self.limit = math.floor(config.groups * config.max_oversampling) if config.dynamic else config.groups
         self.result = Collection()
         self.kept: dict[int, list[Episode]] = {}
+        self.judged: dict[int, list[Episode]] = {}
+        """Complete groups, those without signal too."""
         self.open: dict[int, list[Episode]] = {}
         self.queue: list[EpisodeRequest] = []
 
@@ -145,6 +90,7 @@ class _Collector:
         if any(sibling.status is EpisodeStatus.ENV_ERROR for sibling in siblings):
             self.result.broken += 1
             return
+        self.judged[number] = siblings
         rewards = [sibling.reward for sibling in siblings]
         mixed = is_mixed(rewards, self.config.filter_low, self.config.filter_high)
         self.result.mixed += mixed
@@ -167,12 +113,19 @@ def collect_groups(
         NoSignal: not a single group can train.
     """
     collector = _Collector(sampler, config, seed, update)
+    sampler.begin(update, config.group_size)
     engine.run(policy, Sampling(temperature=config.temperature), collector.source, collector.sink)
     result = collector.result
+    sampler.observe([_outcome(collector.judged[number]) for number in sorted(collector.judged)])
     result.groups = [collector.kept[number] for number in sorted(collector.kept)]
     if not result.groups:
         raise NoSignal(_explain(result, config, engine.stats.last_error), result)
     return result
+
+
+def _outcome(group: list[Episode]) -> tuple[Task, int, list[float]]:
+    request = group[0].request
+    return request.task, request.initial_state, [sibling.reward for sibling in group]
 
 
 def _explain(result: Collection, config: SamplingConfig, last_error: str) -> str:

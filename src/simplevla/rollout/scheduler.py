@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, Reset, Step, SuiteError, Worker, close_all
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 Source = Callable[[], EpisodeRequest | None]
 Sink = Callable[[Episode], None]
+
+LOOK_AHEAD = 8
+"""Requests per slot among which a slot looks for its own task, where changing the task is slow: a group of the paper."""
 
 
 @dataclass
@@ -108,6 +112,8 @@ class _Slot:
     busy: bool = False
     """A command is out."""
     reply: Reply = field(default_factory=lambda: Reply("done"))
+    task: str = ""
+    """Of the last episode."""
 
     def send(self, command: Reset | Step) -> None:
         self.busy = True
@@ -116,6 +122,7 @@ class _Slot:
     def reset(self) -> None:
         assert self.running is not None
         request = self.running.request
+        self.task = request.task.name
         self.send(Reset(self.index, request.task.name, request.initial_state))
 
 
@@ -134,6 +141,7 @@ class RolloutEngine:
     """
 
     def __init__(self, suite: SuiteConfig, config: RolloutConfig, chunk_length: int) -> None:
+        keep_freed_memory()
         built = make_suite(suite)
         self.spec = built.spec
         self.config = config
@@ -141,6 +149,8 @@ class RolloutEngine:
         self.stats = RolloutStats()
         self._suite_name = built.name
         self._task_names = {task.name for task in built.tasks}
+        self._keep_tasks = built.task_change_is_slow
+        self._waiting: list[EpisodeRequest] = []
         self._selector = selectors.DefaultSelector()
         self._workers: list[Worker] = []
         self._close = weakref.finalize(self, _shut_down, self._workers, self._selector)
@@ -198,6 +208,7 @@ class RolloutEngine:
         started = time.perf_counter()
         try:
             with _evaluation_mode(policy), _threads(self._policy_threads):
+                self._waiting = []
                 self._fill(source)
                 half = 0
                 while any(slot.running for slot in self._slots):
@@ -232,22 +243,39 @@ class RolloutEngine:
     def _fill(self, source: Source) -> None:
         """Start requested episodes in free slots, where the fewest others run, as long as there are both."""
         free = [slot for slot in self._slots if slot.running is None]
+        self._ask(source, LOOK_AHEAD * len(self._slots) if self._keep_tasks else len(free))
         load: dict[object, int] = {}
         for slot in self._slots:
             for place in (slot.worker, slot.half):
                 load[place] = load.get(place, 0) + (slot.running is not None)
-        while free and (request := source()) is not None:
+        while free and self._waiting:
+            slot = min(free, key=lambda slot: (load[slot.worker], load[slot.half]))
+            free.remove(slot)
+            load[slot.worker] += 1
+            load[slot.half] += 1
+            slot.running = _Running(self._waiting.pop(self._choose(slot)))
+            slot.reset()
+
+    def _ask(self, source: Source, count: int) -> None:
+        """Ask for requests until `count` wait, or there are none now."""
+        while len(self._waiting) < count and (request := source()) is not None:
             if request.task.name not in self._task_names:
                 raise ValueError(
                     f"task {request.task.name!r} isn't one of this engine's suite {self._suite_name!r}; "
                     f"it has: {', '.join(sorted(self._task_names))}"
                 )
-            slot = min(free, key=lambda slot: (load[slot.worker], load[slot.half]))
-            free.remove(slot)
-            load[slot.worker] += 1
-            load[slot.half] += 1
-            slot.running = _Running(request)
-            slot.reset()
+            self._waiting.append(request)
+
+    def _choose(self, slot: _Slot) -> int:
+        """Which waiting request the slot takes: the first; where changing the task is slow, one of its own task, else
+        one of a task that no slot has, else the first, so that nobody idles."""
+        if not self._keep_tasks:
+            return 0
+        tasks = [request.task.name for request in self._waiting]
+        if slot.task in tasks:
+            return tasks.index(slot.task)
+        taken = {other.task for other in self._slots}
+        return next((i for i, task in enumerate(tasks) if task not in taken), 0)
 
     def _turn(self, half: int) -> tuple[list[_Slot], list[Episode]]:
         """Wait for the half's answers; returns the slots that need a decision and the episodes that ended."""

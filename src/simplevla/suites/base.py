@@ -67,6 +67,9 @@ class Suite(ABC):
     tasks: tuple[Task, ...]
     one_environment_per_process: bool = False
     """True where two environments in one process disturb each other (robosuite's rendering contexts)."""
+    task_change_is_slow: bool = False
+    """True where an environment builds its scene anew for another task; rollouts then keep a slot at one task as long
+    as they can."""
 
     @property
     @abstractmethod

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from simplevla.allocation import keep_freed_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate
@@ -48,6 +49,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     Raises:
         ValueError: dataset, policy, suite or run folder don't fit each other.
     """
+    keep_freed_memory()
     dataset = LeRobotDataset(Path(config.dataset))
     checkpoint = _checkpoint(config, run) if resume else None
     if not resume and (run / "checkpoints").exists():

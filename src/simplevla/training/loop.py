@@ -13,8 +13,9 @@ from simplevla.evaluation.provenance import read_json, write_json
 from simplevla.evaluation.result import write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy
-from simplevla.rollout.collect import Collection, NoSignal, StateSampler, collect_groups
+from simplevla.rollout.collect import Collection, NoSignal, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
+from simplevla.rollout.states import make_sampler
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
@@ -62,7 +63,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
     policy.to(torch.device(config.device))
     check_fits_suite(policy, suite.spec)
     learner = Learner(policy, config)
-    sampler = StateSampler(suite, config.seed)
+    sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0
     if checkpoint:
         learner.load_optimizer_state(checkpoint.optimizer(), checkpoint.state["optimizer_steps"])

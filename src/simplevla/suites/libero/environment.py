@@ -26,8 +26,8 @@ class LiberoEnvironment(Environment):
     simulation: Simulation
     task: Task
 
-    def __init__(self, suite: str, visuals: str, image_size: int) -> None:
-        self.suite, self._visuals, self._image_size = suite, visuals, image_size
+    def __init__(self, suite: str, visuals: str, image_size: int, stepping: str = "stock") -> None:
+        self.suite, self._visuals, self._image_size, self._stepping = suite, visuals, image_size, stepping
         self._scenes: dict[str, tuple[Simulation, Camera]] = {}
         self._states: dict[str, np.ndarray] = {}
 
@@ -80,7 +80,9 @@ class LiberoEnvironment(Environment):
             while len(self._scenes) >= SCENES_KEPT[self._visuals]:
                 _, camera = self._scenes.pop(next(iter(self._scenes)))
                 camera.close()
-            simulation = Simulation(catalog.problem_file(self.suite, task.name), REWRITE[self._visuals])
+            simulation = Simulation(
+                catalog.problem_file(self.suite, task.name), REWRITE[self._visuals], fast=self._stepping == "fast"
+            )
             scene = simulation, Camera(simulation.model, simulation.data, max(self._image_size, VIDEO_SIZE))
             self._states[task.name] = catalog.load_initial_states(self.suite, task.name)
         self._scenes[task.name] = scene

@@ -32,8 +32,12 @@ SETTLING_STEPS = 10
 class Simulation:
     """A scene of one task. Actions: 6-D end-effector pose delta and gripper (-1 opens, +1 closes), each in [-1, 1]."""
 
-    def __init__(self, problem: Path, rewrite: Callable[[str], str] | None = None) -> None:
-        """Build the scene of the BDDL file `problem`; `rewrite` may change its MuJoCo XML (visuals only)."""
+    def __init__(self, problem: Path, rewrite: Callable[[str], str] | None = None, fast: bool = False) -> None:
+        """Build the scene of the BDDL file `problem`; `rewrite` may change its MuJoCo XML (visuals only).
+
+        With `fast`, contact forces are solved once per physics step instead of three times; see `step`.
+        """
+        self._fast = fast
         base = TASK_MAPPING[get_problem_info(str(problem))["problem_name"]]
 
         class Scene(base):  # type: ignore[misc, valid-type]
@@ -113,15 +117,18 @@ class Simulation:
         Only its constraint solver profits from that (each pass starts warm from the last), so only the solver is
         repeated here. A new controller computes its first torques from the arm's pose before the initial state was set;
         robosuite does so, and recorded demonstrations carry the effect.
+
+        In `fast` stepping the solver isn't repeated: it starts from the last physics step's forces and runs once. The
+        motion then departs from stock's by fractions of a millimetre (docs/results/performance.md).
         """
         model, data, controller, gripper = self.model, self.data, self._controller, self._gripper
         for substep in range(SUBSTEPS):
             mujoco.mj_step1(model, data)
-            mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, True)
+            for _ in range(0 if self._fast else 1 if self._controller_is_new else 2):
+                mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, True)
             if self._controller_is_new:
                 self._controller_is_new = False
             else:
-                mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, True)
                 self._read_arm()
             if substep == 0:
                 controller.set_goal(action[:6])

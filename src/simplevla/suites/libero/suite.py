@@ -11,6 +11,7 @@ from simplevla.types import Split, Task
 IMAGE_SIZE = {"stock": 256, "lite": 128}
 """Default side of the camera images in pixels, per visual mode."""
 SMALLEST_IMAGE = 16
+STEPPING = ("stock", "fast")
 
 
 class LiberoSuite(Suite):
@@ -18,7 +19,7 @@ class LiberoSuite(Suite):
 
     one_environment_per_process = True
 
-    def __init__(self, name: str, horizon: str, visuals: str, image_size: int) -> None:
+    def __init__(self, name: str, horizon: str, visuals: str, image_size: int, stepping: str) -> None:
         self.name = name
         self.tasks = catalog.tasks(name, horizon)
         self.spec = SuiteSpec(
@@ -46,7 +47,8 @@ class LiberoSuite(Suite):
             action_high=(1.0,) * 7,
             control_hz=20.0,
         )
-        self._horizon, self._visuals, self._image_size = horizon, visuals, image_size
+        self.task_change_is_slow = visuals == "stock"
+        self._horizon, self._visuals, self._image_size, self._stepping = horizon, visuals, image_size, stepping
 
     @property
     def protocol(self) -> dict[str, str | int | float]:
@@ -56,6 +58,7 @@ class LiberoSuite(Suite):
             "horizon": self.tasks[0].horizon,
             "visuals": self._visuals,
             "image_size": self._image_size,
+            "stepping": self._stepping,
             "images": "turned by 180 degrees, taken after the last physics step of a chunk",
             "renderer": renderer_name(),
             "settling_steps": 10,
@@ -72,7 +75,7 @@ class LiberoSuite(Suite):
     def make_environment(self) -> Environment:
         from simplevla.suites.libero.environment import LiberoEnvironment
 
-        return LiberoEnvironment(self.name, self._visuals, self._image_size)
+        return LiberoEnvironment(self.name, self._visuals, self._image_size, self._stepping)
 
     def make_expert(self, environment: Environment) -> Expert | None:
         from simplevla.suites.libero.environment import LiberoEnvironment
@@ -86,7 +89,7 @@ def make(config: SuiteConfig) -> Suite:
     """The LIBERO suite that `config` names.
 
     Raises:
-        ValueError: unknown suite, horizon protocol or visual mode, or an image size that is too small.
+        ValueError: unknown suite, horizon protocol, visual or stepping mode, or an image size that is too small.
     """
     if config.name not in catalog.SUITES:
         raise ValueError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
@@ -96,4 +99,7 @@ def make(config: SuiteConfig) -> Suite:
     image_size = IMAGE_SIZE[visuals] if config.image_size is None else config.image_size
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
-    return LiberoSuite(config.name, config.horizon or "openvla", visuals, image_size)
+    stepping = config.stepping or "stock"
+    if stepping not in STEPPING:
+        raise ValueError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
+    return LiberoSuite(config.name, config.horizon or "openvla", visuals, image_size, stepping)

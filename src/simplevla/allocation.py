@@ -1,0 +1,21 @@
+"""How this process keeps freed memory."""
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt."""
+LARGEST_KEPT = 32 * 2**20
+"""The most that glibc allows for M_MMAP_THRESHOLD."""
+
+
+def keep_freed_memory() -> None:
+    """Let freed tensors be used again instead of going back to the system, which clears every new page (Linux, glibc).
+
+    A policy's forward pass on a batch of 32 spent a third of its time on that.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**30)
