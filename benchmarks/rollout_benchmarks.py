@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, pairwise
 
 from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
 from reference import ReferenceRollout, Wastes
@@ -65,7 +65,7 @@ def tabletop_vs_reference(wastes: Wastes = ALL, groups: int = 32, reference_grou
 
 
 @contextmanager
-def libero_vs_reference(suite: SuiteConfig, rollout: RolloutConfig, groups: int, siblings: int) -> Sides:
+def libero_vs_reference(suite: SuiteConfig, rollout: RolloutConfig, groups: int) -> Sides:
     """Finished episodes per second; other tasks and states at every turn, so that ours pays for changing scenes.
 
     The reference drives LIBERO's own `OffScreenRenderEnv` with stock visuals, one group of four at a time, as memory allows.
@@ -79,7 +79,7 @@ def libero_vs_reference(suite: SuiteConfig, rollout: RolloutConfig, groups: int,
         our_seed, their_seed = count(1), count(1)
 
         def ours() -> float:
-            wanted = requests(suite, groups, next(our_seed), siblings)
+            wanted = requests(suite, groups, next(our_seed))
             started = time.perf_counter()
             return len(roll_out(engine, policy, wanted)) / (time.perf_counter() - started)
 
@@ -92,11 +92,11 @@ def libero_vs_reference(suite: SuiteConfig, rollout: RolloutConfig, groups: int,
 
 
 def libero_stock_vs_reference() -> Sides:
-    return libero_vs_reference(STOCK, STOCK_ROLLOUT, groups=4, siblings=4)
+    return libero_vs_reference(STOCK, STOCK_ROLLOUT, groups=4)
 
 
 def libero_lite_fast_vs_reference() -> Sides:
-    return libero_vs_reference(LITE_FAST, LIBERO_ROLLOUT, groups=8, siblings=8)
+    return libero_vs_reference(LITE_FAST, LIBERO_ROLLOUT, groups=8)
 
 
 @contextmanager
@@ -129,9 +129,11 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
     policy = half_trained(recipe)
     plans = recorded_plans(policy, suite, rollout, groups)
     workers = rollout.workers or len(os.sched_getaffinity(0))
+    bounds = [len(plans) * number // workers for number in range(workers + 1)]
     with (
         RolloutEngine(suite, rollout, policy.chunk_length) as engine,
-        replaying([plans[number::workers] for number in range(workers)], suite) as replay_all,
+        # Whole blocks, so that a process changes its task as rarely as in the engine.
+        replaying([plans[a:b] for a, b in pairwise(bounds)], suite) as replay_all,
     ):
 
         def ours() -> float:

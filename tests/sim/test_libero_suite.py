@@ -138,6 +138,25 @@ def test_a_soft_reset_equals_a_hard_one() -> None:
     np.testing.assert_array_equal(hard_end, soft_end)
 
 
+def test_what_a_camera_does_not_see_is_left_out_without_changing_a_pixel(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    expert = suite.make_expert(environment)
+    assert expert is not None
+    _lift(environment, expert, KETCHUP, 3)
+    environment.step_chunk(ACTIONS)
+    camera = environment._camera
+    groups = environment.simulation.model.geom_group.copy()
+    left_out = {}
+    for name in CAMERAS.values():
+        culled = camera.picture(name, 128)
+        left_out[name] = len(camera._outside(environment.simulation.model.camera(name).id))
+        camera._shadows = True
+        np.testing.assert_array_equal(culled, camera.picture(name, 128))
+        camera._shadows = False
+    assert left_out["robot0_eye_in_hand"] > 20
+    np.testing.assert_array_equal(environment.simulation.model.geom_group, groups)
+
+
 @pytest.mark.parametrize("item", ["ketchup_1", "basket_1"])
 def test_images_are_upright_and_mirrored(lite: tuple[Suite, LiberoEnvironment], item: str) -> None:
     """What changes in the picture when `item` disappears lies where the camera's geometry puts `item`."""

@@ -1,3 +1,4 @@
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -176,6 +177,36 @@ def test_few_episodes_spread_over_workers_and_halves() -> None:
         rollouts._fill(lambda: next(requests, None))
         used = [(rollouts._workers.index(slot.worker), slot.half) for slot in rollouts._slots if slot.running]
         assert sorted(used) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(("slow", "changes"), [(True, 0), (False, 6)])
+def test_a_slot_stays_with_its_task_where_changing_it_is_slow(
+    monkeypatch: pytest.MonkeyPatch, slow: bool, changes: int
+) -> None:
+    """Eight episodes of two tasks, two siblings by two; both slots run four of equal length."""
+    monkeypatch.setattr(FakeSuite, "task_change_is_slow", slow)
+    tasks: dict[object, list[str]] = {}
+    reset = scheduler._Slot.reset
+
+    def log(slot: scheduler._Slot) -> None:
+        reset(slot)
+        tasks.setdefault(slot.worker, []).append(slot.task)
+
+    monkeypatch.setattr(scheduler._Slot, "reset", log)
+    order = ["impossible", "impossible", "inspect", "inspect"] * 2
+    with engine(workers=2, slots=1) as rollouts:
+        episodes = roll_out(rollouts, [request(task, number) for number, task in enumerate(order)])
+    assert sorted(episode.request.group for episode in episodes) == list(range(8))
+    assert [len(one) for one in tasks.values()] == [4, 4]
+    assert sum(a != b for one in tasks.values() for a, b in itertools.pairwise(one)) == changes
+
+
+def test_a_free_slot_takes_another_slots_task_rather_than_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeSuite, "task_change_is_slow", True)
+    with engine(workers=2, slots=1) as rollouts:
+        requests = iter([request("impossible", number) for number in range(4)])
+        rollouts._fill(lambda: next(requests, None))
+        assert all(slot.running for slot in rollouts._slots)
 
 
 def test_a_worker_has_no_torch_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

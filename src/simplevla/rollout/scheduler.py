@@ -255,6 +255,11 @@ class RolloutEngine:
             load[slot.half] += 1
             slot.running = _Running(self._waiting.pop(self._choose(slot)))
             slot.reset()
+        self._flush()
+
+    def _flush(self) -> None:
+        for worker in self._workers:
+            worker.flush()
 
     def _ask(self, source: Source, count: int) -> None:
         """Ask for requests until `count` wait, or there are none now."""
@@ -342,6 +347,7 @@ class RolloutEngine:
             count = min(self.chunk_length, episode.request.task.horizon - episode.env_steps)
             slot.worker.arrays.actions[slot.index, :count] = actions[row, :count]
             slot.send(Step(slot.index, count))
+        self._flush()
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)
         for row, episode in enumerate(running if record else []):
@@ -354,18 +360,21 @@ class RolloutEngine:
     def _receive(self) -> None:
         """Wait for at least one answer, or for the first worker to be overdue, and handle what there is."""
         deadline = min(worker.deadline(self.config.chunk_timeout_s) for worker in self._workers)
+        self._flush()
         for key, _ in self._selector.select(max(0.0, deadline - time.monotonic())):
-            self._handle(key.data, key.data.receive())
+            replies = key.data.receive()
+            if not replies:
+                self._replace(key.data, "a worker died")
+            for reply in replies:
+                self._handle(key.data, reply)
         now = time.monotonic()
         for worker in self._workers:
             if now > worker.deadline(self.config.chunk_timeout_s):
                 limit = self.config.chunk_timeout_s if worker.ready else STARTUP_TIMEOUT_S
                 self._replace(worker, f"a worker gave no answer for {limit:g} s")
 
-    def _handle(self, worker: Worker, reply: Reply | None) -> None:
-        if reply is None:
-            self._replace(worker, "a worker died")
-        elif reply.kind == "suite_error":
+    def _handle(self, worker: Worker, reply: Reply) -> None:
+        if reply.kind == "suite_error":
             raise SuiteError(reply.text)
         elif reply.kind != "ready":
             slot = self._slot_of[worker, reply.slot]
@@ -376,10 +385,10 @@ class RolloutEngine:
     def _replace(self, worker: Worker, reason: str) -> None:
         """Replace a dead or hung worker and run its episodes again.
 
-        Commands are executed in order, so the oldest open one broke the worker: only its episode has failed an attempt.
-        With no open command nobody is known to be innocent, and all have.
+        The command that it was executing broke it: only that episode has failed an attempt. With none, nobody is known
+        to be innocent, and all have.
         """
-        culprits = set(list(worker.pending)[:1] or range(len(self._slots)))
+        culprits = set(range(len(self._slots))) if worker.executing is None else {worker.executing}
         was_ready = worker.ready
         self._selector.unregister(worker.connection)
         exitcode = worker.kill()

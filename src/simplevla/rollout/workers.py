@@ -28,6 +28,8 @@ from simplevla.types import ChunkResult, Observation
 
 STARTUP_TIMEOUT_S = 600.0
 """For importing a simulator and building the first environment, which may fill caches on disk."""
+REPLY_INTERVAL_S = 0.02
+"""Replies to commands that came together travel together, but none waits longer than this for a later one."""
 CLOSE_TIMEOUT_S = 5.0
 """For closing the environments; after that a worker is killed."""
 WORKER_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
@@ -191,21 +193,31 @@ def serve(
     slots: int,
     chunk_length: int,
     memory: Any,
+    finished: Any,
 ) -> None:
-    """The body of a worker process: one reply per command, in the order of the commands, until the pipe closes."""
+    """The body of a worker process: one reply per command, in the order of the commands, until the pipe closes.
+
+    Commands and replies travel in lists, since a message costs as much as half a millisecond of simulation. `finished`
+    counts in shared memory the commands that were executed, so that the one which kills the process is known.
+    """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         suite = make_suite(config)
         server = _Slots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length))
     except Exception:
-        connection.send(
-            Reply("suite_error", text=f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}")
-        )
+        text = f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}"
+        connection.send([Reply("suite_error", text=text)])
         return
-    connection.send(Reply("ready"))
+    connection.send([Reply("ready")])
     with contextlib.suppress(EOFError, OSError):
-        while (command := connection.recv()) is not None:
-            connection.send(server.execute(command))
+        while (commands := connection.recv()) is not None:
+            replies, sent = [], time.monotonic()
+            for command in commands:
+                replies.append(server.execute(command))
+                finished.value += 1
+                if time.monotonic() - sent > REPLY_INTERVAL_S or command is commands[-1]:
+                    connection.send(replies)
+                    replies, sent = [], time.monotonic()
     for slot in range(slots):
         server.discard(slot)
 
@@ -250,7 +262,8 @@ class Worker:
         self._context = multiprocessing.get_context("spawn")
         # RawArray's memory has no name in the file system, so nothing is left behind however either side dies.
         memory = self._context.RawArray("B", SlotArrays.nbytes(spec, slots, chunk_length))
-        self._arguments = (config, slots, chunk_length, memory)
+        self._finished = self._context.RawValue("q", 0)
+        self._arguments = (config, slots, chunk_length, memory, self._finished)
         self.arrays = SlotArrays.over(memory, spec, slots, chunk_length)
         self.start()
 
@@ -260,32 +273,49 @@ class Worker:
         self.process = self._context.Process(target=serve, args=(theirs, *self._arguments), daemon=True)
         self.ready = False
         self.pending: deque[int] = deque()
+        """Slots whose commands have no reply yet, oldest first."""
+        self._outbox: list[Reset | Step] = []
+        self._answered = self._finished.value = 0
         self._heard = time.monotonic()
         with _worker_surroundings():
             self.process.start()
         theirs.close()
 
     def send(self, command: Reset | Step) -> None:
-        """Queue a command; a dead worker is noticed at the next `receive`."""
+        """Queue a command for the next `flush`."""
         if self.ready and not self.pending:
             self._heard = time.monotonic()
         self.pending.append(command.slot)
-        with contextlib.suppress(OSError):
-            self.connection.send(command)
+        self._outbox.append(command)
 
-    def receive(self) -> Reply | None:
-        """The next reply, waiting for it; None if the process is dead and all its replies are read."""
+    def flush(self) -> None:
+        """Send what is queued, in one message; a dead worker is noticed at the next `receive`."""
+        if self._outbox:
+            with contextlib.suppress(OSError):
+                self.connection.send(self._outbox)
+            self._outbox = []
+
+    def receive(self) -> list[Reply]:
+        """The next replies, waiting for them; none if the process is dead and all its replies are read."""
         try:
-            reply: Reply = self.connection.recv()
+            replies: list[Reply] = self.connection.recv()
         except (EOFError, OSError):
-            return None
+            return []
         self._heard = time.monotonic()
-        if reply.kind == "ready":
-            self.ready = True
-        elif self.ready:
-            slot = self.pending.popleft()
-            assert slot == reply.slot, "a worker answers in the order of the commands"
-        return reply
+        for reply in replies:
+            if reply.kind == "ready":
+                self.ready = True
+            elif self.ready:
+                slot = self.pending.popleft()
+                self._answered += 1
+                assert slot == reply.slot, "a worker answers in the order of the commands"
+        return replies
+
+    @property
+    def executing(self) -> int | None:
+        """The slot whose command the worker is at, or was when it died; None if it has none."""
+        unread = self._finished.value - self._answered
+        return self.pending[unread] if unread < len(self.pending) else None
 
     def deadline(self, chunk_timeout_s: float) -> float:
         """The `time.monotonic()` after which silence means that the worker hangs."""

@@ -8,6 +8,8 @@ import numpy as np
 
 CAMERAS = {"fixed": "agentview", "wrist": "robot0_eye_in_hand"}
 """Our camera name -> the simulator's."""
+VISUAL_GROUP, HIDDEN_GROUP = 1, 0
+"""robosuite puts visual shapes into the first and collision shapes, which aren't drawn, into the second."""
 VIDEO_SIZE = 256
 """Side in pixels of the pictures for people."""
 
@@ -41,10 +43,15 @@ class Camera:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # robosuite puts collision shapes here and visual ones in group 1
+        self._options.geomgroup[HIDDEN_GROUP] = 0
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._perturbation = mujoco.MjvPerturb()
+        self._shown = np.flatnonzero(model.geom_group == VISUAL_GROUP)
+        flat = np.isin(model.geom_type[self._shown], (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX))
+        material = model.geom_matid[self._shown]
+        self._mirrors = self._shown[flat & (material >= 0) & (model.mat_reflectance[material] > 0)]
+        self._shadows = bool(model.light_castshadow.any())
         atexit.register(self.close)
 
     def picture(self, camera: str, size: int) -> np.ndarray:
@@ -55,6 +62,8 @@ class Camera:
         """
         self._gl.make_current()
         self._view.fixedcamid = self._model.camera(camera).id
+        hidden = self._outside(self._view.fixedcamid)
+        self._model.geom_group[hidden] = HIDDEN_GROUP
         mujoco.mjv_updateScene(
             self._model,
             self._data,
@@ -64,11 +73,25 @@ class Camera:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
+        self._model.geom_group[hidden] = VISUAL_GROUP
         viewport = mujoco.MjrRect(0, 0, size, size)
         pixels = np.empty((size, size, 3), np.uint8)
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
         return np.ascontiguousarray(pixels[::-1, ::-1])
+
+    def _outside(self, camera: int) -> np.ndarray:
+        """Visual shapes whose bounding sphere lies outside the camera's square view, beyond one of its four sides or behind
+        it: leaving them out changes no pixel, and a wrist camera sees a third of the triangles. None where a shadow or a
+        mirror could bring them back into the picture."""
+        model, data, shown = self._model, self._data, self._shown
+        place = (data.geom_xpos[shown] - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
+        depth, half = -place[:, 2], np.deg2rad(model.cam_fovy[camera]) / 2
+        beyond = np.abs(place[:, :2]).max(axis=1) * np.cos(half) - depth * np.sin(half)
+        radius = model.geom_rbound[shown]
+        # Planes have no bounding sphere: their radius is 0.
+        outside = shown[(radius > 0) & ((beyond > radius) | (-depth > radius))]
+        return outside if not self._shadows and np.isin(self._mirrors, outside).all() else outside[:0]
 
     def close(self) -> None:
         """Free the context; a second call does nothing."""

@@ -1,7 +1,6 @@
 """One robosuite scene: built without images, reset and stepped with the same physics at a third of the cost."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-os.environ.setdefault("MUJOCO_GL", "egl")
 logging.getLogger("robosuite_logs").disabled = True
 
-import robosuite  # noqa: E402  (the two lines above must come first: robosuite reads and logs at import)
+import robosuite  # noqa: E402  (the line above must come first: robosuite logs at import)
 from libero.libero.envs import TASK_MAPPING  # noqa: E402
 from libero.libero.envs.bddl_utils import get_problem_info  # noqa: E402
 from robosuite.utils.errors import RandomizationError  # noqa: E402
