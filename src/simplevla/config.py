@@ -70,6 +70,12 @@ class RolloutConfig:
     """Environments in each process (forced to 1 where a suite allows one per process)."""
     chunk_timeout_s: float = 120.0
     """A worker that needs longer for one chunk counts as hung and is replaced."""
+    bfloat16: bool = False
+    """Run the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before the
+    update."""
+    compile: bool = False
+    """Run the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it needs a
+    C++ compiler on CPU."""
     max_attempts: int = 3
     """How often an episode is run at most when its environment crashes."""
 
@@ -207,6 +213,8 @@ class TrainConfig:
     """Optimizer steps per update, over whole groups, one pass."""
     microbatch_decisions: int = 256
     """Decisions in one forward-backward; changes memory, not the result."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     eval_every: int = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""

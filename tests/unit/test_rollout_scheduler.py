@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import simplevla.rollout.scheduler as scheduler
 from fake_policy import FakePolicy
@@ -219,6 +220,20 @@ def test_a_worker_has_no_torch_and_one_thread(monkeypatch: pytest.MonkeyPatch) -
     assert threads == {1.0}
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert {int(pid) for pid in pids} == processes
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_is_on_where_the_config_says_so(bfloat16: bool) -> None:
+    seen = []
+
+    class Watching(FakePolicy):
+        def act(self, batch: ObservationBatch, sampling: Sampling, generators: object) -> ActionSample:
+            seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+            return super().act(batch, sampling, generators)  # type: ignore[arg-type]
+
+    with RolloutEngine(SUITE, RolloutConfig(workers=1, slots_per_worker=1, bfloat16=bfloat16), 4) as rollouts:
+        roll_out(rollouts, [request("reach")], policy=Watching())
+    assert set(seen) == {torch.bfloat16 if bfloat16 else torch.float32}
 
 
 def test_without_recording_only_the_outcome_is_kept() -> None:

@@ -77,6 +77,14 @@ class Policy(nn.Module, ABC):
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """(logprobs [B, U], entropy [B, U]) of `trace`, with gradients."""
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the next backward passes, until `eval()` or `train()` is called."""
+        raise ValueError(f"{type(self).__name__} has no gradient checkpointing; leave gradient_checkpointing off")
+
+    def compile_towers(self) -> None:
+        """Run the large modules through torch.compile from now on."""
+        raise ValueError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
+
     @abstractmethod
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H]."""

@@ -332,9 +332,9 @@ class RolloutEngine:
             instructions=[episode.request.task.instruction for episode in running],
         )
         parameter = next(policy.parameters(), None)
-        with torch.inference_mode():
-            if parameter is not None:
-                batch = batch.to(parameter.device)
+        device = parameter.device if parameter is not None else torch.device("cpu")
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16):
+            batch = batch.to(device)
             sample = policy.act(batch, sampling, [episode.generator for episode in running])
             trace, logprobs = sample.trace.cpu().numpy(), sample.logprobs.float().cpu().numpy()
         actions = np.asarray(sample.actions, np.float32)

@@ -15,9 +15,12 @@ from simplevla.config import TrainConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.types import Episode
 
-MAX_LOGPROB_GAP = 0.05
-"""Nats. Rollout and update compute the same numbers here, so that a larger mean gap is a defect and no rounding
-(RLinf measured 0.064 between two different inference stacks, SPEC 1.4)."""
+REUSED_LOGPROB_GAP = 0.005
+"""Nats. Up to this mean gap the rollout's log-probabilities are used as they are; above (bfloat16 rollouts, another
+inference stack) those of the kept groups are computed again."""
+MAX_LOGPROB_GAP = 0.2
+"""Nats. A larger mean gap is a defect and no rounding: RLinf measured 0.064 between two inference stacks (SPEC 1.4), a
+wrong temperature makes more."""
 
 
 class UpdateRefused(ValueError):
@@ -99,7 +102,8 @@ def pack(
 class Learner:
     """Holds the optimizer of a policy and applies one update at a time.
 
-    The policy stays in evaluation mode (no dropout), as in the rollout, and `old_logprobs` are the rollout's own.
+    The policy stays in evaluation mode (no dropout), as in the rollout, and `old_logprobs` are the rollout's own, unless
+    the two disagree.
     """
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
@@ -128,6 +132,8 @@ class Learner:
         assert groups, "an update needs at least one group"
         started = time.perf_counter()
         self.policy.eval()
+        if self.config.gradient_checkpointing:
+            self.policy.checkpoint_activations()
         advantages = [
             group_relative_advantages(torch.tensor([[episode.reward for episode in group]]))[0].tolist()
             for group in groups
@@ -136,13 +142,18 @@ class Learner:
         parts = np.array_split(order, min(self.config.minibatches, len(groups)))
         stepped: list[dict[str, float]] = []
         decisions = units = 0
-        for number, part in enumerate(parts, start=1):
-            batch = pack(
+        recomputed = False
+
+        def minibatch(part: np.ndarray) -> Decisions:
+            return pack(
                 [episode for g in part for episode in groups[g]],
                 [advantage for g in part for advantage in advantages[g]],
                 self.policy.unit_action_index,
                 self.config.loss.aggregation,
             )
+
+        for number, part in enumerate(parts, start=1):
+            batch = minibatch(part)
             decisions += len(batch)
             units += int(batch.mask.sum())
             if not batch.advantages.any():
@@ -151,11 +162,17 @@ class Learner:
             stats = self.accumulate_gradients(batch, place)
             if not stepped:
                 _require_small_gap(stats, place)
+                recomputed = stats["abs_log_ratio"] > REUSED_LOGPROB_GAP
+                if recomputed:
+                    gap = {name: stats[name] for name in ("abs_log_ratio", "ratio_outside")}
+                    self._score_again([episode for group in groups for episode in group])
+                    stats = self.accumulate_gradients(minibatch(part), place) | gap
             stats["grad_norm"] = self._step(place)
             stepped.append(stats)
         episodes = [episode for group in groups for episode in group]
         return {
             **_merge(stepped),
+            "logprobs_recomputed": float(recomputed),
             "skipped_minibatches": float(len(parts) - len(stepped)),
             "decisions": float(decisions),
             "units": float(units),
@@ -200,6 +217,19 @@ class Learner:
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value
         return {**sums, "ratio_min": lowest, "ratio_max": highest}
+
+    def _score_again(self, episodes: Sequence[Episode]) -> None:
+        """Replace the episodes' log-probabilities by those that this policy computes now."""
+        packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
+        sampling = Sampling(temperature=self.config.sampling.temperature)
+        with torch.no_grad():
+            scores = [
+                self.policy.score(part.observations().to(self.device), part.trace().to(self.device), sampling)[0].cpu()
+                for part in packed.split(self.config.microbatch_decisions)
+            ]
+        ends = np.cumsum([len(episode.executed) for episode in episodes])
+        for episode, logprobs in zip(episodes, np.split(torch.cat(scores).float().numpy(), ends[:-1]), strict=True):
+            episode.logprobs = logprobs
 
     def _step(self, place: str) -> float:
         settings = self.config.optimizer

@@ -62,6 +62,8 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
     policy.to(torch.device(config.device))
     check_fits_suite(policy, suite.spec)
+    if config.rollout.compile:
+        policy.compile_towers()
     learner = Learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0

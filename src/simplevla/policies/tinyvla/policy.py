@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXModel
+from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from simplevla.config import from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
@@ -129,6 +130,21 @@ class TinyVLA(Policy):
     @property
     def device(self) -> torch.device:
         return self.queries.device
+
+    def checkpoint_activations(self) -> None:
+        towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
+        for tower in towers:
+            tower.activation_checkpointing_enable({"use_reentrant": False})
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # The layer alone: its children stay in evaluation mode, without dropout.
+                module.training = True
+
+    def compile_towers(self) -> None:
+        # CUDA graphs need fixed shapes; on CPU one kernel for any batch is better.
+        graphs = self.device.type == "cuda"
+        for module in (self.language, self.vision):
+            module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """Logits [B, U, bins]."""
