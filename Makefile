@@ -20,7 +20,7 @@ check: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(VENV)/.demo
+bench: $(VENV)/.bench
 	$(BIN)/simplevla bench
 
 system:
@@ -35,7 +35,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
-	$(PIP) -e '.[dev,libero,gymnasium]'
+	$(PIP) -e '.[dev,libero,gymnasium,bench]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv
+	$(PIP) -e '.[libero,gymnasium,bench]'
 	touch $@
 
 clean:

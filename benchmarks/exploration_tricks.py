@@ -26,7 +26,9 @@ from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
+Variants = dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]]
+"""Name -> (title, what it changes in the recipe)."""
+VARIANTS: Variants = {
     "recipe": ("T 1.0, clip 0.2 / 0.28, dynamic sampling", lambda c: c),
     "static": ("without dynamic sampling", lambda c: replace(c, sampling=replace(c.sampling, dynamic=False))),
     "clip02": ("clip 0.2 both ways", lambda c: replace(c, loss=replace(c.loss, clip_high=0.2))),
@@ -43,10 +45,9 @@ class Arguments:
     updates: int = 20
 
 
-def run_one(name: str, seed: int, arguments: Arguments) -> dict:
+def run_one(run: Path, name: str, variants: Variants, seed: int, arguments: Arguments) -> dict:
     """One variant with one seed: curve on train states while training, success on the held-out states at the end."""
-    run = arguments.runs / f"tricks_{name}_seed{seed}"
-    config = VARIANTS[name][1](replace(tabletop.train(), updates=arguments.updates, seed=seed, eval_every=5))
+    config = variants[name][1](replace(tabletop.train(), updates=arguments.updates, seed=seed, eval_every=5))
     config = replace(config, policy=str(arguments.runs / f"tabletop_nano_seed{seed}" / "sft" / "policy"))
     final = run / "eval" / "test.json"
     if not final.exists():
@@ -64,56 +65,70 @@ def run_one(name: str, seed: int, arguments: Arguments) -> dict:
         "updates": rows[-1]["update"],
         "episodes": rows[-1].get("episodes_total", 0),
         "minutes": rows[-1].get("elapsed_s", 0.0) / 60,
+        "sampled_per_kept": float(np.mean([row["sampled_per_kept"] for row in rows if "sampled_per_kept" in row])),
         "curve": [[row.get("episodes_total", 0), row["eval_success"]] for row in rows if "eval_success" in row],
     }
 
 
 def main(arguments: Arguments) -> None:
-    runs = [run_one(name, seed, arguments) for seed in arguments.seeds for name in VARIANTS]
+    measure("exploration_tricks", "The exploration tricks and their absence", "tricks", VARIANTS, arguments)
+
+
+def measure(script: str, title: str, prefix: str, variants: Variants, arguments: Arguments) -> None:
+    """Run all variants with all seeds, then write the page called `script`."""
+    runs = [
+        run_one(arguments.runs / f"{prefix}_{name}_seed{seed}", name, variants, seed, arguments)
+        for seed in arguments.seeds
+        for name in variants
+    ]
     result = {
-        "command": f"python benchmarks/exploration_tricks.py --seeds {' '.join(map(str, arguments.seeds))} "
+        "command": f"python benchmarks/{script}.py --seeds {' '.join(map(str, arguments.seeds))} "
         f"--updates {arguments.updates}",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "commit": commit(),
         "runs": runs,
     }
-    write_json(RESULTS / "exploration_tricks.json", result)
-    write_atomically(RESULTS / "exploration_tricks.md", page(result).encode())
-    plot(runs)
+    write_json(RESULTS / f"{script}.json", result)
+    write_atomically(RESULTS / f"{script}.md", page(script, title, variants, result).encode())
+    plot(RESULTS / f"{script}.png", variants, runs)
 
 
-def page(result: dict) -> str:
+def page(script: str, title: str, variants: Variants, result: dict) -> str:
     lines = [
-        "# The exploration tricks and their absence",
+        f"# {title}",
         "",
         f"Command: `{result['command']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Every variant starts from the same supervised "
         "policy per seed and takes the same number of updates; greedy success on the held-out initial states (n = "
-        f"{result['runs'][0]['n']} per run). Data: `exploration_tricks.json`.",
+        f"{result['runs'][0]['n']} per run). Data: `{script}.json`.",
         "",
-        "![success against episodes](exploration_tricks.png)",
+        f"![success against episodes]({script}.png)",
         "",
-        "| variant | success per seed | mean | std | episodes per run | minutes per run |",
-        "|---|---|---|---|---|---|",
+        "| variant | success per seed | mean | std | episodes per run | groups sampled per kept one | minutes per run |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, (title, _) in VARIANTS.items():
+    for name, (text, _) in variants.items():
         rows = [run for run in result["runs"] if run["variant"] == name]
         rates = [run["test_success"] for run in rows]
         each = ", ".join(f"{rate:.1%}" for rate in rates)
         std = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "-"
-        episodes, minutes = (np.mean([run[key] for run in rows]) for key in ("episodes", "minutes"))
-        lines.append(f"| {title} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {minutes:.1f} |")
+        episodes, kept, minutes = (
+            np.mean([run[key] for run in rows]) for key in ("episodes", "sampled_per_kept", "minutes")
+        )
+        lines.append(
+            f"| {text} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {kept:.2f} | {minutes:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def plot(runs: list[dict]) -> None:
+def plot(file: Path, variants: Variants, runs: list[dict]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for number, (name, (title, _)) in enumerate(VARIANTS.items()):
+    for number, (name, (title, _)) in enumerate(variants.items()):
         for i, run in enumerate(run for run in runs if run["variant"] == name):
             x, y = np.array(run["curve"]).T
             axes.plot(x, 100 * y, f"C{number}", alpha=0.8, marker=".", label=title if i == 0 else None)
     axes.set(xlabel="RL episodes", ylabel="greedy success on train states, %", ylim=(0, 100))
     axes.legend()
-    figure.savefig(RESULTS / "exploration_tricks.png", dpi=120)
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

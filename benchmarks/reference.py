@@ -204,27 +204,48 @@ def stored_bytes(episodes: Sequence[Episode]) -> int:
     return steps * sum(per_decision)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpdateWastes:
+    """What the reference's update does that ours doesn't."""
+
+    padding: bool = True
+    """Forward and backward over T decisions per episode; off: over the valid ones."""
+    score_again: bool = True
+    """Old log-probabilities computed anew; off: the rollout's."""
+    score_dropped: bool = True
+    """Those of groups without signal too."""
+
+
 def padded_update(
-    policy: Policy, groups: Sequence[Sequence[Episode]], dropped: Sequence[Sequence[Episode]], config: TrainConfig
+    policy: Policy,
+    groups: Sequence[Sequence[Episode]],
+    dropped: Sequence[Sequence[Episode]],
+    config: TrainConfig,
+    wastes: UpdateWastes | None = None,
 ) -> None:
-    """One update over episodes padded to T decisions: old log-probabilities anew, those of dropped groups too, then
-    forward and backward over all."""
+    """One update: old log-probabilities of all episodes, then forward and backward over those that train."""
+    wastes = wastes or UpdateWastes()
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
     )
     steps = longest([episode for group in groups for episode in group])
+
+    def padded(episode: Episode) -> Padded:
+        return Padded(episode, steps if wastes.padding else len(episode.executed), policy)
+
     order = np.random.default_rng((config.seed, 1)).permutation(len(groups))
     parts = [
         [
-            (Padded(episode, steps, policy), advantage)
+            (padded(episode), advantage)
             for g in part
             for episode, advantage in zip(groups[g], advantages_of(groups[g]), strict=True)
         ]
         for part in np.array_split(order, config.minibatches)
     ]
-    old = [old_logprobs(policy, [padded for padded, _ in part], config) for part in parts]
-    for group in dropped:
-        old_logprobs(policy, [Padded(episode, steps, policy) for episode in group], config)
+    score = old_logprobs if wastes.score_again else stored_logprobs
+    old = [score(policy, [one for one, _ in part], config) for part in parts]
+    for group in dropped if wastes.score_dropped else []:
+        old_logprobs(policy, [padded(episode) for episode in group], config)
     for part, before in zip(parts, old, strict=True):
         padded_gradients(policy, part, before, config)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimizer.max_grad_norm)
@@ -233,34 +254,41 @@ def padded_update(
 
 
 def old_logprobs(policy: Policy, episodes: "Sequence[Padded]", config: TrainConfig) -> Tensor:
-    """[episodes, T, U], computed once more although the rollout has them."""
+    """[all rows of the episodes, U], computed once more although the rollout has them."""
     sampling = Sampling(temperature=config.sampling.temperature)
     with torch.no_grad():
-        scores = [policy.score(*joined(some), sampling)[0] for some in microbatches(episodes, config)]
-    return torch.cat(scores).unflatten(0, (len(episodes), -1))
+        return torch.cat([policy.score(*joined(some), sampling)[0] for some in microbatches(episodes, config)])
+
+
+def stored_logprobs(policy: Policy, episodes: "Sequence[Padded]", config: TrainConfig) -> Tensor:
+    """The rollout's own, [all rows of the episodes, U]."""
+    return torch.from_numpy(np.concatenate([one.episode.logprobs[one.rows] for one in episodes]))
 
 
 def padded_gradients(policy: Policy, part: "Sequence[tuple[Padded, float]]", old: Tensor, config: TrainConfig) -> None:
     """Leave the gradient of one mini-batch of (episode, advantage) in the parameters."""
     sampling, clip = Sampling(temperature=config.sampling.temperature), config.loss
+    advantage_of = {id(one): advantage for one, advantage in part}
     first = 0
-    for some in microbatches(part, config):
-        padded = [one for one, _ in some]
-        logprobs = policy.score(*joined(padded), sampling)[0]
-        weights = torch.cat([one.mask / one.mask.sum() for one in padded]) / len(part)
-        advantages = torch.tensor([advantage for _, advantage in some]).repeat_interleave(len(padded[0].rows))
-        before = old[first : first + len(some)].flatten(0, 1)
-        first += len(some)
+    for some in microbatches([one for one, _ in part], config):
+        logprobs = policy.score(*joined(some), sampling)[0]
+        weights = torch.cat([one.mask / one.mask.sum() for one in some]) / len(part)
+        advantages = torch.cat([torch.full((len(one.rows),), advantage_of[id(one)]) for one in some])
+        before = old[first : first + len(logprobs)]
+        first += len(logprobs)
         loss = clipped_policy_loss(logprobs, before, advantages, weights, clip.clip_low, clip.clip_high).loss
         torch.autograd.backward(loss)
 
 
-def microbatches(episodes: Sequence, config: TrainConfig) -> Iterator[Sequence]:
-    """Whole padded episodes, about as many decisions as in one of our micro-batches."""
-    first = episodes[0][0] if isinstance(episodes[0], tuple) else episodes[0]
-    size = max(1, config.microbatch_decisions // len(first.rows))
-    for start in range(0, len(episodes), size):
-        yield episodes[start : start + size]
+def microbatches(episodes: "Sequence[Padded]", config: TrainConfig) -> "Iterator[list[Padded]]":
+    """Whole episodes, about as many decisions as in one of our micro-batches."""
+    some: list[Padded] = []
+    for one in episodes:
+        if some and sum(len(each.rows) for each in some) + len(one.rows) > config.microbatch_decisions:
+            yield some
+            some = []
+        some.append(one)
+    yield some
 
 
 def advantages_of(group: Sequence[Episode]) -> list[float]:

@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 import torch
 from half_trained import TABLETOP, half_trained, sampled_groups
-from reference import padded_update, stored_bytes
+from reference import UpdateWastes, padded_update, stored_bytes
 
 from simplevla.policies.base import Policy, Sampling
 from simplevla.recipes import tabletop
@@ -66,7 +66,7 @@ def vs_bare() -> Sides:
 
 
 @contextmanager
-def vs_padded() -> Sides:
+def vs_padded(wastes: UpdateWastes | None = None) -> Sides:
     """Trained episodes per second; theirs pads to the horizon and computes all old log-probabilities once more (SPEC 6)."""
     policy, groups, dropped = half_trained_groups()
     count = sum(len(group) for group in groups)
@@ -74,7 +74,7 @@ def vs_padded() -> Sides:
     def padded() -> float:
         copy = deepcopy(policy)
         started = time.perf_counter()
-        padded_update(copy, groups, dropped, CONFIG)
+        padded_update(copy, groups, dropped, CONFIG, wastes)
         return count / (time.perf_counter() - started)
 
     yield lambda: ours_per_second(policy, groups, count), padded

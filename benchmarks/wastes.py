@@ -1,47 +1,74 @@
-"""What each waste of the reference's rollout costs, alone and together: `python benchmarks/wastes.py`.
+"""What each waste of the reference costs, alone and together: `python benchmarks/wastes.py`, about four minutes.
 
-Writes docs/results/rollout_wastes.json and .md.
+Writes docs/results/wastes.json and .md.
 """
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
 
-from reference import Wastes
+from reference import UpdateWastes, Wastes
 from rollout_benchmarks import tabletop_vs_reference
+from update_benchmarks import vs_padded
 
+from simplevla.allocation import keep_freed_memory
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 REPETITIONS = 3
-TITLES = {
+ROLLOUT_TITLES = {
     "new_process": "a process and an environment per episode",
     "every_image": "images after every env step",
     "feed_finished": "finished episodes fed to the policy until the horizon",
     "float_images": "observations stored as normalised float32",
 }
+UPDATE_TITLES = {
+    "padding": "padding to the horizon",
+    "score_again": "old log-probabilities computed again",
+    "score_dropped": "those of groups without signal too",
+}
+ALL = "the reference's schedule, with all of them"
+OURS = "ours"
 
 
 def main() -> None:
-    names = [field.name for field in fields(Wastes)]
-    variants = {"the reference's schedule, with all of them": Wastes()}
-    variants |= {f"without: {TITLES[name]}": Wastes(**{name: False}) for name in names}
-    variants["without any of them, still in lock-step, one group at a time"] = Wastes(**dict.fromkeys(names, False))
-    measured: dict[str, list[float]] = {title: [] for title in [*variants, "our engine"]}
+    keep_freed_memory()
+    result = {
+        "command": "python benchmarks/wastes.py",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "commit": commit(),
+        "repetitions": REPETITIONS,
+        "rollouts": ablate(
+            Wastes, ROLLOUT_TITLES, tabletop_vs_reference, "without any of them: lock-step, one group at a time"
+        ),
+        "updates": ablate(UpdateWastes, UPDATE_TITLES, vs_padded, "without any of them: whole episodes"),
+    }
+    write_json(RESULTS / "wastes.json", result)
+    write_atomically(RESULTS / "wastes.md", page(result).encode())
+    print(page(result))
+
+
+def ablate(switches: type, titles: dict[str, str], sides_of: Callable, none: str) -> list[dict]:
+    """Episodes/s of the reference with all wastes, without each one, without any, and of ours; turns interleaved."""
+    names = [field.name for field in fields(switches)]
+    variants = {ALL: switches()}
+    variants |= {f"without: {titles[name]}": switches(**{name: False}) for name in names}
+    variants[none] = switches(**dict.fromkeys(names, False))
+    measured: dict[str, list[float]] = {title: [] for title in [*variants, OURS]}
     with ExitStack() as stack:
-        sides = {title: stack.enter_context(tabletop_vs_reference(wastes)) for title, wastes in variants.items()}
+        sides = {title: stack.enter_context(sides_of(wastes)) for title, wastes in variants.items()}
         for repetition in range(REPETITIONS + 1):
-            turns = {title: theirs for title, (_, theirs) in sides.items()}
-            turns["our engine"] = next(iter(sides.values()))[0]
+            turns = {title: theirs for title, (_, theirs) in sides.items()} | {OURS: sides[ALL][0]}
             for title, side in turns.items():
                 rate = side()
                 if repetition > 0:
                     measured[title].append(rate)
-    base = median(measured["the reference's schedule, with all of them"])
-    rows = [
+    base = median(measured[ALL])
+    return [
         {
             "schedule": title,
             "episodes_per_s": median(rates),
@@ -50,34 +77,34 @@ def main() -> None:
         }
         for title, rates in measured.items()
     ]
-    result = {
-        "command": "python benchmarks/wastes.py",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "commit": commit(),
-        "repetitions": REPETITIONS,
-        "rows": rows,
-    }
-    write_json(RESULTS / "rollout_wastes.json", result)
-    write_atomically(RESULTS / "rollout_wastes.md", page(result).encode())
-    print(page(result))
 
 
 def page(result: dict) -> str:
-    lines = [
-        "# What each waste of the reference's rollout costs",
-        "",
-        f"Command: `{result['command']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. `tabletop`, half-trained nano policy, groups of 8; median of "
-        f"{result['repetitions']} interleaved repetitions after one unmeasured. The schedule is SPEC 6's, written anew in benchmarks/reference.py. Data: `rollout_wastes.json`.",
-        "",
-        "| schedule | episodes/s | lowest to highest | times the reference |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
+    return f"""# What each waste of the reference costs
+
+Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop`, half-trained nano policy, groups of 8; median of {result["repetitions"]} interleaved repetitions
+after one unmeasured. The reference's schedule is SPEC 6's, written anew in benchmarks/reference.py. Data: `wastes.json`.
+
+## Rollouts
+
+{table(result["rollouts"])}
+
+## Updates
+
+Episodes that train, per second.
+
+{table(result["updates"])}
+"""
+
+
+def table(rows: list[dict]) -> str:
+    lines = ["| schedule | episodes/s | lowest to highest | times the reference |", "|---|---|---|---|"]
+    for row in rows:
         low, high = row["range"]
         lines.append(
             f"| {row['schedule']} | {row['episodes_per_s']:.1f} | {low:.1f} to {high:.1f} | {row['times']:.2f} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

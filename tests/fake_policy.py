@@ -17,6 +17,9 @@ BINS = 5
 class FakePolicy(Policy):
     """`[position, goal, brightness] -> logits [H, A, 5]`; the bins stand for -1, -0.5, 0, 0.5, 1."""
 
+    cameras = ("front",)
+    state_dim = 3
+
     def __init__(self, chunk_length: int = 4, action_dim: int = 2, seed: int = 0, scale: float = 0.3) -> None:
         super().__init__()
         self.chunk_length, self.action_dim = chunk_length, action_dim

@@ -210,6 +210,20 @@ def test_a_free_slot_takes_another_slots_task_rather_than_idle(monkeypatch: pyte
         assert all(slot.running for slot in rollouts._slots)
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_nobody_waits_for_a_slot_that_changes_its_task_slowly(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Its half goes on without it for a fixed number of turns, whatever the clock says."""
+    monkeypatch.setattr(FakeSuite, "task_change_is_slow", slow)
+    with engine(workers=1, slots=1) as rollouts:
+        requests = iter([request("impossible")])
+        rollouts._fill(lambda: next(requests, None))
+        (slot,) = [slot for slot in rollouts._slots if slot.running]
+        turns = 0
+        while not rollouts._turn(slot.half)[0]:
+            turns += 1
+        assert turns == (scheduler.SLOW_RESET_TURNS if slow else 0)
+
+
 def test_a_worker_has_no_torch_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with engine(workers=2) as rollouts:

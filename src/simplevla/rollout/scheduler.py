@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 Source = Callable[[], EpisodeRequest | None]
 Sink = Callable[[Episode], None]
 
+SLOW_RESET_TURNS = 24
+"""Turns of its half that a slot which changes its task may miss, where that is slow, before the others wait for it: about as
+long as building a scene of LIBERO takes, but counted in turns, so that timing still decides nothing."""
 LOOK_AHEAD = 8
 """Requests per slot among which a slot looks for its own task, where changing the task is slow: a group of the paper."""
 
@@ -114,6 +117,8 @@ class _Slot:
     reply: Reply = field(default_factory=lambda: Reply("done"))
     task: str = ""
     """Of the last episode."""
+    away: int = 0
+    """Turns that it may still miss."""
 
     def send(self, command: Reset | Step) -> None:
         self.busy = True
@@ -254,6 +259,8 @@ class RolloutEngine:
             load[slot.worker] += 1
             load[slot.half] += 1
             slot.running = _Running(self._waiting.pop(self._choose(slot)))
+            if self._keep_tasks and slot.running.request.task.name != slot.task:
+                slot.away = SLOW_RESET_TURNS
             slot.reset()
         self._flush()
 
@@ -285,7 +292,9 @@ class RolloutEngine:
     def _turn(self, half: int) -> tuple[list[_Slot], list[Episode]]:
         """Wait for the half's answers; returns the slots that need a decision and the episodes that ended."""
         started = time.perf_counter()
-        slots = [slot for slot in self._halves[half] if slot.running is not None]
+        slots = [slot for slot in self._halves[half] if slot.running is not None and slot.away == 0]
+        for slot in self._halves[half]:
+            slot.away = max(0, slot.away - 1)
         while any(slot.busy for slot in slots):
             self._receive()
         self.stats.wait_s += time.perf_counter() - started

@@ -1,0 +1,22 @@
+"""The peer of the benchmarks runs our policy in our environments."""
+
+import pytest
+
+pytest.importorskip("torchrl", reason="needs the extra 'bench'")
+
+from torchrl_rollout import TorchRLRollout
+
+from fake_policy import FakePolicy
+from simplevla.config import SuiteConfig
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chunked", [True, False])
+def test_torchrl_collects_complete_episodes(chunked: bool) -> None:
+    with TorchRLRollout(SuiteConfig(name="fake_suite:make"), FakePolicy(), 2, episodes=4, chunked=chunked) as rollout:
+        batch = next(rollout.batches)
+    assert int(batch["next", "done"].sum()) == 4
+    assert bool(batch["next", "done"][-1])
+    assert batch["action"].shape[1:] == (4, 2)
+    # The horizon of 11 is three chunks of 4; nobody solves a task in less than one.
+    assert 4 <= len(batch) <= 12
