@@ -155,7 +155,7 @@ def tabletop_utilisation_bfloat16() -> Sides:
 
 
 def libero_utilisation() -> Sides:
-    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=4, seconds=30)
+    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=2, seconds=25)
 
 
 def libero_lite_fast_utilisation() -> Sides:
