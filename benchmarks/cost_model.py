@@ -5,11 +5,12 @@ Seconds of one core. W worker processes, C cores, B rows of a policy batch.
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from half_trained import Plan
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
@@ -81,26 +82,30 @@ def median_seconds(action: Callable[[], object], repetitions: int) -> float:
     return float(np.median(times))
 
 
-def measure_simulator(config: SuiteConfig, chunk: int, repetitions: int = 30) -> SimulatorCost:
-    """In this process, alone: random chunks of two lengths, and resets of one task."""
+def measure_simulator(config: SuiteConfig, plans: Sequence[Plan]) -> SimulatorCost:
+    """In this process, alone: what a policy did, each chunk executed in two parts, of one action and of the others, so that
+    steps and pictures can be told apart."""
     suite = make_suite(config)
     environment = suite.make_environment()
-    random = np.random.default_rng(0)
-    low, high = np.array(suite.spec.action_low, np.float32), np.array(suite.spec.action_high, np.float32)
+    times: dict[str, list[float]] = {"one": [], "others": [], "reset": []}
 
-    def run(length: int) -> None:
-        environment.step_chunk(random.uniform(low, high, (length, len(low))).astype(np.float32))
+    def timed(name: str, action: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        action()
+        times[name].append(time.perf_counter() - started)
 
-    steps, observes, resets = [], [], []
-    for task in suite.tasks[:2]:
-        environment.reset(task, 0)
-        reset = median_seconds(lambda task=task: environment.reset(task, 1), 5)
-        short, long = median_seconds(lambda: run(1), repetitions), median_seconds(lambda: run(chunk + 1), repetitions)
-        steps.append((long - short) / chunk)
-        observes.append(max(0.0, short - steps[-1]))
-        resets.append(max(0.0, reset - observes[-1]))
+    length = 0
+    for task, state, chunks in plans:
+        environment.reset(suite.task(task), state)
+        timed("reset", lambda task=task, state=state: environment.reset(suite.task(task), state))
+        for chunk in chunks[:-1]:
+            length = len(chunk)
+            timed("one", lambda chunk=chunk: environment.step_chunk(chunk[:1]))
+            timed("others", lambda chunk=chunk: environment.step_chunk(chunk[1:]))
     environment.close()
-    return SimulatorCost(step=float(np.mean(steps)), observe=float(np.mean(observes)), reset=float(np.mean(resets)))
+    one, others, reset = (float(np.mean(values)) for values in times.values())
+    step = (others - one) / (length - 2)
+    return SimulatorCost(step=step, observe=one - step, reset=reset - (one - step))
 
 
 def observations(policy: Policy, suite: Suite, rows: int) -> ObservationBatch:
@@ -137,7 +142,3 @@ def measure_policy(policy: Policy, config: SuiteConfig, rows: int = 32) -> Polic
 def usual_rows(rollout: RolloutConfig, workers: int, one_per_process: bool) -> float:
     """Half of the slots act at a time."""
     return max(1.0, workers * (1 if one_per_process else rollout.slots_per_worker) / 2)
-
-
-def with_workers(rollout: RolloutConfig, workers: int) -> RolloutConfig:
-    return replace(rollout, workers=workers)

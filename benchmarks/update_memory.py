@@ -47,7 +47,10 @@ def main() -> None:
     groups, _ = sampled_groups(policy, tabletop.SUITE, CONFIG.rollout, 16)
     before = resident_mb()
     wanted = [[copied(one, stretch) for one in groups[i % len(groups)]] for i in range(episodes // len(groups[0]))]
-    kept = resident_mb()
+    arrays = [
+        (*one.images.values(), one.state, one.trace, one.logprobs, one.executed) for group in wanted for one in group
+    ]
+    stored = sum(array.nbytes for some in arrays for array in some) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak that is read below
     if kind == "ours":
         with deterministic():
@@ -62,7 +65,7 @@ def main() -> None:
         "episodes": episodes,
         "stretch": stretch,
         "decisions": decisions,
-        "stored_mb": kept - before,
+        "stored_mb": stored,
         "peak_mb": peak - before,
     }
     print(json.dumps(row))
