@@ -65,9 +65,7 @@ def rollout_seconds(
         rows: of a usual policy batch.
     """
     simulation = (
-        counts.env_steps * simulator.step
-        + (counts.decisions + counts.episodes) * simulator.observe
-        + counts.episodes * simulator.reset
+        counts.env_steps * simulator.step + counts.decisions * simulator.observe + counts.episodes * simulator.reset
     )
     inference = counts.decisions * (policy.row + policy.batch / rows + handling)
     return max((simulation + inference) / cores, simulation / min(workers, cores), inference)
@@ -100,8 +98,8 @@ def measure_simulator(config: SuiteConfig, plans: Sequence[Plan]) -> SimulatorCo
         timed("reset", lambda task=task, state=state: environment.reset(suite.task(task), state))
         for chunk in chunks[:-1]:
             length = len(chunk)
-            timed("one", lambda chunk=chunk: environment.step_chunk(chunk[:1]))
-            timed("others", lambda chunk=chunk: environment.step_chunk(chunk[1:]))
+            timed("one", lambda chunk=chunk: environment.step_chunk(chunk[:1]).observation)
+            timed("others", lambda chunk=chunk: environment.step_chunk(chunk[1:]).observation)
     environment.close()
     one, others, reset = (float(np.mean(values)) for values in times.values())
     step = (others - one) / (length - 2)

@@ -34,7 +34,9 @@ def main() -> None:
     noise = np.random.default_rng(0)
     executed = 0
     for _ in range(arguments.chunks):
-        executed += environment.step_chunk(noise.uniform(-1, 1, (arguments.chunk, 7)).astype(np.float32)).executed
+        result = environment.step_chunk(noise.uniform(-1, 1, (arguments.chunk, 7)).astype(np.float32))
+        executed += result.executed
+        assert result.observation, "rendered when it is looked at"
     stepped = clock()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(

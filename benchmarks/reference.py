@@ -50,13 +50,13 @@ def serve(
             _, task, state = command
             connection.send(environment.reset(suite.task(task), state))
             continue
-        executed, success = 0, False
+        observation, executed, success = None, 0, False
         for chunk in command[:, None] if every_image else [command]:
             result = environment.step_chunk(chunk)
-            executed, success = executed + result.executed, result.success
+            observation, executed, success = result.observation, executed + result.executed, result.success
             if success:
                 break
-        connection.send((result.observation, executed, success))
+        connection.send((observation, executed, success))
     environment.close()
 
 

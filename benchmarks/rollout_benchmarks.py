@@ -186,8 +186,8 @@ def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float) -> I
 
 
 def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan]) -> None:
-    """A worker without a policy: told a number of seconds, it executes recorded episodes for so long, and answers with its
-    env steps per second."""
+    """A worker without a policy: told a number of seconds, it executes recorded episodes for so long, with the pictures that
+    a policy would look at, and answers with its env steps per second."""
     suite = make_suite(config)
     environment = suite.make_environment()
     episodes = cycle(plans)
@@ -197,5 +197,9 @@ def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, pla
         while time.perf_counter() < started + seconds:
             task, state, chunks = next(episodes)
             environment.reset(suite.task(task), state)
-            steps += sum(environment.step_chunk(chunk).executed for chunk in chunks)
+            for number, chunk in enumerate(chunks, start=1):
+                result = environment.step_chunk(chunk)
+                steps += result.executed
+                if number < len(chunks):
+                    assert result.observation
         line.send(steps / (time.perf_counter() - started))

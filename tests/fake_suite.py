@@ -91,7 +91,8 @@ class FakeEnvironment(Environment):
             raise RuntimeError("a crashed environment was used again")
         self.task, self.initial_state = task.name, initial_state
         self.position = np.float32(0)
-        self.goal = np.float32(GOALS.get(task.name, GOALS["reach"]) + 0.05 * initial_state)
+        goal = GOALS["impossible"] if task.name == "nan" else GOALS.get(task.name, GOALS["reach"])
+        self.goal = np.float32(goal + 0.05 * initial_state)
         self.renders = 0
         if task.name == "crash_at_reset":
             raise RuntimeError("the scene is on fire")
@@ -113,7 +114,7 @@ class FakeEnvironment(Environment):
             executed = int(self.task[-1])
         if self.task == "ends_early":
             success, executed = False, 2
-        return ChunkResult(observation=self.observe(), executed=executed, success=success)
+        return ChunkResult(observation=self.observe, executed=executed, success=success)
 
     def misbehave(self) -> None:
         what, _, once = self.task.partition("_")

@@ -1,6 +1,7 @@
 """The nouns of the project. Legend of shape letters: G groups, N siblings, B batch, T decisions, H actions in a chunk,
 A action dimensions, U sampled units of a decision, S state dimensions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -35,15 +36,27 @@ class Observation:
     """float32 [S], proprioception; names and units are the suite's `state_names`."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChunkResult:
-    """What came of one executed action chunk."""
+    """What came of one executed action chunk.
 
-    observation: Observation
-    """After the last executed action; the only one that is rendered."""
-    executed: int
-    """Number of actions executed: less than the chunk's length if the task was solved inside the chunk."""
-    success: bool
+    Args:
+        observation: after the last executed action, the only one that is rendered; or a function that renders it, which
+            is called if somebody looks, before the environment does anything else: nobody looks at an episode's end.
+        executed: number of actions executed: less than the chunk's length if the task was solved inside the chunk.
+        success: whether the task is solved.
+    """
+
+    def __init__(self, *, observation: Observation | Callable[[], Observation], executed: int, success: bool) -> None:
+        self._observation = observation
+        self.executed = executed
+        self.success = success
+
+    @property
+    def observation(self) -> Observation:
+        """Rendered now if it hasn't been."""
+        if callable(self._observation):
+            self._observation = self._observation()
+        return self._observation
 
 
 class EpisodeStatus(StrEnum):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from fake_suite import FakeSuite
-from simplevla.rollout.workers import SlotArrays, SuiteError, check_observation, check_result
+from simplevla.config import SuiteConfig
+from simplevla.rollout.workers import Reset, SlotArrays, Step, SuiteError, _Slots, check_observation, check_result
+from simplevla.suites.registry import make_suite
 from simplevla.types import ChunkResult, Observation
 
 SPEC = FakeSuite.spec
@@ -29,6 +31,21 @@ def test_slot_arrays_partition_the_memory() -> None:
         view.view(np.uint8)[:] = number
     # No byte is left out, and none is shared: a later view overwrites no earlier one.
     assert np.bincount(np.frombuffer(memory, np.uint8), minlength=5).tolist() == [0, 64, 24, 384, 144]
+
+
+@pytest.mark.parametrize(
+    ("forward", "last", "renders", "success"), [(0.0, False, 2, False), (0.0, True, 1, False), (1.0, False, 1, True)]
+)
+def test_nobody_looks_at_the_end_of_an_episode(forward: float, last: bool, renders: int, success: bool) -> None:
+    memory = bytearray(SlotArrays.nbytes(SPEC, slots=1, chunk_length=4))
+    arrays = SlotArrays.over(memory, SPEC, slots=1, chunk_length=4)
+    server = _Slots(make_suite(SuiteConfig(name="fake_suite:make")), 1, arrays)
+    assert server.execute(Reset(0, "reach", 0)).kind == "done"
+    arrays.actions[0, :, 0] = forward
+    reply = server.execute(Step(0, 4, last))
+    assert (reply.kind, reply.success) == ("done", success)
+    assert server.environments[0].renders == renders  # type: ignore[union-attr]
+    assert arrays.state[0, 2] == renders
 
 
 def test_a_correct_observation_passes() -> None:

@@ -355,7 +355,8 @@ class RolloutEngine:
         for row, (slot, episode) in enumerate(zip(slots, running, strict=True)):
             count = min(self.chunk_length, episode.request.task.horizon - episode.env_steps)
             slot.worker.arrays.actions[slot.index, :count] = actions[row, :count]
-            slot.send(Step(slot.index, count))
+            last = episode.env_steps + count >= episode.request.task.horizon
+            slot.send(Step(slot.index, count, last))
         self._flush()
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)

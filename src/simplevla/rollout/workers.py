@@ -53,6 +53,8 @@ class Step(NamedTuple):
 
     slot: int
     length: int
+    last: bool = False
+    """They reach the horizon."""
 
 
 class Reply(NamedTuple):
@@ -162,7 +164,11 @@ class _Slots:
                 assert environment is not None, "a slot is reset before its first chunk"
                 result = environment.step_chunk(self.arrays.actions[slot, : command.length].copy())
                 check_result(result, command.length)
-                observation, executed, success = result.observation, int(result.executed), bool(result.success)
+                executed, success = int(result.executed), bool(result.success)
+                if success or command.last:
+                    # The episode is over: nobody looks.
+                    return Reply("done", slot, executed, success)
+                observation = result.observation
             check_observation(observation, self.suite.spec)
         except SuiteError as error:
             reset = self.resets[slot]

@@ -19,7 +19,8 @@ class Environment(ABC):
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `actions` [h, A] one after another, h >= 1, stopping at the first env step that solves the task.
 
-        Renders only after the last executed action. The caller keeps the horizon by shortening `actions`.
+        Renders only after the last executed action, best in a function that the result carries, since nobody looks at the
+        end of an episode. The caller keeps the horizon by shortening `actions`.
         """
 
     @abstractmethod

@@ -121,7 +121,9 @@ class GymnasiumEnvironment(Environment):
                     f"the Gymnasium environment {self.current} truncated the episode by itself; expected that only the "
                     "task's horizon does. Make it with max_episode_steps=-1."
                 )
-        return ChunkResult(observation=self._observe(self.current, self._last), executed=executed, success=success)
+        return ChunkResult(
+            observation=lambda: self._observe(self.current, self._last), executed=executed, success=success
+        )
 
     def render(self) -> np.ndarray:
         return np.asarray(self.current.render())

@@ -62,7 +62,7 @@ class LiberoEnvironment(Environment):
             executed += 1
             if success:
                 break
-        return ChunkResult(observation=self._observe(), executed=executed, success=success)
+        return ChunkResult(observation=self._observe, executed=executed, success=success)
 
     def render(self) -> np.ndarray:
         """The fixed view at the video size."""

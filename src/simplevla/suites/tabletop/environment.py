@@ -81,7 +81,7 @@ class TabletopEnvironment(Environment):
             success = self.success()
             if success:
                 break
-        return ChunkResult(observation=self._observe(), executed=executed, success=success)
+        return ChunkResult(observation=self._observe, executed=executed, success=success)
 
     def render(self) -> np.ndarray:
         return self._image("fixed", 256)
