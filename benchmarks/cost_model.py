@@ -119,8 +119,8 @@ def observations(policy: Policy, suite: Suite, rows: int) -> ObservationBatch:
     )
 
 
-def measure_policy(policy: Policy, config: SuiteConfig, rows: int = 32) -> PolicyCost:
-    """On one thread, since the simulators have the other cores."""
+def measure_policy(policy: Policy, config: SuiteConfig, rows: int) -> PolicyCost:
+    """From batches of 1 and of `rows`, on one thread, since the simulators have the other cores."""
     suite = make_suite(config)
     sampling, times = Sampling(), {}
     threads = torch.get_num_threads()

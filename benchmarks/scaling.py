@@ -92,20 +92,24 @@ def point(
     counts, seconds = rolled_out(suite, rollout, policy, groups, stretch)
     workers = rollout.workers or len(os.sched_getaffinity(0))
     rows = usual_rows(rollout, workers, make_suite(suite).one_environment_per_process)
-    expected = rollout_seconds(counts, simulator, measure_policy(policy, suite), handling, workers, rows)
+    costs = measure_policy(policy, suite, max(2, round(rows)))
+    expected = rollout_seconds(counts, simulator, costs, handling, workers, rows)
     one = Point(curve=curve, x=x, measured=counts.env_steps / seconds, predicted=counts.env_steps / expected)
     print(f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}", flush=True)
     return one
 
 
 def handling_seconds(policy: Policy, simulator: SimulatorCost) -> float:
-    """Per decision, what the parts don't explain in the usual setting (median of 3); all else is predicted with it."""
+    """Per decision, what the parts don't explain with one worker per core and 64 environments (median of 3); all other
+    settings are predicted with it."""
     workers = len(os.sched_getaffinity(0))
-    rows = usual_rows(ROLLOUT, workers, False)
+    rollout = replace(ROLLOUT, workers=workers, slots_per_worker=64 // workers)
+    rows = usual_rows(rollout, workers, False)
     unexplained = []
     for _ in range(3):
-        counts, seconds = rolled_out(tabletop.SUITE, ROLLOUT, policy, 48)
-        known = rollout_seconds(counts, simulator, measure_policy(policy, tabletop.SUITE), 0.0, workers, rows)
+        counts, seconds = rolled_out(tabletop.SUITE, rollout, policy, 48)
+        costs = measure_policy(policy, tabletop.SUITE, round(rows))
+        known = rollout_seconds(counts, simulator, costs, 0.0, workers, rows)
         unexplained.append((seconds - known) * workers / counts.decisions)
     return max(0.0, float(np.median(unexplained)))
 
