@@ -103,20 +103,16 @@ def page(script: str, title: str, variants: Variants, result: dict) -> str:
         "",
         f"![success against episodes]({script}.png)",
         "",
-        "| variant | success per seed | mean | std | episodes per run | groups sampled per kept one | minutes per run |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | success per seed | mean | std | episodes per run | groups sampled per kept one |",
+        "|---|---|---|---|---|---|",
     ]
     for name, (text, _) in variants.items():
         rows = [run for run in result["runs"] if run["variant"] == name]
         rates = [run["test_success"] for run in rows]
         each = ", ".join(f"{rate:.1%}" for rate in rates)
         std = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "-"
-        episodes, kept, minutes = (
-            np.mean([run[key] for run in rows]) for key in ("episodes", "sampled_per_kept", "minutes")
-        )
-        lines.append(
-            f"| {text} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {kept:.2f} | {minutes:.1f} |"
-        )
+        episodes, kept = (np.mean([run[key] for run in rows]) for key in ("episodes", "sampled_per_kept"))
+        lines.append(f"| {text} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {kept:.2f} |")
     return "\n".join(lines) + "\n"
 
 
