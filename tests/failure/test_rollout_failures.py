@@ -153,6 +153,21 @@ def test_a_hanging_environment_ends_env_error_in_bounded_time() -> None:
     assert 1.0 < time.monotonic() - started < 60
 
 
+def test_of_commands_that_travelled_together_only_the_one_that_killed_the_worker_has_failed() -> None:
+    """Slots 0 and 2 form a half; slot 0's chunk is done, but its answer dies with the worker in slot 2's."""
+    suite = SuiteConfig(name="fake_suite:make", tasks=("impossible", "kill"))
+    tasks = {task.name: task for task in make_suite(suite).tasks}
+    names = ("impossible", "impossible", "kill")
+    queue = iter(
+        EpisodeRequest(task=tasks[name], initial_state=0, seed=(1, i), group=i) for i, name in enumerate(names)
+    )
+    finished: list[Episode] = []
+    with RolloutEngine(suite, RolloutConfig(workers=1, slots_per_worker=3, max_attempts=1), 4) as engine:
+        engine.run(FakePolicy(), Sampling(), lambda: next(queue, None), finished.append)
+    ends = {episode.request.group: episode.status for episode in finished}
+    assert ends == {0: EpisodeStatus.TIMEOUT, 1: EpisodeStatus.TIMEOUT, 2: EpisodeStatus.ENV_ERROR}
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
     [

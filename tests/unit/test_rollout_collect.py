@@ -11,7 +11,7 @@ from simplevla.rollout.collect import Collection, NoSignal, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats, Sink, Source
 from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
-from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
+from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 SUITE = SuiteConfig(name="fake_suite:make")
 OUTCOMES = {"1": EpisodeStatus.SUCCESS, "0": EpisodeStatus.TIMEOUT, "x": EpisodeStatus.ENV_ERROR}
@@ -62,6 +62,26 @@ def test_groups_are_kept_in_the_order_asked_for_until_there_are_enough() -> None
     assert (result.sampled, result.mixed, result.all_failed, result.all_solved, result.broken) == (5, 3, 1, 1, 0)
     assert len(engine.requests) == 10
     assert [sibling.reward for sibling in result.groups[1]] == [0, 1]
+
+
+def test_the_sampler_is_told_before_and_after_of_all_complete_groups_in_order() -> None:
+    told: list[object] = []
+
+    class Listening(StateSampler):
+        def begin(self, update: int, group_size: int) -> None:
+            told.append((update, group_size))
+
+        def observe(self, outcomes: Sequence[tuple[Task, int, Sequence[float]]]) -> None:
+            told.extend((task.name, state, list(rewards)) for task, state, rewards in outcomes)
+
+    order = StateSampler(make_suite(SUITE), seed=0)
+    pairs = [next(order) for _ in range(5)]
+    engine = ScriptedEngine(["10", "00", "0x", "11", "01"], slots=64, choose=lambda flying: len(flying) - 1)
+    sampler = Listening(make_suite(SUITE), seed=0)
+    collect_groups(engine, FakePolicy(), sampler, SamplingConfig(groups=2, group_size=2), seed=11, update=5)
+    rewards = {0: [1, 0], 1: [0, 0], 3: [1, 1], 4: [0, 1]}
+    # Group 2 broke: it has no outcome.
+    assert told == [(5, 2), *((pairs[i][0].name, pairs[i][1], r) for i, r in rewards.items())]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5, 64])

@@ -110,6 +110,20 @@ def test_the_environment_renders_once_per_chunk() -> None:
     assert episode.images["wrist"][:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_a_worker_is_told_which_chunk_reaches_the_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    send = scheduler._Slot.send
+
+    def log(slot: scheduler._Slot, command: object) -> None:
+        sent.append(command)
+        send(slot, command)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scheduler._Slot, "send", log)
+    with engine() as rollouts:
+        roll_out(rollouts, [request("impossible")])
+    assert sent[1:] == [scheduler.Step(0, 4, False), scheduler.Step(0, 4, False), scheduler.Step(0, 3, True)]
+
+
 def test_free_slots_are_refilled_and_finished_episodes_cost_no_decision() -> None:
     policy = FakePolicy()
     requests = [request("impossible" if number == 0 else "trivial", number) for number in range(7)]

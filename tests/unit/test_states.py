@@ -73,7 +73,8 @@ def test_it_resumes_from_plain_json() -> None:
     sampler, resumed = PosteriorSampler(SUITE, seed=3), PosteriorSampler(SUITE, seed=3)
     sampler.begin(1, 8)
     next(sampler)
-    sampler.observe([(FAR, 2, [1.0, 0.0, 0.0, 1.0])])
+    for _ in range(5):
+        sampler.observe([(task, state, [1.0] * 8) for task in (NEAR, FAR) for state in range(4)])
     resumed.load_state_dict(json.loads(json.dumps(sampler.state_dict())))
     for one in (sampler, resumed):
         one.begin(2, 8)
