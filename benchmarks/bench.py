@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rollout_benchmarks
 import update_benchmarks
 
-from simplevla.allocation import keep_freed_memory
 from simplevla.evaluation.provenance import commit, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -170,34 +169,33 @@ def main(arguments: Arguments) -> None:
     names = [arguments.name] if arguments.name else [name for name, one in BENCHMARKS.items() if not one.extra]
     if unknown := set(names) - set(BENCHMARKS):
         raise SystemExit(f"error: unknown benchmark {unknown}; there are: {', '.join(BENCHMARKS)}")
-    keep_freed_memory()
     known = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     table = Table("benchmark", "ours", "theirs", "ratio", "unit", title="median (lowest to highest)")
     for number, name in enumerate(names, start=1):
         print(f"{number} of {len(names)}: {name}", flush=True)
         row = known[name] = measure(name, arguments.repetitions)
-        cells = (
-            f"{row[side]:.4g} ({row[f'{side}_range'][0]:.4g} to {row[f'{side}_range'][1]:.4g})"
-            for side in ("ours", "theirs")
-        )
-        table.add_row(name, *cells, f"{row['ratio']:.2f}", row["unit"])
+        table.add_row(name, *both_sides(row), f"{row['ratio']:.2f}", row["unit"])
         rows = [known[each] for each in BENCHMARKS if each in known]
         write_atomically(RESULTS, json.dumps(rows, indent=1).encode())
     write_atomically(PAGE, page(rows).encode())
     Console(width=140).print(table)
 
 
+def both_sides(row: dict) -> list[str]:
+    """Median (lowest to highest) of ours and of theirs."""
+    return [
+        f"{row[side]:.4g} ({row[f'{side}_range'][0]:.4g} to {row[f'{side}_range'][1]:.4g})"
+        for side in ("ours", "theirs")
+    ]
+
+
 def page(rows: list[dict]) -> str:
     lines = []
     for row in rows:
         benchmark = BENCHMARKS[row["name"]]
-        sides = (
-            f"{row[side]:.4g} ({row[f'{side}_range'][0]:.4g} to {row[f'{side}_range'][1]:.4g})"
-            for side in ("ours", "theirs")
-        )
         wanted = f"{benchmark.wanted:g}" if benchmark.wanted else ""
         lines.append(
-            f"| {row['name']} | {' | '.join(sides)} | {row['unit']} | **{row['ratio']:.2f}** | {wanted} "
+            f"| {row['name']} | {' | '.join(both_sides(row))} | {row['unit']} | **{row['ratio']:.2f}** | {wanted} "
             f"| {row['repetitions']} | {row['commit'][:12]} | {benchmark.note} |"
         )
     return f"""# Side by side
@@ -205,7 +203,7 @@ def page(rows: list[dict]) -> str:
 Command: `simplevla bench` (or `simplevla bench NAME`). Machine: {rows[0]["machine"]}. Both sides of a row ran in one process tree, in turns; medians, lowest and highest in brackets. Policy:
 nano, half-trained (benchmarks/half_trained.py); LIBERO is libero_object. Data: benchmarks/results/latest.json. What it means: [performance](../performance.md).
 
-| benchmark | ours | theirs | unit | ratio | wanted | repetitions | commit | theirs is |
+| benchmark | ours | theirs | unit | ratio | wanted | repetitions | commit | what is compared |
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 

@@ -189,15 +189,15 @@ def longest(episodes: Sequence[Episode]) -> int:
     return max(-(-episode.request.task.horizon // chunk) for episode in episodes)
 
 
-CHANNELS = 2
-"""Times three: the reference keeps each image in two normalisations (SPEC 6)."""
+NORMALISATIONS = 2
+"""The reference keeps each image in two of them (SPEC 6)."""
 
 
 def stored_bytes(episodes: Sequence[Episode]) -> int:
     """What the reference keeps of these episodes: every array padded to T decisions, images of six channels in float32."""
     steps = longest(episodes)
     per_decision = [
-        sum(4 * CHANNELS * array[0].size for array in episode.images.values())
+        sum(4 * NORMALISATIONS * array[0].size for array in episode.images.values())
         + sum(array[0].nbytes for array in (episode.state, episode.trace, episode.logprobs))
         for episode in episodes
     ]

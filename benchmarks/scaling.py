@@ -24,7 +24,6 @@ from half_trained import LIBERO, TABLETOP, half_trained, recorded_plans, request
 from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
-from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.policies.base import Policy
@@ -130,12 +129,14 @@ def sized(width: int) -> TinyVLA:
     )
 
 
-def rollout_points() -> Iterator[Point]:
+def rollout_points(constants: dict) -> Iterator[Point]:
+    """All settings, one after another; leaves what was measured alone in `constants`."""
     policy = half_trained(TABLETOP)
     plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
     simulator = measure_simulator(tabletop.SUITE, plans)
     handling = handling_seconds(policy, simulator)
-    print(f"tabletop {simulator}, handling {handling}")
+    constants |= {"tabletop": asdict(simulator), "handling": handling}
+    constants["nano"] = asdict(measure_policy(policy, tabletop.SUITE, 128))
     for workers in WORKERS:
         rollout = replace(ROLLOUT, workers=workers, slots_per_worker=max(2, 64 // workers))
         yield point("workers", workers, policy, simulator, handling, rollout=rollout)
@@ -155,7 +156,7 @@ def rollout_points() -> Iterator[Point]:
         ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 4), (LITE_FAST, LIBERO_ROLLOUT, 4))
     ):
         costs = measure_simulator(suite, plans[::16])
-        print(f"{suite.visuals} {suite.stepping} {costs}")
+        constants[f"LIBERO {suite.visuals}, {suite.stepping or 'stock'} stepping"] = asdict(costs)
         yield point(
             "LIBERO: stock, lite, lite + fast",
             number,
@@ -190,8 +191,8 @@ def memory(kind: str, episodes: int, stretch: float = 1.0) -> dict:
 
 
 def main() -> None:
-    keep_freed_memory()
-    points = list(rollout_points())
+    constants: dict = {}
+    points = list(rollout_points(constants))
     updates = update_seconds()
     peaks = [memory("ours", episodes) for episodes in MEMORY_EPISODES]
     peaks += [memory("ours", 512, stretch=8.0), memory("padded", 128), memory("padded", 128, stretch=8.0)]
@@ -200,6 +201,7 @@ def main() -> None:
     constant = quick - few * per_decision
     result = {
         "points": [asdict(one) for one in points],
+        "constants_s": constants,
         "updates": updates,
         "update_model": {"per_decision_s": per_decision, "constant_s": constant},
         "memory": peaks,
@@ -244,6 +246,12 @@ def page(result: dict) -> str:
         f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % |"
         for one in result["points"]
     ]
+    constants = "\n".join(
+        f"- {name}: " + ", ".join(f"{part} {1e3 * seconds:.3f}" for part, seconds in costs.items())
+        if isinstance(costs, dict)
+        else f"- {name}: {1e3 * costs:.3f}"
+        for name, costs in result["constants_s"].items()
+    )
     model = result["update_model"]
     updates = []
     for count, seconds in result["updates"]:
@@ -265,6 +273,10 @@ Command: `python benchmarks/scaling.py`. Machine: {result["machine"]}. Commit {r
 {chr(10).join(rows)}
 
 With 64 environments in all for 1 to 16 workers. LIBERO: 0 is stock, 1 lite, 2 lite + fast.
+
+The constants of the model, in milliseconds of one core, each measured alone but `handling`, which is fitted to one setting:
+
+{constants}
 
 ## Updates
 

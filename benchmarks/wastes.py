@@ -15,7 +15,6 @@ from reference import UpdateWastes, Wastes
 from rollout_benchmarks import tabletop_vs_reference
 from update_benchmarks import vs_padded
 
-from simplevla.allocation import keep_freed_memory
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -36,7 +35,6 @@ OURS = "ours"
 
 
 def main() -> None:
-    keep_freed_memory()
     result = {
         "command": "python benchmarks/wastes.py",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",

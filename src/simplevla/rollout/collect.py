@@ -53,8 +53,8 @@ class _Collector:
         self.limit = math.floor(config.groups * config.max_oversampling) if config.dynamic else config.groups
         self.result = Collection()
         self.kept: dict[int, list[Episode]] = {}
-        self.judged: dict[int, list[Episode]] = {}
-        """Complete groups, those without signal too."""
+        self.outcomes: dict[int, tuple[Task, int, list[float]]] = {}
+        """(task, initial state, rewards) of complete groups, those without signal too, whose episodes aren't kept."""
         self.open: dict[int, list[Episode]] = {}
         self.queue: list[EpisodeRequest] = []
 
@@ -90,8 +90,9 @@ class _Collector:
         if any(sibling.status is EpisodeStatus.ENV_ERROR for sibling in siblings):
             self.result.broken += 1
             return
-        self.judged[number] = siblings
         rewards = [sibling.reward for sibling in siblings]
+        request = siblings[0].request
+        self.outcomes[number] = request.task, request.initial_state, rewards
         mixed = is_mixed(rewards, self.config.filter_low, self.config.filter_high)
         self.result.mixed += mixed
         self.result.all_failed += max(rewards) == 0
@@ -116,16 +117,11 @@ def collect_groups(
     sampler.begin(update, config.group_size)
     engine.run(policy, Sampling(temperature=config.temperature), collector.source, collector.sink)
     result = collector.result
-    sampler.observe([_outcome(collector.judged[number]) for number in sorted(collector.judged)])
+    sampler.observe([collector.outcomes[number] for number in sorted(collector.outcomes)])
     result.groups = [collector.kept[number] for number in sorted(collector.kept)]
     if not result.groups:
         raise NoSignal(_explain(result, config, engine.stats.last_error), result)
     return result
-
-
-def _outcome(group: list[Episode]) -> tuple[Task, int, list[float]]:
-    request = group[0].request
-    return request.task, request.initial_state, [sibling.reward for sibling in group]
 
 
 def _explain(result: Collection, config: SamplingConfig, last_error: str) -> str:

@@ -353,10 +353,10 @@ class RolloutEngine:
                 f"the policy's actions have shape {actions.shape}, or NaN; expected {expected}, all finite"
             )
         for row, (slot, episode) in enumerate(zip(slots, running, strict=True)):
-            count = min(self.chunk_length, episode.request.task.horizon - episode.env_steps)
+            left = episode.request.task.horizon - episode.env_steps
+            count = min(self.chunk_length, left)
             slot.worker.arrays.actions[slot.index, :count] = actions[row, :count]
-            last = episode.env_steps + count >= episode.request.task.horizon
-            slot.send(Step(slot.index, count, last))
+            slot.send(Step(slot.index, count, last=count == left))
         self._flush()
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)

@@ -117,7 +117,7 @@ class Simulation:
         robosuite does so, and recorded demonstrations carry the effect.
 
         In `fast` stepping the solver isn't repeated: it starts from the last physics step's forces and runs once. The
-        motion then departs from stock's by fractions of a millimetre (docs/results/performance.md).
+        motion then departs from stock's by fractions of a millimetre (docs/results/libero_stepping.md).
         """
         model, data, controller, gripper = self.model, self.data, self._controller, self._gripper
         for substep in range(SUBSTEPS):
