@@ -208,7 +208,7 @@ nano, half-trained (benchmarks/half_trained.py); LIBERO is libero_object. Data: 
 {chr(10).join(lines)}
 
 What each removed waste is worth: [wastes](wastes.md). Curves, memory and the cost model: [scaling](scaling.md). LIBERO's stepping modes: [libero_stepping](libero_stepping.md). Choosing initial
-states: [state_selection](state_selection.md).
+states: [state_selection](state_selection.md). Memory of rollouts beside TorchRL: [rollout_memory](rollout_memory.md).
 """
 
 
