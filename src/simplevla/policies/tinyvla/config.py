@@ -47,6 +47,33 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnetConfig:
+    """The conditional 1-D U-Net of the diffusion head; the defaults are TinyVLA's."""
+
+    channels: tuple[int, ...] = (256, 512, 1024)
+    """Per level; the chunk's length halves from each to the next, rounded up."""
+    kernel: int = 5
+    """Actions that one convolution sees, odd."""
+    groups: int = 8
+    """Of the group norms; a level whose channels this doesn't divide gets their greatest common divisor."""
+    time_size: int = 256
+    """Width of the denoising step's embedding, even."""
+    time_bfloat16: bool = False
+    """Round the sine embedding as bfloat16 arithmetic does, as published checkpoints were trained with. At step 99 its
+    angles are then multiples of 0.5, so such a checkpoint needs it and a new policy is better without."""
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"unet.channels are {self.channels}; expected at least one level, each of 1 or more")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"unet.kernel is {self.kernel}; expected an odd number, 5 as published")
+        if self.groups < 1:
+            raise ValueError(f"unet.groups is {self.groups}; expected 1 or more, 8 as published")
+        if self.time_size < 4 or self.time_size % 2:
+            raise ValueError(f"unet.time_size is {self.time_size}; expected an even number of 4 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """The GPT-NeoX language model (Pythia's architecture) that every token passes through."""
 
