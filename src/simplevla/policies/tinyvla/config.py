@@ -35,6 +35,15 @@ class VisionConfig:
     """siglip, clip: layers of the original tower; the last one is left out, since the second-last is read."""
     heads: int = 12
     mlp_size: int = 3072
+    frame: tuple[int, int] | None = None
+    """siglip, clip: (height, width) that camera images are first resized to, whatever their aspect; None leaves them.
+    TinyVLA's own data loading makes (180, 320) of them."""
+    crop: float = 1.0
+    """siglip, clip: share of each side that the centre crop keeps; the rest is then enlarged to the size before."""
+    pad: bool = False
+    """siglip, clip: an image that isn't square gets bars of the mean colour instead of being squeezed."""
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+    """siglip, clip: how images are resized to `image_size`."""
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.kernels) == len(self.strides) >= 1:
@@ -44,6 +53,12 @@ class VisionConfig:
             )
         if self.kind not in ("conv", "siglip", "clip"):
             raise ValueError(f"vision.kind is {self.kind!r}; expected 'conv', 'siglip' or 'clip'")
+        if self.frame is not None:
+            object.__setattr__(self, "frame", tuple(self.frame))
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"vision.crop is {self.crop}; expected above 0, at most 1")
+        if self.resample not in ("bilinear", "bicubic"):
+            raise ValueError(f"vision.resample is {self.resample!r}; expected 'bilinear' or 'bicubic'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +101,17 @@ class LanguageConfig:
     max_instruction_tokens: int = 64
     init_std: float = 0.06
     """Std of the initial weights; GPT-NeoX's own 0.02 is meant for wide models."""
+    prompt: str = ""
+    """The text around an instruction: `<image>` stands where the views' tokens go, `{instruction}` for the instruction.
+    Empty: the instruction alone, after the views."""
+
+    def __post_init__(self) -> None:
+        if self.prompt and (self.prompt.count("<image>"), self.prompt.count("{instruction}")) != (1, 1):
+            raise ValueError(
+                f"language.prompt is {self.prompt!r}; expected '<image>' and '{{instruction}}' in it once each"
+            )
+        if self.prompt and self.prompt.index("{instruction}") < self.prompt.index("<image>"):
+            raise ValueError(f"language.prompt is {self.prompt!r}; expected '<image>' before '{{instruction}}'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,9 @@ from simplevla.policies.tinyvla.config import LanguageConfig, VisionConfig
 
 Preset = tuple[VisionConfig, LanguageConfig]
 
+PYTHIA_VOCABULARY = 50304
+"""Rows of Pythia's word embedding; its tokenizer knows fewer words."""
+
 
 def nano() -> Preset:
     """About 0.55 M parameters, made for two CPU cores and images of about 64 pixels."""
@@ -19,7 +22,44 @@ def siglip_test() -> Preset:
     return vision, LanguageConfig(hidden_size=32, layers=2, heads=2, mlp_size=64)
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"nano": nano, "siglip_test": siglip_test}
+def _published(hidden_size: int, layers: int, heads: int) -> Preset:
+    """CLIP ViT-L/14 at 336 pixels and a Pythia, which has MLPs of four times its width."""
+    vision = VisionConfig(
+        kind="clip", image_size=336, patch_size=14, hidden_size=1024, layers=24, heads=16, mlp_size=4096
+    )
+    language = LanguageConfig(
+        hidden_size=hidden_size,
+        layers=layers,
+        heads=heads,
+        mlp_size=4 * hidden_size,
+        vocab_size=PYTHIA_VOCABULARY,
+        init_std=0.02,
+    )
+    return vision, language
+
+
+def tinyvla_s() -> Preset:
+    """0.4 B parameters: the language model of Pythia-70M."""
+    return _published(512, 6, 8)
+
+
+def tinyvla_b() -> Preset:
+    """0.7 B parameters: the language model of Pythia-410M."""
+    return _published(1024, 24, 16)
+
+
+def tinyvla_h() -> Preset:
+    """1.3 B parameters: the language model of Pythia-1B."""
+    return _published(2048, 16, 8)
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {
+    "nano": nano,
+    "siglip_test": siglip_test,
+    "tinyvla_s": tinyvla_s,
+    "tinyvla_b": tinyvla_b,
+    "tinyvla_h": tinyvla_h,
+}
 
 
 def make_preset(name: str) -> Preset:

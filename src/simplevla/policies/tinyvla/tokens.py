@@ -26,21 +26,27 @@ def train_tokenizer(instructions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 class InstructionTokens:
-    """Tokenizes instructions, each distinct one once."""
+    """Tokenizes instructions, each distinct one once, with the prompt around them if there is one."""
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    before: list[int]
+    """Tokens that stand before the views' tokens; `batch` leaves them out."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "") -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        start, _, self._rest = prompt.rpartition("<image>")
+        self.before = tokenizer.encode(start).ids if start else []
         self._ids: dict[str, list[int]] = {}
 
     def ids(self, instruction: str) -> list[int]:
-        """Token ids of one instruction.
+        """Token ids of one instruction, with what the prompt has after the views.
 
         Raises:
             ValueError: if it is empty or longer than the policy's `max_instruction_tokens`.
         """
         if instruction not in self._ids:
-            ids = self.tokenizer.encode(instruction).ids
+            text = self._rest.replace("{instruction}", instruction.strip()) if self._rest else instruction
+            ids = self.tokenizer.encode(text).ids
             if not 1 <= len(ids) <= self.max_tokens:
                 raise ValueError(
                     f"instruction {instruction!r} has {len(ids)} tokens; this policy takes 1 to {self.max_tokens} "

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from simplevla.policies.tinyvla.config import VisionConfig
+from simplevla.policies.tinyvla.pixels import prepare_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -133,7 +134,7 @@ class TransformerVision(nn.Module):
         for name in unread:
             self.tower.set_submodule(name, nn.Identity())
         self.class_tokens = 1 if config.kind == "clip" else 0
-        self.image_size = config.image_size
+        self.config = config
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.project = projector(config.hidden_size, language_width, language_width)
@@ -142,10 +143,7 @@ class TransformerVision(nn.Module):
         """Tokens [B, cameras * patches, language_width]; they meet the instruction in the language model."""
         views = []
         for image in images:
-            pixels = image.permute(0, 3, 1, 2).float() / 255
-            if pixels.shape[2:] != (self.image_size, self.image_size):
-                pixels = F.interpolate(pixels, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-            pixels = (pixels - self.mean) / self.std
+            pixels = (prepare_pixels(image, self.config, self.mean) - self.mean) / self.std
             views.append(self.tower(pixel_values=pixels).last_hidden_state[:, self.class_tokens :])
         return self.project(torch.cat(views, dim=1))
 
