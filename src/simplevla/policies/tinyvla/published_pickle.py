@@ -1,0 +1,146 @@
+"""Reads the statistics pickle that TinyVLA's training writes, without running anything that stands in it.
+
+A pickle names the functions that rebuild its objects. The four that numpy arrays and numbers need are replaced here by
+ones of our own, which check what they get and make plain arrays of numbers; any other name is an error before anything
+is called.
+"""
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGEST_FILE = 256 * 2**20
+"""Bytes. Statistics take kilobytes; one episode's states, which stand beside them, at most some megabytes."""
+
+NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
+
+
+def read_pickle(path: Path) -> Any:
+    """What the pickle holds, if that is dictionaries, lists, tuples, strings, numbers and numpy arrays of numbers.
+
+    Raises:
+        ValueError: it holds or names anything else, or is damaged. Nothing in it has been run then.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; expected statistics, of at most {LARGEST_FILE}")
+    try:
+        return _plain(_Reader(io.BytesIO(path.read_bytes())).load())
+    except _Refused as error:
+        raise ValueError(
+            f"{path} {error}; expected arrays and numbers only. Nothing in it was run. Was this file made by "
+            "TinyVLA's training?"
+        ) from None
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); use another checkpoint") from error
+
+
+class _Refused(Exception):
+    """The file isn't what it should be."""
+
+
+class _Maker:
+    """A function that a pickle may call; a pickle can't change it, since it has no attributes of its own."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("tries to change a function")
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`, of numbers only."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if not isinstance(name, str) or not NUMBERS.fullmatch(name):
+            raise _Refused(f"has an array of {name!r}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # (version, byte order, sub-array, names, fields, size, alignment, flags): a number has only the second.
+        if not isinstance(state, tuple) or any(part is not None for part in state[2:5]) or state[1] not in "<>=|":
+            raise _Refused("has an array of something else than numbers")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for a numpy array, until its content comes."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, *_: Any) -> None:
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, content = state
+        self.value = _filled(content, dtype, shape, "F" if fortran else "C")
+
+
+def _filled(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray):
+        raise _Refused("has an array without numbers")
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise _Refused(f"has an array of shape {shape!r}")
+    if len(content) != math.prod(shape) * dtype.dtype.itemsize or order not in ("C", "F"):
+        raise _Refused(f"has an array of shape {shape} with {len(content)} bytes")
+    return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    return _filled(content, dtype, (), "C")[()]
+
+
+def _array_from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    return _filled(content, dtype, shape, order)
+
+
+MAKERS = {
+    "numpy.ndarray": _Maker(_Array),
+    "numpy.dtype": _Maker(_Dtype),
+    **{
+        f"numpy.{core}.{name}": _Maker(make)
+        for core in ("core", "_core")
+        for name, make in (
+            ("multiarray._reconstruct", _Array),
+            ("multiarray.scalar", _scalar),
+            ("numeric._frombuffer", _array_from_buffer),
+        )
+    },
+}
+"""What a pickle may name: numpy 1 and 2 call their rebuilding functions by other modules."""
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        wanted = f"{module}.{name}"
+        if wanted not in MAKERS:
+            raise _Refused(f"names {wanted!r}, which could run code")
+        return MAKERS[wanted]
+
+
+def _plain(value: Any) -> Any:
+    """The same with our stand-ins resolved."""
+    if isinstance(value, _Array):
+        if value.value is None:
+            raise _Refused("has an array without content")
+        return value.value
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if value is None or isinstance(value, str | int | float | np.ndarray | np.number | np.bool_):
+        return value
+    raise _Refused(f"holds a {type(value).__name__}")
