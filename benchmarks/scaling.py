@@ -27,7 +27,7 @@ from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.policies.base import Policy
-from simplevla.policies.tinyvla.config import LanguageConfig, VisionConfig
+from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import PRESETS
 from simplevla.recipes import libero, tabletop
@@ -115,7 +115,8 @@ def handling_seconds(policy: Policy, simulator: SimulatorCost) -> float:
 
 def sized(width: int) -> TinyVLA:
     """A random policy; only its cost matters."""
-    PRESETS["sized"] = lambda: (VisionConfig(summary=True), LanguageConfig(hidden_size=width, mlp_size=2 * width))
+    language = LanguageConfig(hidden_size=width, mlp_size=2 * width)
+    PRESETS["sized"] = lambda: (VisionConfig(summary=True), language, DiffusionConfig())
     nano = half_trained(TABLETOP)
     assert isinstance(nano, TinyVLA)
     return TinyVLA.create(

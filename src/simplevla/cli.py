@@ -296,6 +296,41 @@ def _policy_names() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Convert a TinyVLA checkpoint to a policy folder: simplevla import tinyvla DIR OUT --cameras NAME [NAME ...].
+
+    Nothing in the checkpoint is run, and nothing is written unless all of it fits.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The training's output folder, or a checkpoint-N in it."""
+    out: tyro.conf.Positional[Path]
+    """New folder for the policy."""
+    cameras: tuple[str, ...]
+    """The suite's names of the cameras, in the order that the training had them in."""
+    base: Path | None = None
+    """Folder of the Llava-Pythia model that the training started from, for files and tensors that DIR lacks."""
+    frame: tuple[int, int] | None = (180, 320)
+    """Height and width that the training's data loading resized camera images to; None if it left them."""
+
+
+def _import(arguments: list[str]) -> int:
+    name, rest = _take_name(arguments)
+    if name != "tinyvla" and not {"-h", "--help"} & set(arguments):
+        raise ValueError(f"import what? Got {name!r}; expected 'tinyvla'.{_near(name or '', ['tinyvla'])}")
+    parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=rest)
+
+    from simplevla.policies.tinyvla.published import import_tinyvla
+
+    report = import_tinyvla(parsed.folder, parsed.out, cameras=parsed.cameras, base=parsed.base, frame=parsed.frame)
+    print(
+        f"the policy is in {parsed.out}: {report.tensors} tensors, an adapter merged into {report.merged} of them, "
+        f"{report.unread} of the checkpoint that the model never reads left out"
+    )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     """The main job from nothing: demonstrations, SFT, RL, evaluation and report on the embedded suite."""
 
@@ -330,6 +365,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_evaluate, "measure closed-loop success on held-out initial states"),
     "compare": (_compare, "compare two evaluations on the same initial states"),
     "report": (_report, "write one HTML page about a run"),
+    "import": (_import, "convert a TinyVLA checkpoint to a policy folder"),
     "check-suite": (_check_suite, "find mistakes in a suite of your own"),
     "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),
     "bench": (_bench, "measure rollouts and updates side by side with how others do them"),

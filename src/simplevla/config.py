@@ -96,7 +96,11 @@ class SamplingConfig:
     group_size: int = 8
     """Siblings per group."""
     temperature: float = 1.6
-    """Sampling temperature in training; evaluation is greedy."""
+    """Sampling temperature in training, of a token head; evaluation is greedy."""
+    eta: float = 1.0
+    """Of a diffusion head's DDIM steps in training: 0 is deterministic but for the floor, 1 the full variance (SPEC 4)."""
+    sigma_min: float = 0.1
+    """Floor of a diffusion head's std at each denoising step, in normalised actions (SPEC 4)."""
     dynamic: bool = True
     """Replace groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: float = 0.1
@@ -113,6 +117,11 @@ class SamplingConfig:
         )
         _require(self.groups >= 1, f"sampling.groups is {self.groups}; expected at least 1")
         _require(self.temperature > 0, f"sampling.temperature is {self.temperature}; expected above 0")
+        _require(0 <= self.eta <= 1, f"sampling.eta is {self.eta}; expected 0 to 1")
+        _require(
+            self.sigma_min > 0,
+            f"sampling.sigma_min is {self.sigma_min}; expected above 0, since the last denoising step has no density without it",
+        )
         _require(
             self.max_oversampling >= 1, f"sampling.max_oversampling is {self.max_oversampling}; expected at least 1"
         )
@@ -132,6 +141,31 @@ class LossConfig:
             0 < self.clip_low < 1 and self.clip_high > 0,
             f"loss clips are {self.clip_low} / {self.clip_high}; expected 0 < clip_low < 1 and clip_high > 0",
         )
+
+
+CHUNK_CLIP = 0.05
+"""A larger clip range never binds on a ratio that is the mean over a chunk (SPEC 4 uses 0.01)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """RL on a diffusion head: denoising steps as decisions (SPEC 4). A token head has none of this."""
+
+    ratio: Literal["entry", "chunk"] = "entry"
+    """What a probability ratio is of: one `entry` of the chunk at one denoising step, with clips as of tokens (0.2 / 0.28),
+    or a whole `chunk`, by the mean over its entries, with clips of about 0.01. The two need their own clips."""
+    discount: float = 0.99
+    """Factor of the advantage for each denoising step before the last."""
+    last_steps: int = 0
+    """Train only the last so many denoising steps; 0 means all."""
+    frozen_backbone: bool = False
+    """Train the head alone: what the vision-language model saw is stored with each decision (kilobytes), and the update
+    never runs it."""
+
+    def __post_init__(self) -> None:
+        _require(self.ratio in ("entry", "chunk"), f"denoising.ratio is {self.ratio!r}; expected 'entry' or 'chunk'")
+        _require(0 < self.discount <= 1, f"denoising.discount is {self.discount}; expected above 0, at most 1")
+        _require(self.last_steps >= 0, f"denoising.last_steps is {self.last_steps}; expected 0 (all) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +203,8 @@ class SFTConfig:
     """Folder of a LeRobotDataset v3.0."""
     policy: str = "nano"
     """Preset of the tinyvla policy to start from, or the folder of a saved policy."""
+    head: Literal["tokens", "diffusion"] = "tokens"
+    """Head of a new policy; a saved one keeps its own."""
     chunk_length: int = 5
     """Actions per decision of a new policy; a saved one keeps its own."""
     batches: int = 1500
@@ -208,6 +244,7 @@ class TrainConfig:
     updates: int = 100
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     minibatches: int = 4
     """Optimizer steps per update, over whole groups, one pass."""
@@ -229,6 +266,11 @@ class TrainConfig:
         _require(
             1 <= self.minibatches <= self.sampling.groups,
             f"minibatches is {self.minibatches}; expected 1 to sampling.groups ({self.sampling.groups}), since groups stay whole",
+        )
+        _require(
+            self.denoising.ratio == "entry" or max(self.loss.clip_low, self.loss.clip_high) <= CHUNK_CLIP,
+            f"denoising.ratio is 'chunk' with loss clips {self.loss.clip_low} / {self.loss.clip_high}; expected at most "
+            f"{CHUNK_CLIP}, such as 0.01 both, or ratio 'entry'",
         )
         _require(
             self.microbatch_decisions >= 1, f"microbatch_decisions is {self.microbatch_decisions}; expected at least 1"

@@ -47,7 +47,9 @@ def test_units_belong_to_the_actions_in_order() -> None:
 
 def test_tokens_become_actions_in_the_environments_units() -> None:
     # Dimension 0 runs from -1 to 1, dimension 1 from 0 to 10; bin 0 is the lowest, bin 255 the highest.
-    actions = small.make().actions(torch.tensor([[0, 0, 255, 255, 0, 51]]))
+    policy = small.make()
+    logits = torch.nn.functional.one_hot(torch.tensor([[0, 0, 255, 255, 0, 51]]), 256).float()
+    actions = policy.in_environment_units(policy.head.sample(logits, Sampling(greedy=True), []).normalised)
     assert actions.shape == (1, 3, 2)
     assert actions[0].flatten().tolist() == pytest.approx([-1, 0, 1, 10, -1, 2], abs=1e-5)
 
@@ -117,7 +119,8 @@ def test_greedy_takes_the_most_likely_bin_and_needs_no_generator() -> None:
     sample = policy.act(batch, Sampling(greedy=True), [])
     assert torch.equal(sample.trace, logits.argmax(dim=-1))
     assert sample.actions.dtype == np.float32
-    np.testing.assert_allclose(sample.actions, policy.actions(sample.trace).numpy())
+    normalised = sample.trace.float().unflatten(1, (3, 2)) * 2 / 255 - 1
+    np.testing.assert_allclose(sample.actions, policy.in_environment_units(normalised).numpy(), atol=1e-6)
 
 
 def test_logprobs_are_of_the_tempered_distribution() -> None:

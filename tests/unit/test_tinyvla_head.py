@@ -50,7 +50,7 @@ def test_draw_has_the_frequencies_of_the_distribution() -> None:
 
 
 def test_the_units_share_the_map_and_have_their_own_bias() -> None:
-    head = TokenHead(width=4, units=2, bins=3)
+    head = TokenHead(width=4, chunk_length=2, action_dim=1, bins=3)
     features = torch.randn(1, 1, 4).expand(1, 2, 4)
     with torch.no_grad():
         head.unit_bias[1] = torch.tensor([1.0, 2.0, 3.0])

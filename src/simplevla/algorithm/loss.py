@@ -41,8 +41,9 @@ def clipped_policy_loss(
     old_logprobs_DU: Tensor,
     advantages_D: Tensor,
     weights_DU: Tensor,
-    clip_low: float,
-    clip_high: float,
+    clip_low: Tensor | float,
+    clip_high: Tensor | float,
+    discount_U: Tensor | float = 1.0,
 ) -> PolicyLoss:
     """`sum w max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r = exp(logprob - old_logprob)` (SPEC 1.4).
 
@@ -51,17 +52,21 @@ def clipped_policy_loss(
         old_logprobs_DU: of the policy that sampled.
         advantages_D: one per decision: its episode's.
         weights_DU: from `unit_weights`; masked units have weight 0.
+        clip_low: one for all units, or [U].
+        clip_high: likewise.
+        discount_U: factor of the advantage per unit (denoising steps, SPEC 4).
     """
     log_ratio = torch.where(weights_DU > 0, logprobs_DU - old_logprobs_DU, 0.0)
     ratio = log_ratio.exp()
-    advantages = advantages_D[:, None]
+    advantages = advantages_D[:, None] * discount_U
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    low, high = (torch.as_tensor(bound, device=ratio.device) for bound in (1 - clip_low, 1 + clip_high))
+    clipped = -advantages * ratio.clamp(low, high)
     loss = (weights_DU * torch.maximum(unclipped, clipped)).sum()
     with torch.no_grad():
-        binds_low = (ratio < 1 - clip_low) & (advantages < 0)
-        binds_high = (ratio > 1 + clip_high) & (advantages > 0)
-        outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+        binds_low = (ratio < low) & (advantages < 0)
+        binds_high = (ratio > high) & (advantages > 0)
+        outside = (ratio < low) | (ratio > high)
         stats = {
             "ratio_mean": ratio,
             "ratio_outside": outside.float(),

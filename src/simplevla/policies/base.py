@@ -9,13 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simplevla.config import DenoisingConfig, SamplingConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How actions are drawn. The temperature that samples is the temperature that scores."""
+    """How actions are drawn. What samples is what scores."""
 
     temperature: float = 1.0
+    """Of a token head's logits."""
+    eta: float = 1.0
+    """Of a diffusion head's DDIM steps: 0 is deterministic but for the floor, 1 the full variance."""
+    sigma_min: float = 0.1
+    """Floor of a diffusion head's std at each denoising step, in normalised actions; without it the last has no density."""
     greedy: bool = False
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> "Sampling":
+        """How training episodes are sampled, and scored."""
+        return cls(temperature=config.temperature, eta=config.eta, sigma_min=config.sigma_min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,7 @@ class ActionSample:
     logprobs: Tensor
     """float32 [B, U] of the sampled units at the sampling temperature."""
     trace: Tensor
-    """What `score` needs to recompute them: token ids int64 [B, U] for a token head."""
+    """What `score` needs to recompute them: token ids int64 [B, U], or a flat denoising chain float32."""
 
 
 class Policy(nn.Module, ABC):
@@ -66,6 +78,19 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def unit_action_index(self) -> np.ndarray:
         """int64 [U]: the action in the chunk that each unit belongs to; units of unexecuted actions are masked."""
+
+    @property
+    def unit_discount(self) -> np.ndarray:
+        """float32 [U]: how much of the advantage each unit gets."""
+        return np.ones(self.units, np.float32)
+
+    @property
+    def unit_clip_scale(self) -> np.ndarray:
+        """float32 [U]: each unit's clip range as a share of the configured one."""
+        return np.ones(self.units, np.float32)
+
+    def set_denoising(self, denoising: DenoisingConfig) -> None:
+        """How a policy that denoises is trained by RL; others have nothing to set."""
 
     @abstractmethod
     def act(

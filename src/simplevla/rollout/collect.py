@@ -115,7 +115,7 @@ def collect_groups(
     """
     collector = _Collector(sampler, config, seed, update)
     sampler.begin(update, config.group_size)
-    engine.run(policy, Sampling(temperature=config.temperature), collector.source, collector.sink)
+    engine.run(policy, Sampling.of(config), collector.source, collector.sink)
     result = collector.result
     sampler.observe([collector.outcomes[number] for number in sorted(collector.outcomes)])
     result.groups = [collector.kept[number] for number in sorted(collector.kept)]

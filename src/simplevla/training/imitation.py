@@ -78,6 +78,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
             rng = np.random.default_rng((config.seed, number))
             starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
             batch = batches.make(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
+            torch.manual_seed(1_000_003 * config.seed + number)
             loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
             window.add(float(loss.detach()), optimizer.step(loss, number))
             done = number + 1
@@ -120,6 +121,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> TinyVLA:
             state_dim=state_dim,
             action_dim=action_dim,
             chunk_length=config.chunk_length,
+            head=config.head,
             instructions=dataset.instructions,
             statistics=statistics,
             seed=config.seed,
@@ -159,7 +161,8 @@ def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarra
     total = valid = 0.0
     for first in range(0, len(chosen), size):
         batch = batches.make(chosen[first : first + size])
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(first)
             loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
         total += float(loss) * int(batch.mask.sum())
         valid += int(batch.mask.sum())

@@ -113,6 +113,7 @@ class Learner:
         if not self.trainable:
             raise ValueError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
         self.device = next(iter(self.trainable.values())).device
+        policy.set_denoising(config.denoising)
         self.optimizer_steps = 0
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -189,8 +190,12 @@ class Learner:
             place: names update and mini-batch in an error.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        sampling = Sampling(temperature=self.config.sampling.temperature)
+        sampling = Sampling.of(self.config.sampling)
         clip = self.config.loss
+        scale_U, discount_U = (
+            torch.from_numpy(values).to(self.device)
+            for values in (self.policy.unit_clip_scale, self.policy.unit_discount)
+        )
         sums: dict[str, float] = {}
         lowest, highest = math.inf, 0.0
         for part in batch.split(self.config.microbatch_decisions):
@@ -199,7 +204,15 @@ class Learner:
             )
             old_DU, weights_DU = part.old_logprobs.to(self.device), part.weights.to(self.device)
             advantages_D = part.advantages.to(self.device)
-            result = clipped_policy_loss(logprobs_DU, old_DU, advantages_D, weights_DU, clip.clip_low, clip.clip_high)
+            result = clipped_policy_loss(
+                logprobs_DU,
+                old_DU,
+                advantages_D,
+                weights_DU,
+                clip.clip_low * scale_U,
+                clip.clip_high * scale_U,
+                discount_U,
+            )
             stats = {
                 **result.stats,
                 "loss": float(result.loss.detach()),
@@ -221,7 +234,7 @@ class Learner:
     def _score_again(self, episodes: Sequence[Episode]) -> None:
         """Replace the episodes' log-probabilities by those that this policy computes now."""
         packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
-        sampling = Sampling(temperature=self.config.sampling.temperature)
+        sampling = Sampling.of(self.config.sampling)
         with torch.no_grad():
             scores = [
                 self.policy.score(part.observations().to(self.device), part.trace().to(self.device), sampling)[0].cpu()

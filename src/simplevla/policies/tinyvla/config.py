@@ -89,6 +89,27 @@ class UnetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The diffusion head's schedule and network; the defaults are TinyVLA's."""
+
+    train_steps: int = 100
+    """Steps of the noise schedule."""
+    steps: int = 10
+    """Denoising steps of the sampler, evenly spaced over the schedule; divides `train_steps`."""
+    noise_samples: int = 1
+    """Noises per chunk in a training batch: they share one pass of the vision-language model."""
+    unet: UnetConfig = field(default_factory=UnetConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.train_steps % self.steps:
+            raise ValueError(
+                f"diffusion.steps is {self.steps}; expected a divisor of diffusion.train_steps, {self.train_steps}"
+            )
+        if self.noise_samples < 1:
+            raise ValueError(f"diffusion.noise_samples is {self.noise_samples}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """The GPT-NeoX language model (Pythia's architecture) that every token passes through."""
 
@@ -116,7 +137,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVLAConfig:
-    """A TinyVLA with a token head: U = chunk_length * action_dim units of `bins` bins each."""
+    """A TinyVLA with one of its two heads."""
 
     architecture: str = ARCHITECTURE
     cameras: tuple[str, ...]
@@ -124,13 +145,27 @@ class TinyVLAConfig:
     state_dim: int
     action_dim: int
     chunk_length: int
+    head: Literal["tokens", "diffusion"] = "tokens"
+    """`tokens`: one of `bins` bins per action dimension, from learned queries; `diffusion`: denoising, from pooled outputs."""
     bins: int = 256
+    """tokens: bins per action dimension."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self) -> None:
         if not self.cameras:
             raise ValueError("a tinyvla policy needs at least one camera; got none")
+        if self.head not in ("tokens", "diffusion"):
+            raise ValueError(f"head is {self.head!r}; expected 'tokens' or 'diffusion'")
+        if self.language.prompt and (self.head, self.vision.kind) not in (
+            ("diffusion", "clip"),
+            ("diffusion", "siglip"),
+        ):
+            raise ValueError(
+                f"language.prompt is set for the head {self.head!r} and {self.vision.kind!r} vision; expected 'diffusion' "
+                "and 'clip' or 'siglip', as in the published policy"
+            )
         if min(self.state_dim, self.action_dim, self.chunk_length) < 1 or self.bins < 2:
             raise ValueError(
                 f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}, bins "

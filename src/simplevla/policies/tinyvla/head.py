@@ -1,21 +1,42 @@
 """The token head: bins of normalised actions, their log-probabilities, sampling.
 
-B batch, U units, N bins. Bin i of N stands for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly
+B batch, H actions in a chunk, A dimensions of an action, U = H * A units, N bins. Bin i of N stands for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly
 over [-1, 1], both ends included.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simplevla.policies.base import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSample:
+    """What a head decided for B rows."""
+
+    normalised: Tensor
+    """float32 [B, H, A] in [-1, 1]."""
+    logprobs: Tensor
+    """float32 [B, U]."""
+    trace: Tensor
+    """[B, ...] what `score` needs."""
+
 
 class TokenHead(nn.Module):
-    """LayerNorm, one linear map shared by the units, and a bias per unit."""
+    """LayerNorm, one linear map shared by the units, and a bias per unit.
 
-    def __init__(self, width: int, units: int, bins: int) -> None:
+    Unit `u = h * A + a` is dimension `a` of action `h`.
+    """
+
+    def __init__(self, width: int, chunk_length: int, action_dim: int, bins: int) -> None:
         super().__init__()
+        self.shape = (chunk_length, action_dim)
+        self.bins = bins
+        units = chunk_length * action_dim
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, bins, bias=False)
         self.unit_bias = nn.Parameter(torch.zeros(units, bins))
@@ -24,6 +45,37 @@ class TokenHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, U, N] from the language model's outputs [B, U, width]."""
         return self.linear(self.norm(features)) + self.unit_bias
+
+    @property
+    def unit_action_index(self) -> np.ndarray:
+        """int64 [U]."""
+        length, action_dim = self.shape
+        return np.repeat(np.arange(length), action_dim)
+
+    def sample(self, logits: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
+        """One bin per unit, from logits [B, U, N]; the trace is the bins, int64 [B, U]."""
+        logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
+        tokens = logprobs.argmax(dim=-1) if sampling.greedy else draw(logprobs, generators)
+        chosen = logprobs.gather(-1, tokens[..., None])[..., 0]
+        normalised = from_bins(tokens, self.bins).unflatten(1, self.shape)
+        return HeadSample(normalised=normalised, logprobs=chosen, trace=tokens)
+
+    def score(self, logits: Tensor, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """(logprobs [B, U], entropy [B, U]) of bins int64 [B, U]."""
+        logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
+        return logprobs.gather(-1, trace[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(dim=-1)
+
+    def loss(self, logits: Tensor, normalised: Tensor, mask: Tensor) -> Tensor:
+        """Negative log-likelihood of the bins nearest to `normalised`, in nats per unit, over the units of valid actions.
+
+        Args:
+            logits: [B, U, N].
+            normalised: float32 [B, H, A].
+            mask: bool [B, H], false after the end of the demonstration.
+        """
+        weights = mask.float().repeat_interleave(self.shape[1], dim=1)
+        nearest = to_bins(normalised.flatten(1), self.bins)[..., None]
+        return -(torch.log_softmax(logits, dim=-1).gather(-1, nearest)[..., 0] * weights).sum() / weights.sum()
 
 
 def to_bins(normalised: Tensor, bins: int) -> Tensor:

@@ -1,10 +1,11 @@
-"""TinyVLA with a token head: views, instruction and state in, a chunk of binned actions out, in one forward pass."""
+"""TinyVLA: views, instruction and state in, a chunk of actions out, by a token head or a diffusion head."""
 
 import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from simplevla.config import from_dict, to_dict
+from simplevla.config import DenoisingConfig, from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, TinyVLAConfig
-from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, to_bins
+from simplevla.policies.tinyvla.diffusion import DiffusionHead
+from simplevla.policies.tinyvla.head import TokenHead
+from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
 from simplevla.policies.tinyvla.presets import make_preset
+from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
 
@@ -38,11 +42,13 @@ LARGEST_STATE = 10.0
 
 
 class TinyVLA(Policy):
-    """Vision tokens, instruction, state and H * A learned queries pass through one GPT-NeoX language model.
+    """Vision tokens, instruction and state pass through one GPT-NeoX language model.
 
-    The queries see everything and one another, in both directions; the prefix (vision, instruction, state) sees the
-    prefix only. Unit `u = h * A + a` is dimension `a` of action `h`; its query's output gives the logits of its bins.
-    (The original pools the outputs for a diffusion head; tokens decoded from a pooled vector don't work, SPEC 3.)
+    For a token head H * A learned queries pass through it as well: they see everything and one another, in both
+    directions, and the prefix (vision, instruction, state) sees the prefix only; a query's output gives the logits of
+    its unit's bins. For a diffusion head the outputs are averaged over the valid tokens and condition the U-Net.
+    (Tokens decoded from an averaged vector don't work, SPEC 3.) With a prompt (`config.language.prompt`) everything is as
+    in TinyVLA's own code: the views' tokens stand inside the prompt, attention is causal, and the state isn't a token.
     """
 
     state_mean: Tensor
@@ -56,12 +62,11 @@ class TinyVLA(Policy):
         self.statistics = statistics
         self.cameras = config.cameras
         self.state_dim = config.state_dim
-        self.cameras = config.cameras
-        self.state_dim = config.state_dim
         self.chunk_length = config.chunk_length
         self.action_dim = config.action_dim
-        self.units = config.chunk_length * config.action_dim
-        self.instruction_tokens = InstructionTokens(tokenizer, config.language.max_instruction_tokens)
+        self.instruction_tokens = InstructionTokens(
+            tokenizer, config.language.max_instruction_tokens, config.language.prompt
+        )
         width = config.language.hidden_size
         self.language = GPTNeoXModel(_language_model_config(config.language))
         if config.vision.kind == "conv":
@@ -72,9 +77,16 @@ class TinyVLA(Policy):
             if config.vision.summary:
                 self.summary = projector((len(config.cameras) * config.vision.tokens + 2) * width, width, width)
         self.vision = make_vision(config.vision, len(config.cameras), width)
-        self.state = nn.Linear(config.state_dim, width)
-        self.queries = nn.Parameter(torch.randn(self.units, width) * config.language.init_std)
-        self.head = TokenHead(width, self.units, config.bins)
+        if not config.language.prompt:
+            self.state = nn.Linear(config.state_dim, width)
+        self.head: TokenHead | DiffusionHead
+        if config.head == "tokens":
+            queries = torch.randn(self.chunk_length * self.action_dim, width)
+            self.queries = nn.Parameter(queries * config.language.init_std)
+            self.head = TokenHead(width, self.chunk_length, self.action_dim, config.bins)
+        else:
+            self.condition = PooledCondition(width, self.state_dim)
+            self.head = DiffusionHead(config.diffusion, width, self.chunk_length, self.action_dim)
         self._set_statistics(statistics)
         self.eval()
 
@@ -106,16 +118,19 @@ class TinyVLA(Policy):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
+        head: Literal["tokens", "diffusion"] = "tokens",
         seed: int = 0,
     ) -> "TinyVLA":
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
-        vision, language = make_preset(preset)
+        vision, language, diffusion = make_preset(preset)
         tokenizer = train_tokenizer(instructions, language.vocab_size)
         config = TinyVLAConfig(
             cameras=tuple(cameras),
             state_dim=state_dim,
             action_dim=action_dim,
             chunk_length=chunk_length,
+            head=head,
+            diffusion=diffusion,
             vision=vision,
             language=replace(language, vocab_size=tokenizer.get_vocab_size()),
         )
@@ -125,11 +140,27 @@ class TinyVLA(Policy):
 
     @property
     def unit_action_index(self) -> np.ndarray:
-        return np.repeat(np.arange(self.chunk_length), self.action_dim)
+        return self.head.unit_action_index
+
+    @property
+    def units(self) -> int:  # type: ignore[override]
+        return len(self.unit_action_index)
 
     @property
     def device(self) -> torch.device:
-        return self.queries.device
+        return self.state_mean.device
+
+    @property
+    def unit_discount(self) -> np.ndarray:
+        return self.head.unit_discount if isinstance(self.head, DiffusionHead) else super().unit_discount
+
+    @property
+    def unit_clip_scale(self) -> np.ndarray:
+        return self.head.unit_clip_scale if isinstance(self.head, DiffusionHead) else super().unit_clip_scale
+
+    def set_denoising(self, denoising: DenoisingConfig) -> None:
+        if isinstance(self.head, DiffusionHead):
+            self.head.set_denoising(denoising)
 
     def checkpoint_activations(self) -> None:
         towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
@@ -147,33 +178,44 @@ class TinyVLA(Policy):
             module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
 
     def forward(self, batch: ObservationBatch) -> Tensor:
-        """Logits [B, U, bins]."""
+        """What the head decides from: logits [B, U, bins] of a token head, the condition [B, width] of a diffusion head."""
         self._check(batch)
         distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
         ids, valid = (x.to(self.device) for x in self.instruction_tokens.batch(list(distinct)))
         words = self.language.embed_in(ids)
         images = [batch.images[camera] for camera in self.config.cameras]
-        normalised = (batch.state - self.state_mean) * self.state_scale
-        state = self.state(normalised.clamp(-LARGEST_STATE, LARGEST_STATE))[:, None]
-        queries = self.queries.expand(len(batch), -1, -1)
+        normalised = ((batch.state - self.state_mean) * self.state_scale).clamp(-LARGEST_STATE, LARGEST_STATE)
+        if self.config.language.prompt:
+            before = torch.tensor(self.instruction_tokens.before, dtype=torch.int64, device=self.device)
+            views, before = self.vision(images), self.language.embed_in(before)
+            outputs, read = read_prompt(self.language, before, views, words[index], valid[index])
+            return self.condition(masked_mean(outputs, read), normalised)
+        state = self.state(normalised)[:, None]
+        summary = None
         if self.config.vision.kind == "conv":
             instruction = self._read_instruction(words, valid)
             views = self.vision(images, instruction, index)
             if self.config.vision.summary:
-                everything = torch.cat([views.flatten(1), state[:, 0], instruction[index]], dim=1)
-                queries = queries + self.summary(everything)[:, None]
+                summary = self.summary(torch.cat([views.flatten(1), state[:, 0], instruction[index]], dim=1))
         else:
             views = self.vision(images)
+        inputs = [views, state, words[index]]
+        if isinstance(self.head, TokenHead):
+            queries = self.queries.expand(len(batch), -1, -1)
+            inputs.append(queries if summary is None else queries + summary[:, None])
         positions, mask = self._layout(views.shape[1], valid)
-        mask = mask[index] if len(mask) > 1 else mask.expand(len(batch), -1, -1, -1)
         outputs = self.language(
-            inputs_embeds=torch.cat([views, state, words[index], queries], dim=1),
-            attention_mask=mask,
+            inputs_embeds=torch.cat(inputs, dim=1),
+            attention_mask=mask[index] if len(mask) > 1 else mask.expand(len(batch), -1, -1, -1),
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        return self.head(outputs[:, -self.units :])
+        if isinstance(self.head, TokenHead):
+            return self.head(outputs[:, -len(self.queries) :])
+        seen = torch.cat([valid.new_ones(len(valid), views.shape[1] + 1), valid], dim=1)
+        condition = self.condition(masked_mean(outputs, seen[index]), normalised)
+        return condition if summary is None else condition + summary
 
     def _read_instruction(self, words: Tensor, valid: Tensor) -> Tensor:
         """One vector [D, width] per distinct instruction, for the vision; word order counts ("red on blue")."""
@@ -184,11 +226,11 @@ class TinyVLA(Policy):
     def _layout(self, view_tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, L] and additive attention mask [D, 1, L, L] for D distinct instructions.
 
-        The queries' positions start after the longest allowed instruction, so that padding doesn't move them.
+        A diffusion head has no queries. The queries' positions start after the longest allowed instruction, so that padding doesn't move them.
         """
         before = view_tokens + 1
         prefix = before + valid.shape[1]
-        length = prefix + self.units
+        length = prefix + (len(self.queries) if isinstance(self.head, TokenHead) else 0)
         first_query = before + self.config.language.max_instruction_tokens
         positions = torch.arange(length, device=valid.device)
         positions[prefix:] += first_query - prefix
@@ -215,35 +257,27 @@ class TinyVLA(Policy):
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
         with torch.inference_mode():
-            logprobs = torch.log_softmax(self(batch.to(self.device)) / sampling.temperature, dim=-1)
-            tokens = logprobs.argmax(dim=-1) if sampling.greedy else draw(logprobs, generators)
-            chosen = logprobs.gather(-1, tokens[..., None])[..., 0]
-            actions = self.actions(tokens).cpu().numpy()
+            sample = self.head.sample(self(batch.to(self.device)), sampling, generators)
+            actions = self.in_environment_units(sample.normalised)
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
-        return ActionSample(actions=actions, logprobs=chosen.clone(), trace=tokens.clone())
+        return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=sample.trace.clone())
 
-    def actions(self, tokens: Tensor) -> Tensor:
-        """float32 [B, H, A] in the environment's units, from bins int64 [B, U]."""
-        normalised = from_bins(tokens, self.config.bins).unflatten(1, (self.chunk_length, self.action_dim))
+    def in_environment_units(self, normalised: Tensor) -> Tensor:
+        """Actions [..., A] from normalised ones in [-1, 1]."""
         return normalised * self.action_half_range + self.action_centre
 
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        logprobs = torch.log_softmax(self(batch.to(self.device)) / sampling.temperature, dim=-1)
-        chosen = logprobs.gather(-1, trace.to(self.device)[..., None])[..., 0]
-        return chosen, -(logprobs.exp() * logprobs).sum(dim=-1)
+        return self.head.score(self(batch.to(self.device)), trace.to(self.device), sampling)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-likelihood of the bins nearest to `actions`, in nats per unit, over the units of valid actions.
+        """The head's loss: nats per unit of a token head, squared error of the noise of a diffusion head.
 
         Args:
             actions: float32 [B, H, A] in the environment's units.
             mask: bool [B, H], false after the end of the demonstration.
         """
-        normalised = ((actions.to(self.device) - self.action_centre) / self.action_half_range).flatten(1)
-        weights = mask.to(self.device).float().repeat_interleave(self.action_dim, dim=1)
-        logprobs = torch.log_softmax(self(batch.to(self.device)), dim=-1)
-        nearest = to_bins(normalised, self.config.bins)[..., None]
-        return -(logprobs.gather(-1, nearest)[..., 0] * weights).sum() / weights.sum()
+        normalised = (actions.to(self.device) - self.action_centre) / self.action_half_range
+        return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

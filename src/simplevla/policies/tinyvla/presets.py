@@ -3,9 +3,12 @@
 import difflib
 from collections.abc import Callable
 
-from simplevla.policies.tinyvla.config import LanguageConfig, VisionConfig
+from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, UnetConfig, VisionConfig
 
-Preset = tuple[VisionConfig, LanguageConfig]
+Preset = tuple[VisionConfig, LanguageConfig, DiffusionConfig]
+
+SMALL_DIFFUSION = DiffusionConfig(steps=5, noise_samples=8, unet=UnetConfig(channels=(64, 128), kernel=3, time_size=32))
+"""A U-Net for chunks of a few actions and two cores."""
 
 PYTHIA_VOCABULARY = 50304
 """Rows of Pythia's word embedding; its tokenizer knows fewer words."""
@@ -13,13 +16,13 @@ PYTHIA_VOCABULARY = 50304
 
 def nano() -> Preset:
     """About 0.55 M parameters, made for two CPU cores and images of about 64 pixels."""
-    return VisionConfig(summary=True), LanguageConfig()
+    return VisionConfig(summary=True), LanguageConfig(), SMALL_DIFFUSION
 
 
 def siglip_test() -> Preset:
     """A SigLIP tower of two layers, for tests of the path that larger policies take."""
     vision = VisionConfig(kind="siglip", image_size=32, patch_size=16, hidden_size=32, layers=2, heads=2, mlp_size=64)
-    return vision, LanguageConfig(hidden_size=32, layers=2, heads=2, mlp_size=64)
+    return vision, LanguageConfig(hidden_size=32, layers=2, heads=2, mlp_size=64), SMALL_DIFFUSION
 
 
 def _published(hidden_size: int, layers: int, heads: int) -> Preset:
@@ -35,7 +38,7 @@ def _published(hidden_size: int, layers: int, heads: int) -> Preset:
         vocab_size=PYTHIA_VOCABULARY,
         init_std=0.02,
     )
-    return vision, language
+    return vision, language, DiffusionConfig()
 
 
 def tinyvla_s() -> Preset:

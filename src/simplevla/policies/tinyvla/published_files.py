@@ -214,7 +214,9 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
         if weight is None:
             raise ValueError(f"{origin}'s adapter changes {module}, which the model lacks. Is it of another model?")
         if len(pair) < 2:
-            raise ValueError(f"{origin}'s adapter holds only lora_{''.join(pair)} of {module}; expected lora_A and lora_B")
+            raise ValueError(
+                f"{origin}'s adapter holds only lora_{''.join(pair)} of {module}; expected lora_A and lora_B"
+            )
         shapes = [list(pair["A"].shape), list(pair["B"].shape)]
         expected = [[rank, weight.shape[-1]], [weight.shape[0], rank]]
         if weight.ndim != 2 or shapes != expected:
@@ -261,5 +263,11 @@ PLAIN_LORA: dict[str, Any] = {
     "alpha_pattern": {},
     "layer_replication": None,
     "lora_bias": False,
+    "init_lora_weights": True,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "alora_invocation_tokens": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
 }
-"""What `merge_lora` understands; settings that are left out have these values."""
+"""What `merge_lora` understands; other false or missing values mean these too."""

@@ -64,25 +64,27 @@ class KeypointEncoder(nn.Module):
             features = convolution(features)
             if i > 0:
                 scale, shift = modulation[i - 1][:, :, None, None].chunk(2, dim=1)
-                features = torch.addcmul(features + shift, features, scale)
+                features = torch.addcmul(shift, features, 1 + scale)
             features = F.relu(features)
-        maps = self.maps(features)
-        height, width = maps.shape[2:]
-        places = maps.flatten(2)
+        height, width = features.shape[2:]
+        # A 1 x 1 convolution as a matrix product that leaves each map's places side by side in memory.
+        weight = self.maps.weight.flatten(1).expand(len(image), -1, -1)
+        assert self.maps.bias is not None
+        places = torch.baddbmm(self.maps.bias[:, None], weight, features.flatten(2))
         centred = places - places.mean(dim=2, keepdim=True)
-        # By hand, since torch.std is slow on CPU; the floor keeps the gradient of a blank image finite.
-        spread = (centred.square().mean(dim=2, keepdim=True) + 1e-6).sqrt()
-        weights = (centred * (self.sharpness / spread)).softmax(dim=2)
-        centres = weights @ _grid(height, width, maps.device)
+        # By its norm, since torch.std is slow on CPU; the floor keeps the gradient of a blank image finite.
+        variance = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square() / (height * width)
+        weights = (centred * (self.sharpness / (variance + 1e-6).sqrt())).softmax(dim=2)
+        centres = F.linear(weights, _grid(height, width, image.device))
         strength = (weights * places).sum(dim=2)
         return torch.cat([centres.flatten(1), strength], dim=1)
 
 
 def _grid(height: int, width: int, device: torch.device) -> Tensor:
-    """float32 [height * width, 2]: x and y of every place, -1 to 1 between the image's borders."""
+    """float32 [2, height * width]: x and y of every place, -1 to 1 between the image's borders."""
     y = (torch.arange(height, device=device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)])
 
 
 class KeypointVision(nn.Module):
