@@ -73,6 +73,8 @@ class Policy(nn.Module, ABC):
     action_dim: int
     units: int
     """U, sampled units per decision."""
+    scores_from_trace: bool = False
+    """Whether `score` needs nothing but the trace; images are then not kept."""
 
     @property
     @abstractmethod

@@ -7,14 +7,17 @@ from simplevla.recipes import libero, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
+    "tabletop_nano_diffusion": tabletop.demos,
     "libero_object_nano": libero.demos,
 }
 SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano": tabletop.sft,
+    "tabletop_nano_diffusion": tabletop.diffusion_sft,
     "libero_object_nano": libero.sft,
 }
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
+    "tabletop_nano_diffusion": tabletop.diffusion_train,
     "libero_object_nano": libero.train,
     "paper": TrainConfig,
 }

@@ -361,7 +361,9 @@ class RolloutEngine:
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)
         for row, episode in enumerate(running if record else []):
-            episode.images.append({name: array[row] for name, array in images.items()})
+            episode.images.append(
+                {} if policy.scores_from_trace else {name: array[row] for name, array in images.items()}
+            )
             episode.state.append(state[row])
             episode.trace.append(trace[row])
             episode.logprobs.append(logprobs[row])
