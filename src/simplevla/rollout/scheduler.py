@@ -74,9 +74,8 @@ class _Running:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what happened so far. The generator depends on the request alone, so a second run equals the first."""
-        seed = np.random.SeedSequence(self.request.seed)
-        self.generator = np.random.Generator(np.random.Philox(seed))
+        """Forget what happened so far."""
+        self.generator = self.request.generator()
         self.env_steps = 0
         self.images: list[dict[str, np.ndarray]] = []
         self.state: list[np.ndarray] = []
