@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simplevla.policies.normalization import Statistics
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -61,6 +63,8 @@ class Policy(nn.Module, ABC):
     action_dim: int
     units: int
     """U, sampled units per decision."""
+    statistics: Statistics
+    """What it normalises with, frozen; adapters record its fingerprint."""
 
     @property
     @abstractmethod
@@ -84,6 +88,13 @@ class Policy(nn.Module, ABC):
     def compile_towers(self) -> None:
         """Run the large modules through torch.compile from now on."""
         raise ValueError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
+
+    def adapter_groups(self) -> dict[str, list[str]]:
+        """Group of modules that adapters can target, such as `head`, -> names or patterns of modules, all below included.
+
+        The usual groups are `language`, `vision`, `projector` and `head`.
+        """
+        raise ValueError(f"{type(self).__name__} names no groups of modules, so it can't get adapters")
 
     @abstractmethod
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:

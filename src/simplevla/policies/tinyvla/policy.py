@@ -146,6 +146,15 @@ class TinyVLA(Policy):
         for module in (self.language, self.vision):
             module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
 
+    def adapter_groups(self) -> dict[str, list[str]]:
+        return {
+            "language": ["language"],
+            "sublayers": ["language.layers.*.attention.dense", "language.layers.*.mlp.dense_4h_to_h"],
+            "vision": ["vision.encoders", "vision.tower", "read"],
+            "projector": ["vision.projectors", "vision.project", "summary", "state"],
+            "head": ["head"],
+        }
+
     def forward(self, batch: ObservationBatch) -> Tensor:
         """Logits [B, U, bins]."""
         self._check(batch)
