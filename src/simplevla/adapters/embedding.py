@@ -13,7 +13,7 @@ DIMENSIONS = 1024
 def embed(instruction: str) -> np.ndarray:
     """float32 [1024] of length 1 (0 if there is no word): the cosine of two says how alike two instructions are.
 
-    Each word and each pair of neighbours counts 1, the letter trigrams of a word 1 together, so that "pushing" is near
+    Each word, each pair of neighbours and the letter trigrams of a word together have length 1, so that "pushing" is near
     "push" and "red on blue" isn't "blue on red". A feature's place and sign are its CRC-32 (feature hashing).
     """
     words = re.findall(r"[\w']+", instruction.lower())
@@ -22,7 +22,7 @@ def embed(instruction: str) -> np.ndarray:
         _count(vector, [word], 1.0)
         padded = f"<{word}>"
         trigrams = [padded[i : i + 3] for i in range(len(padded) - 2)]
-        _count(vector, [f"#{trigram}" for trigram in trigrams], 1.0 / len(trigrams))
+        _count(vector, [f"#{trigram}" for trigram in trigrams], len(trigrams) ** -0.5)
     _count(vector, [f"{first} {second}" for first, second in itertools.pairwise(words)], 1.0)
     return _unit(vector)
 
