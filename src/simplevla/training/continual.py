@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
+from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import SuccessMatrix
@@ -109,7 +109,9 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
             console.rule(f"task {number} of {len(config.tasks)}: {task} ({config.structure})")
             rate = rows[0].by_task[task].rate
             if rate == 0:
-                console.print(f"[yellow]warning:[/yellow] the base never solves {task}: RL may find no signal", style="")
+                console.print(
+                    f"[yellow]warning:[/yellow] the base never solves {task}: RL may find no signal", style=""
+                )
             stages.append(_stage(config, suite, task, number, policy, folder))
             policy = folder / "rl" / "policy"
             rows.append(row(folder / "row.json", policy))
@@ -163,7 +165,7 @@ def _stage(
     settings = replace(config.train, suite=only, policy=str(start))
     outcome = train(settings, rl, resume=(rl / "config.json").exists())
     curve = [row["eval_success"] for row in read_rows(rl) if "eval_success" in row]
-    last = next((row for row in reversed(read_rows(rl)) if "episodes_total" in row), {})
+    last: dict[str, Any] = next((row for row in reversed(read_rows(rl)) if "episodes_total" in row), {})
     trained = load_policy(rl / "policy")
     stage = {
         "task": task,
@@ -266,6 +268,3 @@ def _result(
         "protocol": rows[0].protocol,
         "commit": commit(),
     }
-
-
-__all__ = ["ContinualConfig", "continual", "first_observations", "load_bank"]

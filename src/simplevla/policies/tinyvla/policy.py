@@ -163,8 +163,8 @@ class TinyVLA(Policy):
             self.head.set_denoising(denoising)
             self.scores_from_trace = denoising.frozen_backbone
             if denoising.frozen_backbone:
-                self.requires_grad_(False)
-                self.head.requires_grad_(True)
+                for name, parameter in self.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
         elif denoising.frozen_backbone:
             raise ValueError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
 
@@ -182,6 +182,15 @@ class TinyVLA(Policy):
         graphs = self.device.type == "cuda"
         for module in (self.language, self.vision):
             module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
+
+    def adapter_groups(self) -> dict[str, list[str]]:
+        return {
+            "language": ["language"],
+            "sublayers": ["language.layers.*.attention.dense", "language.layers.*.mlp.dense_4h_to_h"],
+            "vision": ["vision.encoders", "vision.tower", "read"],
+            "projector": ["vision.projectors", "vision.project", "summary", "state", "condition"],
+            "head": ["head"],
+        }
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """What the head decides from: logits [B, U, bins] of a token head, the condition [B, width] of a diffusion head."""
