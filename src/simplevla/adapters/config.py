@@ -1,7 +1,11 @@
-"""What an adapter is: its kind, its size and the modules it changes. No torch here, so that a command line can read it."""
+"""What an adapter is, and how tasks are learned one after another. No torch here, so that a command line can read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from simplevla.config import DemosConfig, SFTConfig, TrainConfig
+
+Structure = Literal["shared", "per_task", "merge_then_new", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +45,37 @@ class AdapterConfig:
             problems.append(f"expect_modules is {self.expect_modules}; expected at least 1")
         if problems:
             raise ValueError("adapter config: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualConfig:
+    """Which tasks in which order, and where what they teach is kept."""
+
+    train: TrainConfig
+    """RL of one task: its budget and stop rule. `train.policy` is the base; `train.suite` has the tasks that are evaluated."""
+    tasks: tuple[str, ...]
+    """To be trained, in this order."""
+    structure: Structure = "per_task"
+    """`shared`: one adapter, trained on through all tasks; `per_task`: a new one for each, chosen by the task;
+    `merge_then_new`: each is folded into the base before the next begins; `full`: no adapter, all parameters train."""
+    start_from: Literal["base", "previous"] = "base"
+    """per_task: a new adapter is the identity, or goes on from the last task's."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    warmup_demos: int = 0
+    """Demonstrations by the suite's expert that a task begins with; 0 is none."""
+    demos: DemosConfig = field(default_factory=DemosConfig)
+    """How they are made; its suite and number are set."""
+    warmup: SFTConfig = field(default_factory=SFTConfig)
+    """How they are imitated; its dataset, policy and suite are set."""
+    eval_episodes_per_task: int = 0
+    """Held-out initial states of each task in each row of the matrix; 0 means all."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"continual.tasks are {self.tasks}; expected at least one, each once")
+        if self.structure not in ("shared", "per_task", "merge_then_new", "full"):
+            raise ValueError(
+                f"continual.structure is {self.structure!r}; expected shared, per_task, merge_then_new or full"
+            )
+        if self.start_from == "previous" and self.structure != "per_task":
+            raise ValueError(f"continual.start_from is for the structure per_task; got it with {self.structure}")

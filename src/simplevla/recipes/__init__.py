@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from simplevla.adapters.config import ContinualConfig
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
-from simplevla.recipes import libero, tabletop
+from simplevla.recipes import continual, libero, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
@@ -22,3 +23,8 @@ TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "paper": TrainConfig,
 }
 """`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""
+
+CONTINUAL: dict[str, Callable[[], ContinualConfig]] = {
+    "tabletop_continual": continual.tabletop_continual,
+    "libero_continual": continual.libero_continual,
+}

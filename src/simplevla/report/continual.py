@@ -1,19 +1,60 @@
 """A continual experiment as tables and a heat map, from the content of its `continual.json`."""
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
+from simplevla.evaluation.provenance import read_json, write_atomically
 from simplevla.evaluation.result import Rate
 from simplevla.report.plots import STYLE
 
 METRICS = ("AVG", "NBT", "FWT", "ZS", "AUC")
+
+
+def write_continual_report(run: Path) -> Path:
+    """Write RUN/continual.html, one self-contained page, from RUN/continual.json, and return its path.
+
+    Raises:
+        ValueError: the run isn't finished, or its result is damaged.
+    """
+    result = read_json(run / "continual.json")
+    matrix = SuccessMatrix.from_dict(result)
+    columns = _columns(matrix)
+    rows = [
+        {
+            "stage": stage,
+            "cells": [
+                {"rate": _rate(matrix, i, task), "trained": i > 0 and task == matrix.order[i - 1]} for task in columns
+            ],
+        }
+        for i, stage in enumerate(_stages(matrix))
+    ]
+    values = {**result, **(result["libero"] or {})}
+    metrics = [{"name": name, "points": _points(values.get(name)), "formula": FORMULAS[name]} for name in FORMULAS]
+    template = jinja2.Environment(
+        loader=jinja2.PackageLoader("simplevla.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("continual.html.jinja")
+    picture = base64.b64encode(heat_map(result).encode()).decode()
+    text = template.render(
+        name=run.name,
+        result=result,
+        tasks=columns,
+        rows=rows,
+        metrics=metrics,
+        heat_map=f"data:image/svg+xml;base64,{picture}",
+    )
+    page = run / "continual.html"
+    write_atomically(page, text.encode())
+    return page
 
 
 def matrix_table(result: Mapping[str, Any]) -> str:

@@ -12,20 +12,20 @@ and `continual.json`, the result. What exists is not done again, so a run goes o
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from simplevla.adapters.bank import AdapterBank, bank_of
-from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
-from simplevla.config import DemosConfig, EvalConfig, SFTConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.config import EvalConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit, read_json, write_json
@@ -40,46 +40,11 @@ from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
 
-Structure = Literal["shared", "per_task", "merge_then_new", "full"]
 SHARED = "shared"
 FOLD_STATES = 4
 """Initial states per task on which a folded adapter is compared with the unfolded one."""
 
 console = Console()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContinualConfig:
-    """Which tasks in which order, and where what they teach is kept."""
-
-    train: TrainConfig
-    """RL of one task: its budget and stop rule. `train.policy` is the base; `train.suite` has the tasks that are evaluated."""
-    tasks: tuple[str, ...]
-    """To be trained, in this order."""
-    structure: Structure = "per_task"
-    """`shared`: one adapter, trained on through all tasks; `per_task`: a new one for each, chosen by the task;
-    `merge_then_new`: each is folded into the base before the next begins; `full`: no adapter, all parameters train."""
-    start_from: Literal["base", "previous"] = "base"
-    """per_task: a new adapter is the identity, or goes on from the last task's."""
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    warmup_demos: int = 0
-    """Demonstrations by the suite's expert that a task begins with; 0 is none."""
-    demos: DemosConfig = field(default_factory=DemosConfig)
-    """How they are made; its suite and number are set."""
-    warmup: SFTConfig = field(default_factory=SFTConfig)
-    """How they are imitated; its dataset, policy and suite are set."""
-    eval_episodes_per_task: int = 0
-    """Held-out initial states of each task in each row of the matrix; 0 means all."""
-
-    def __post_init__(self) -> None:
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"continual.tasks are {self.tasks}; expected at least one, each once")
-        if self.structure not in ("shared", "per_task", "merge_then_new", "full"):
-            raise ValueError(
-                f"continual.structure is {self.structure!r}; expected shared, per_task, merge_then_new or full"
-            )
-        if self.start_from == "previous" and self.structure != "per_task":
-            raise ValueError(f"continual.start_from is for the structure per_task; got it with {self.structure}")
 
 
 def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[str, Any]:
