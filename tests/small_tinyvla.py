@@ -1,5 +1,7 @@
 """Small TinyVLA policies and observations for tests."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -21,7 +23,9 @@ def statistics() -> Statistics:
     )
 
 
-def make(preset: str = "nano", seed: int = 0, chunk_length: int = 3) -> TinyVLA:
+def make(
+    preset: str = "nano", seed: int = 0, chunk_length: int = 3, head: Literal["tokens", "diffusion"] = "tokens"
+) -> TinyVLA:
     return TinyVLA.create(
         preset,
         cameras=CAMERAS,
@@ -30,6 +34,7 @@ def make(preset: str = "nano", seed: int = 0, chunk_length: int = 3) -> TinyVLA:
         chunk_length=chunk_length,
         instructions=INSTRUCTIONS,
         statistics=statistics(),
+        head=head,
         seed=seed,
     )
 

@@ -168,6 +168,40 @@ def _demos(arguments: list[str]) -> int:
     return 0
 
 
+def _continual(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.adapters.config import ContinualConfig
+    from simplevla.report.continual import write_continual_report
+    from simplevla.training.continual import continual
+    from simplevla.training.runlog import load_config
+
+    @dataclass(frozen=True, kw_only=True)
+    class ContinualArguments:
+        """Train tasks one after another: simplevla continual RECIPE --train.policy DIR --run RUN, or --resume RUN."""
+
+        config: Annotated[ContinualConfig, UNPREFIXED]
+        run: Path | None = None
+        """New folder for everything; RUN/continual.json and RUN/continual.html are the result."""
+        resume: Path | None = None
+        """Go on with this run wherever it stopped; the config is the run's own."""
+
+    name, rest = _take_name(arguments)
+    resumed = _resumed(rest)
+    if name is None and resumed is None:
+        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
+    fallback = recipes.CONTINUAL["tabletop_continual"]
+    config = load_config(ContinualConfig, resumed) if resumed else _recipe(name, recipes.CONTINUAL, fallback)
+    default = ContinualArguments(config=config)
+    parsed = tyro.cli(ContinualArguments, prog="simplevla continual", args=rest, default=default)
+    run = parsed.resume or _new_run(parsed.run)
+    result = continual(parsed.config, run, resume=parsed.resume is not None)
+    shown = ", ".join(
+        f"{key} {100 * result[key]:.1f}" for key in ("AVG", "NBT", "FWT", "ZS") if result[key] is not None
+    )
+    print(f"{shown} points; {run / 'continual.json'}, report {write_continual_report(run)}")
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
     """Closed-loop success per task: simplevla eval --policy DIR --suite.name NAME [--split test] [--out FILE]."""
@@ -285,7 +319,12 @@ def _suite_names() -> list[str]:
 def _recipe_names() -> list[str]:
     from simplevla import recipes
 
-    kinds: dict[str, Iterable[str]] = {"demos": recipes.DEMOS, "sft": recipes.SFT, "train": recipes.TRAIN}
+    kinds: dict[str, Iterable[str]] = {
+        "demos": recipes.DEMOS,
+        "sft": recipes.SFT,
+        "train": recipes.TRAIN,
+        "continual": recipes.CONTINUAL,
+    }
     return [f"{command:<6} {name}" for command, known in kinds.items() for name in known]
 
 
@@ -362,6 +401,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demos": (_demos, "generate demonstrations with a suite's scripted expert"),
     "sft": (_sft, "supervised fine-tuning on demonstrations"),
     "train": (_train, "improve a supervised policy by reinforcement learning"),
+    "continual": (_continual, "train tasks one after another, each with its own adapter or with a shared one"),
     "eval": (_evaluate, "measure closed-loop success on held-out initial states"),
     "compare": (_compare, "compare two evaluations on the same initial states"),
     "report": (_report, "write one HTML page about a run"),

@@ -256,6 +256,8 @@ class TrainConfig:
     eval_every: int = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""
     eval_episodes_per_task: int = 10
+    stop_at: float | None = None
+    """Stop once an evaluation on train states reaches this success rate; None goes on to the last update."""
     checkpoint_every: int = 1
     keep_checkpoints: int = 3
     seed: int = 0
@@ -274,6 +276,10 @@ class TrainConfig:
         )
         _require(
             self.microbatch_decisions >= 1, f"microbatch_decisions is {self.microbatch_decisions}; expected at least 1"
+        )
+        _require(
+            self.stop_at is None or (0 < self.stop_at <= 1 and self.eval_every > 0),
+            f"stop_at is {self.stop_at} with eval_every {self.eval_every}; expected None, or above 0, at most 1, with evaluations",
         )
         _require(
             self.checkpoint_every >= 1 and self.keep_checkpoints >= 2,

@@ -79,6 +79,10 @@ class EpisodeRequest:
     group: int = 0
     """Which group this episode is a sibling of."""
 
+    def generator(self) -> np.random.Generator:
+        """A new one at its beginning: it depends on the seed alone, so a second run of the episode equals the first."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed)))
+
 
 @dataclass(kw_only=True)
 class Episode:

@@ -1,30 +1,38 @@
 """Settings that must not matter to a policy's results."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import small_tinyvla as small
+from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
 from simplevla.training.determinism import deterministic
 
+Head = Literal["tokens", "diffusion"]
 LONG, SHORT = "push the blue block to the left zone", "press it"
 
 
-@pytest.mark.parametrize("preset", ["nano", "siglip_test"])
-def test_results_do_not_depend_on_padding_or_on_the_rest_of_the_batch(preset: str) -> None:
-    policy = small.make(preset)
+HEADS = pytest.mark.parametrize("head", ["tokens", "diffusion"])
+PRESETS = pytest.mark.parametrize("preset", ["nano", "siglip_test"])
+
+
+@HEADS
+@PRESETS
+def test_results_do_not_depend_on_padding_or_on_the_rest_of_the_batch(preset: str, head: Head) -> None:
+    policy = small.make(preset, head=head)
     batch = small.observations([LONG, SHORT, SHORT, LONG, "lift the red block"])
     sampling = Sampling(temperature=1.6)
     together = policy.act(batch, sampling, [np.random.default_rng(i) for i in range(5)])
     for i in range(5):
         alone = policy.act(small.rows(batch, [i]), sampling, [np.random.default_rng(i)])
-        assert torch.equal(alone.trace[0], together.trace[i])
-        np.testing.assert_allclose(alone.actions[0], together.actions[i])
-        torch.testing.assert_close(alone.logprobs[0], together.logprobs[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.trace[0], together.trace[i], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(alone.actions[0], together.actions[i], atol=1e-4)
+        torch.testing.assert_close(alone.logprobs[0], together.logprobs[i], atol=2e-5, rtol=0)
 
 
 def test_results_do_not_depend_on_the_order_of_the_batch() -> None:
@@ -35,9 +43,10 @@ def test_results_do_not_depend_on_the_order_of_the_batch() -> None:
         torch.testing.assert_close(policy(small.rows(batch, order)), policy(batch)[order], atol=1e-5, rtol=0)
 
 
+@HEADS
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
-def test_the_ratio_is_one_before_any_update(temperature: float) -> None:
-    policy = small.make()
+def test_the_ratio_is_one_before_any_update(temperature: float, head: Head) -> None:
+    policy = small.make(head=head)
     batch = small.observations([LONG, SHORT, SHORT])
     sampling = Sampling(temperature=temperature)
     sample = policy.act(batch, sampling, [np.random.default_rng(i) for i in range(3)])
@@ -54,9 +63,10 @@ def test_what_was_sampled_in_inference_mode_can_be_trained_on() -> None:
     assert float(policy.queries.grad.abs().max()) > 0  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("preset", ["nano", "siglip_test"])
-def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, preset: str) -> None:
-    policy = small.make(preset, seed=7)
+@HEADS
+@PRESETS
+def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, preset: str, head: Head) -> None:
+    policy = small.make(preset, seed=7, head=head)
     policy.save(tmp_path / "policy")
     assert {file.name for file in (tmp_path / "policy").iterdir()} == {
         "config.json",
@@ -92,3 +102,30 @@ def test_gradients_repeat_bit_for_bit_on_several_threads() -> None:
         torch.set_num_threads(threads)
     assert len(seen) == 1
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
+    policy = small.make(head="diffusion")
+    batch = small.observations([LONG, SHORT, SHORT])
+    generators = [np.random.default_rng(i) for i in range(3)]
+    whole = policy.act(batch, Sampling(), generators)
+    expected, _ = policy.score(batch, whole.trace, Sampling())
+    policy.set_denoising(DenoisingConfig(frozen_backbone=True))
+    sample = policy.act(batch, Sampling(), [np.random.default_rng(i) for i in range(3)])
+    # The chain of 6 states of 3 x 2 entries, then the condition: 656 bytes per decision, where images take 6 kB.
+    assert sample.trace.shape == (3, 36 + 128)
+    assert torch.equal(sample.trace[:, :36], whole.trace)
+
+    def never(*_: object) -> None:
+        raise AssertionError("the backbone was run")
+
+    for module in (policy.language, policy.vision):
+        module.register_forward_pre_hook(never)
+    blind = type(batch)(images={}, state=batch.state, instructions=batch.instructions)
+    logprobs, _ = policy.score(blind, sample.trace, Sampling())
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    trained = {name for name, p in policy.named_parameters() if p.grad is not None}
+    assert trained == {f"head.{name}" for name, _ in policy.head.named_parameters()}
+    with pytest.raises(ValueError, match="frozen_backbone is for a diffusion head"):
+        small.make().set_denoising(DenoisingConfig(frozen_backbone=True))

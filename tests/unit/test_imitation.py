@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -90,9 +91,11 @@ def test_imitation_learns_what_instruction_and_state_say(config: SFTConfig, tmp_
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["suite_protocol"]["suite"] == "dots"
 
 
+@pytest.mark.parametrize("head", ["tokens", "diffusion"])
 def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
-    config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: Literal["tokens", "diffusion"], config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = replace(config, head=head)
     sft(config, tmp_path / "whole")
     real = Optimizer.step
 

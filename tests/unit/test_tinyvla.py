@@ -1,3 +1,6 @@
+from itertools import product
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -175,12 +178,13 @@ def test_no_part_of_the_policy_is_random_in_training_mode() -> None:
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    for preset in ("nano", "siglip_test"):
-        policy = small.make(preset)
+    heads: tuple[Literal["tokens", "diffusion"], ...] = ("tokens", "diffusion")
+    for preset, head in product(("nano", "siglip_test"), heads):
+        policy = small.make(preset, head=head)
         batch = small.observations(["press it", "lift the red block"])
         policy.imitation_loss(batch, torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)).backward()
         silent = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-        assert silent == [], preset
+        assert silent == [], (preset, head)
 
 
 def test_presets_and_configs_refuse_what_they_do_not_know() -> None:

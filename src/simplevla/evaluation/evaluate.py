@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +59,7 @@ def evaluate(
     sampling = Sampling(greedy=True) if config.greedy else Sampling(temperature=config.temperature)
     finished: dict[tuple[str, int], Episode] = {}
     solved = 0
-    requests = _requests(pairs, config.seed)
+    requests = (evaluation_request(task, state, config.seed) for task, state in pairs)
 
     def sink(episode: Episode) -> None:
         nonlocal solved
@@ -146,8 +146,7 @@ def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]
     return pairs
 
 
-def _requests(pairs: list[tuple[Task, int]], seed: int) -> Iterator[EpisodeRequest]:
-    for task, initial_state in pairs:
-        # By the task's name, not its position: the same episode whichever other tasks are evaluated.
-        noise = (seed, zlib.crc32(task.name.encode()), initial_state)
-        yield EpisodeRequest(task=task, initial_state=initial_state, seed=noise)
+def evaluation_request(task: Task, initial_state: int, seed: int) -> EpisodeRequest:
+    """The one episode of `initial_state`; by the task's name, so that it is the same whichever others are evaluated."""
+    noise = (seed, zlib.crc32(task.name.encode()), initial_state)
+    return EpisodeRequest(task=task, initial_state=initial_state, seed=noise)

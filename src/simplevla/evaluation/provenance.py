@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def policy_fingerprint(folder: Path) -> str:
-    """sha256 of a saved policy's `model.safetensors`.
+    """sha256 of a saved policy's `model.safetensors`, and of its adapters' where it has any.
 
     Raises:
         ValueError: if the folder holds none.
@@ -48,8 +48,10 @@ def policy_fingerprint(folder: Path) -> str:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"no model.safetensors in {folder}; expected the folder of a saved policy")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in [path, *sorted(folder.glob("adapters/*/*.safetensors"))]:
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

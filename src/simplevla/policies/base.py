@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig, SamplingConfig
+from simplevla.policies.normalization import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class Policy(nn.Module, ABC):
     action_dim: int
     units: int
     """U, sampled units per decision."""
+    scores_from_trace: bool = False
+    """Whether `score` needs nothing but the trace; images are then not kept."""
+    statistics: Statistics
+    """What it normalises with, frozen; adapters record its fingerprint."""
 
     @property
     @abstractmethod
@@ -109,6 +114,13 @@ class Policy(nn.Module, ABC):
     def compile_towers(self) -> None:
         """Run the large modules through torch.compile from now on."""
         raise ValueError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
+
+    def adapter_groups(self) -> dict[str, list[str]]:
+        """Group of modules that adapters can target, such as `head`, -> names or patterns of modules, all below included.
+
+        The usual groups are `language`, `vision`, `projector` and `head`.
+        """
+        raise ValueError(f"{type(self).__name__} names no groups of modules, so it can't get adapters")
 
     @abstractmethod
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:

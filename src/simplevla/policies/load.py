@@ -11,6 +11,9 @@ from simplevla.policies.base import Policy
 ARCHITECTURES: dict[str, tuple[str, str]] = {"tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA")}
 """The `architecture` in a policy's config.json -> (module, class); the class has `load(folder)`."""
 
+BANK = Path("adapters") / "bank.json"
+"""In the folder of a policy that was saved with adapters."""
+
 
 class Shapes(Protocol):
     """What a policy must know of the observations and actions that it meets; suites' and policies' specs have it."""
@@ -26,7 +29,7 @@ class Shapes(Protocol):
 
 
 def load_policy(folder: Path | str) -> Policy:
-    """The policy saved in `folder`, on the CPU, ready to act.
+    """The policy saved in `folder`, on the CPU, ready to act; with its adapters, if it was saved with any.
 
     Raises:
         ValueError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
@@ -48,7 +51,10 @@ def load_policy(folder: Path | str) -> Policy:
             f"{file} is of architecture {architecture!r}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
         )
     module, name = ARCHITECTURES[architecture]
-    return cast(Policy, getattr(importlib.import_module(module), name).load(folder))
+    policy = cast(Policy, getattr(importlib.import_module(module), name).load(folder))
+    if (folder / BANK).is_file():
+        importlib.import_module("simplevla.adapters.bank").restore_bank(policy, folder)
+    return policy
 
 
 def check_fits_suite(policy: Policy, spec: Shapes) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from simplevla.config import EvalConfig
+from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.evaluation.provenance import read_json, write_atomically, write_json
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.suites.base import Environment, Suite
@@ -123,8 +125,8 @@ def _film(environment: Environment, policy: Policy, task: Task, initial_state: i
     observation = environment.reset(task, initial_state)
     pictures, success = [environment.render()], False
     device = next(policy.parameters(), torch.zeros(0)).device
-    # Greedy: the generator is part of the contract, but nothing is drawn from it.
-    generators = [np.random.default_rng(0)]
+    # The evaluation's own: a diffusion head starts from noise even where it is greedy.
+    generators = [evaluation_request(task, initial_state, EvalConfig().seed).generator()]
     while not success and len(pictures) <= task.horizon:
         batch = _one(observation, task.instruction).to(device)
         with torch.no_grad():

@@ -74,9 +74,8 @@ class _Running:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what happened so far. The generator depends on the request alone, so a second run equals the first."""
-        seed = np.random.SeedSequence(self.request.seed)
-        self.generator = np.random.Generator(np.random.Philox(seed))
+        """Forget what happened so far."""
+        self.generator = self.request.generator()
         self.env_steps = 0
         self.images: list[dict[str, np.ndarray]] = []
         self.state: list[np.ndarray] = []
@@ -361,7 +360,9 @@ class RolloutEngine:
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)
         for row, episode in enumerate(running if record else []):
-            episode.images.append({name: array[row] for name, array in images.items()})
+            episode.images.append(
+                {} if policy.scores_from_trace else {name: array[row] for name, array in images.items()}
+            )
             episode.state.append(state[row])
             episode.trace.append(trace[row])
             episode.logprobs.append(logprobs[row])

@@ -109,11 +109,11 @@ class Learner:
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.policy = policy
         self.config = config
+        policy.set_denoising(config.denoising)
         self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self.trainable:
             raise ValueError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
         self.device = next(iter(self.trainable.values())).device
-        policy.set_denoising(config.denoising)
         self.optimizer_steps = 0
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(

@@ -10,7 +10,7 @@ import torch
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import read_json, write_json
-from simplevla.evaluation.result import write_result
+from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.rollout.collect import Collection, NoSignal, collect_groups
@@ -28,8 +28,8 @@ from simplevla.training.runlog import RunLog, environment_facts, load_config
 class Outcome:
     """How a run ended."""
 
-    reason: Literal["finished", "all_solved", "no_signal"]
-    """All updates done; nothing left to learn, since every episode succeeds; or no group with both outcomes."""
+    reason: Literal["finished", "reached", "all_solved", "no_signal"]
+    """All updates done; `stop_at` reached; nothing left to learn, since every episode succeeds; or no group with both outcomes."""
     update: int
     """Updates done."""
     message: str
@@ -82,7 +82,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
     ):
         if progress.update == 0 and config.eval_every:
             log.write({"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)})
-        while progress.update < config.updates:
+        while progress.update < config.updates and not _reached(config, run, progress.update):
             update = progress.update + 1
             torch.manual_seed(1_000_003 * config.seed + update)
             log.stage(f"update {update} of {config.updates}: rolling out")
@@ -122,7 +122,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
                 save_checkpoint(run / "checkpoints", update, policy, optimizer, state, config.keep_checkpoints)
     _save_policy(policy, run)
     return Outcome(
-        reason="finished",
+        reason="reached" if _reached(config, run, progress.update) else "finished",
         update=progress.update,
         message=f"{progress.update} updates done, {progress.episodes} episodes; the policy is in {run / 'policy'}",
     )
@@ -207,7 +207,7 @@ def _evaluate(
     started = time.monotonic()
     settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
     result = evaluate(engine, policy, suite, settings)
-    write_result(run / "eval" / f"train_update_{update:06d}.json", result)
+    write_result(_evaluation_file(run, update), result)
     return {
         "eval_success": result.overall.rate,
         "eval_low": result.overall.low,
@@ -216,6 +216,17 @@ def _evaluate(
         "eval_by_task": {name: (task.solved, task.n) for name, task in result.by_task.items()},
         "eval_s": time.monotonic() - started,
     }
+
+
+def _reached(config: TrainConfig, run: Path, update: int) -> bool:
+    """Whether the evaluation after `update`, if there was one, is as good as `stop_at` asks for. Read from its file, so
+    that a resumed run stops where an uninterrupted one does."""
+    file = _evaluation_file(run, update)
+    return config.stop_at is not None and file.exists() and read_result(file).overall.rate >= config.stop_at
+
+
+def _evaluation_file(run: Path, update: int) -> Path:
+    return run / "eval" / f"train_update_{update:06d}.json"
 
 
 def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress) -> Outcome:

@@ -159,8 +159,19 @@ class TinyVLA(Policy):
         return self.head.unit_clip_scale if isinstance(self.head, DiffusionHead) else super().unit_clip_scale
 
     def set_denoising(self, denoising: DenoisingConfig) -> None:
+        """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
+
+        Raises:
+            ValueError: a frozen backbone for a token head, or more steps to train than there are.
+        """
         if isinstance(self.head, DiffusionHead):
             self.head.set_denoising(denoising)
+            self.scores_from_trace = denoising.frozen_backbone
+            if denoising.frozen_backbone:
+                for name, parameter in self.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
+        elif denoising.frozen_backbone:
+            raise ValueError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
 
     def checkpoint_activations(self) -> None:
         towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
@@ -176,6 +187,15 @@ class TinyVLA(Policy):
         graphs = self.device.type == "cuda"
         for module in (self.language, self.vision):
             module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
+
+    def adapter_groups(self) -> dict[str, list[str]]:
+        return {
+            "language": ["language"],
+            "sublayers": ["language.layers.*.attention.dense", "language.layers.*.mlp.dense_4h_to_h"],
+            "vision": ["vision.encoders", "vision.tower", "read"],
+            "projector": ["vision.projectors", "vision.project", "summary", "state", "condition"],
+            "head": ["head"],
+        }
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """What the head decides from: logits [B, U, bins] of a token head, the condition [B, width] of a diffusion head."""
@@ -257,17 +277,24 @@ class TinyVLA(Policy):
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
         with torch.inference_mode():
-            sample = self.head.sample(self(batch.to(self.device)), sampling, generators)
+            output = self(batch.to(self.device))
+            sample = self.head.sample(output, sampling, generators)
             actions = self.in_environment_units(sample.normalised)
+            trace = torch.cat([sample.trace, output], dim=1) if self.scores_from_trace else sample.trace
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
-        return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=sample.trace.clone())
+        return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=trace.clone())
 
     def in_environment_units(self, normalised: Tensor) -> Tensor:
         """Actions [..., A] from normalised ones in [-1, 1]."""
         return normalised * self.action_half_range + self.action_centre
 
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        return self.head.score(self(batch.to(self.device)), trace.to(self.device), sampling)
+        trace = trace.to(self.device)
+        if self.scores_from_trace:
+            trace, output = trace[:, : -self.config.language.hidden_size], trace[:, -self.config.language.hidden_size :]
+        else:
+            output = self(batch.to(self.device))
+        return self.head.score(output, trace, sampling)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         """The head's loss: nats per unit of a token head, squared error of the noise of a diffusion head.

@@ -1,0 +1,438 @@
+"""The adapters of one policy: which there are, which one computes, which one learns, and their folders."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.embedding import prototype
+from simplevla.adapters.files import PROTOTYPE, AdapterCard, check_tensors, read_adapter, whole_folder, write_adapter
+from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
+from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
+from simplevla.adapters.targets import match_modules
+from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.load import BANK, load_policy
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the bank knows of an adapter beside its parameters; the fields are those of `AdapterCard`."""
+
+    config: AdapterConfig
+    modules: tuple[str, ...]
+    instructions: tuple[str, ...] = ()
+    prototype: Tensor | None = None
+    """float32 [1024], from the instructions; None without any."""
+    frozen: bool = False
+    sampling: dict[str, Any] | None = None
+    seed: int | None = None
+    solved: int | None = None
+    n: int | None = None
+
+
+class AdapterBank:
+    """Adapters of `policy`, which stays the policy it is: `act`, `score` and `imitation_loss` use the active adapter.
+
+    The base is frozen from now on. No adapter is active at first, and without an active one the policy computes bit
+    for bit what it did before. `policy.save` writes the base and all adapters, so that a checkpoint loses nothing, and
+    `load_policy` brings them back.
+
+    Raises:
+        ValueError: the policy has adapters already, or can't have any.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if any(isinstance(module, BaseTunerLayer) for module in policy.modules()):
+            raise ValueError("this policy has adapters already; use bank_of(policy), or load the policy again")
+        policy.adapter_groups()
+        self.policy = policy
+        self.active: str | None = None
+        """The adapter that computes; None is the base."""
+        self.training = False
+        """Whether the active adapter may be trained."""
+        self._entries: dict[str, Entry] = {}
+        self._base: dict[str, nn.Module] = {}
+        self._carriers: dict[str, dict[str, Any]] = {}
+        policy.requires_grad_(False)
+        # In the instance's own dictionary, where they shadow the class: a checkpoint of this policy must hold its
+        # adapters, and a copy of the policy gets a copy of the bank.
+        policy.__dict__["adapter_bank"] = self
+        policy.__dict__["save"] = self.save
+
+    @property
+    def names(self) -> list[str]:
+        """In the order in which they came."""
+        return list(self._entries)
+
+    def entry(self, name: str) -> Entry:
+        """What is known of the adapter `name`.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if name not in self._entries:
+            raise ValueError(f"no adapter is called {name!r}; there are {', '.join(self.names) or 'none'}")
+        return self._entries[name]
+
+    def add(
+        self,
+        name: str,
+        config: AdapterConfig | None = None,
+        *,
+        start_from: str | None = None,
+        instructions: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        """A new adapter, inactive: it changes nothing until it is trained, or continues the adapter `start_from`.
+
+        Args:
+            config: None takes that of `start_from`, or the defaults.
+            instructions: the tasks it is for; routing goes by them.
+            seed: of its initial weights; the process's own random numbers are left alone.
+
+        Raises:
+            ValueError: the name is taken or no name, the targets match no module or too many, `start_from` is unknown
+                or of another config. Nothing is changed then.
+        """
+        self._check_new_name(name)
+        if start_from is not None:
+            parent = self.entry(start_from).config
+            if config not in (None, parent):
+                raise ValueError(
+                    f"adapter {name!r} starts from {start_from!r}, whose config is {parent}; got {config}. "
+                    "Leave the config out, or start from the base"
+                )
+            config = parent
+        config = config or AdapterConfig()
+        with self.detached():
+            modules = tuple(match_modules(self.policy, config))
+        entry = Entry(config=config, modules=modules)
+        self._attach(name, entry, seed)
+        self.add_instructions(name, instructions)
+        if start_from is not None:
+            self._copy_into(name, self.parameters(start_from))
+
+    def add_instructions(self, name: str, instructions: Sequence[str]) -> None:
+        """The adapter `name` is for these tasks too."""
+        entry = self.entry(name)
+        known = tuple(dict.fromkeys([*entry.instructions, *instructions]))
+        vector = torch.from_numpy(prototype(known)) if known else None
+        self._entries[name] = dataclasses.replace(entry, instructions=known, prototype=vector)
+
+    def activate(self, name: str | None, *, training: bool) -> None:
+        """Let the adapter `name` compute, or the base (None), and let exactly its parameters be trained, or none.
+
+        Raises:
+            ValueError: there is no such adapter, it is frozen, or the base is to be trained.
+        """
+        if name is None and training:
+            raise ValueError(
+                "the base of a bank is frozen; add an adapter to train, or train the policy without a bank"
+            )
+        if name is not None and self.entry(name).frozen and training:
+            raise ValueError(f"adapter {name!r} is frozen; add another one with start_from={name!r} to train on")
+        self.active, self.training = name, training
+        self.policy.requires_grad_(False)
+        self._compute_with(name)
+        expected = self._full_names(name) if name is not None and training else []
+        got = self.trainable_names()
+        assert got == expected, f"trainable are {got}; expected {expected}"
+
+    @contextlib.contextmanager
+    def selected(self, name: str | None) -> Iterator[None]:
+        """Let another adapter, or the base (None), compute inside the block; what may be trained stays as it is."""
+        if name is not None:
+            self.entry(name)
+        self._compute_with(name)
+        try:
+            yield
+        finally:
+            self._compute_with(self.active)
+
+    def freeze(self, name: str) -> None:
+        """The adapter `name` may never be trained again; if it is being trained, it goes on for inference."""
+        self._entries[name] = dataclasses.replace(self.entry(name), frozen=True)
+        if self.active == name:
+            self.activate(name, training=False)
+
+    def remove(self, name: str) -> None:
+        """Forget the adapter `name`; if it was active, the base is. Without the last one the modules are as they were."""
+        entry = self.entry(name)
+        if self.active == name:
+            self.activate(None, training=False)
+        for module in entry.modules:
+            carriers = self._carriers[module]
+            carrier = carriers[entry.config.kind]
+            carrier.delete_adapter(name)
+            if not any(len(getattr(carrier, part)) for part in carrier.adapter_layer_names):
+                del carriers[entry.config.kind]
+            self._place(module)
+            if not carriers:
+                del self._carriers[module], self._base[module]
+        del self._entries[name]
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by module and part, such as `head.linear.lora_A.weight`."""
+        entry = self.entry(name)
+        return {
+            f"{module}.{key}": parameter
+            for module in entry.modules
+            for key, parameter in parameters_of(self._carriers[module][entry.config.kind], name).items()
+        }
+
+    def trainable_names(self) -> list[str]:
+        """Names of the policy's parameters that a learner would train, sorted."""
+        return sorted(name for name, parameter in self.policy.named_parameters() if parameter.requires_grad)
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Assert that `optimizer` holds the active adapter's parameters and no others: weight decay moves all it holds."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        assert self.active is not None, "no adapter is active, so there is nothing to train"
+        assert self.training, f"adapter {self.active!r} is active for inference; activate it with training=True"
+        expected = {id(parameter) for parameter in self.parameters(self.active).values()}
+        names = [name for name, parameter in self.policy.named_parameters() if id(parameter) in held - expected]
+        assert held == expected, (
+            f"the optimizer lacks {len(expected - held)} parameters of adapter {self.active!r} and holds "
+            f"{len(held - expected)} others: {names[:3]}"
+        )
+
+    def bytes(self, name: str) -> int:
+        """Of the adapter's parameters."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters(name).values())
+
+    def base_layer(self, module: str) -> nn.Module:
+        """The layer that adapters of `module` change."""
+        return self._base[module]
+
+    def carrier(self, name: str, module: str) -> Any:
+        """The peft layer that carries the adapter `name` at `module`."""
+        return self._carriers[module][self.entry(name).config.kind]
+
+    @contextlib.contextmanager
+    def detached(self) -> Iterator[None]:
+        """Inside the block the policy is the plain base, its modules and parameters under their own names."""
+        for module, base in self._base.items():
+            self.policy.set_submodule(module, base)
+        try:
+            yield
+        finally:
+            for module in self._base:
+                self._place(module)
+
+    def base_sha256(self) -> str:
+        """Fingerprint of the base weights as they are now."""
+        with self.detached():
+            return tensors_sha256(self.policy.state_dict())
+
+    def save_base(self, folder: Path) -> None:
+        """Write the policy without adapters, byte for byte what it was before it got a bank."""
+        with self.detached():
+            type(self.policy).save(self.policy, folder)
+
+    def save(self, folder: Path) -> None:
+        """Write the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
+        self.save_base(folder)
+        base = self.base_sha256()
+        with whole_folder(folder / BANK.parent) as temporary:
+            for name in self.names:
+                (temporary / name).mkdir()
+                write_adapter(temporary / name, self._card(name, self.entry(name), base), self._tensors(name))
+            state = {"names": self.names, "active": self.active, "training": self.training}
+            (temporary / BANK.name).write_text(json.dumps(state, indent=1) + "\n")
+
+    def export(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
+        success: tuple[int, int] | None = None,
+    ) -> None:
+        """Write the adapter `name` into the new folder `folder`.
+
+        Args:
+            sampling: how actions were drawn when success was measured.
+            seed: of the training run.
+            success: (episodes solved, n). What is given is remembered by the bank; what isn't, is as it was.
+
+        Raises:
+            ValueError: unknown adapter, impossible success, or `folder` exists.
+        """
+        if folder.exists():
+            raise ValueError(f"{folder} exists already; export into a new folder, or delete it")
+        entry = self.entry(name)
+        if sampling is not None:
+            entry = dataclasses.replace(entry, sampling=dataclasses.asdict(sampling))
+        if seed is not None:
+            entry = dataclasses.replace(entry, seed=seed)
+        if success is not None:
+            entry = dataclasses.replace(entry, solved=success[0], n=success[1])
+        card = self._card(name, entry, self.base_sha256())
+        with whole_folder(folder) as temporary:
+            write_adapter(temporary, card, self._tensors(name))
+        self._entries[name] = entry
+
+    def load(self, folder: Path, name: str | None = None) -> str:
+        """Add the adapter that `export` wrote, inactive; returns its name, which `name` replaces.
+
+        Raises:
+            ValueError: the folder is damaged, the name is taken, or the adapter belongs to another base, other
+                statistics or other modules. Nothing is changed then.
+        """
+        return self._load(folder, name, self.base_sha256())
+
+    def _load(self, folder: Path, name: str | None, base: str) -> str:
+        card, tensors = read_adapter(folder)
+        name = name or card.name
+        self._check_new_name(name)
+        for what, got, expected in (
+            ("base weights", card.base_sha256, base),
+            ("normalisation statistics", card.statistics_sha256, statistics_sha256(self.policy.statistics)),
+        ):
+            if got != expected:
+                raise ValueError(
+                    f"the adapter in {folder} was trained on other {what}: sha256 {got[:12]}, this policy has "
+                    f"{expected[:12]}. Load it onto the policy it was trained on"
+                )
+        with self.detached():
+            modules = tuple(match_modules(self.policy, card.config))
+            if modules != card.modules:
+                raise ValueError(
+                    f"the adapter in {folder} is for {len(card.modules)} modules, its targets match {len(modules)} of "
+                    f"this policy: {sorted(set(modules) ^ set(card.modules))[:3]} differ"
+                )
+            expected_shapes = {
+                f"{module}.{key}": shape
+                for module in modules
+                for key, shape in parameter_shapes(self.policy.get_submodule(module), card.config).items()
+            }
+        vector = tensors.pop(PROTOTYPE, None)
+        check_tensors(folder, tensors, vector, expected_shapes)
+        known = {field.name for field in dataclasses.fields(Entry)} - {"prototype"}
+        values = {field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name in known}
+        self._attach(name, Entry(**values, prototype=vector), seed=0)
+        self._copy_into(name, tensors)
+        return name
+
+    def _check_new_name(self, name: str) -> None:
+        # peft keeps adapters in ModuleDicts, which can't hold the names of their own methods.
+        if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f"{name!r} can't be an adapter's name; expected letters, digits, _ and -, and no word that torch uses"
+            )
+        if name in self._entries:
+            raise ValueError(f"an adapter called {name!r} is there already; choose another name, or remove it first")
+
+    def _attach(self, name: str, entry: Entry, seed: int) -> None:
+        with self.detached(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in entry.modules:
+                base = self._base.setdefault(module, self.policy.get_submodule(module))
+                carriers = self._carriers.setdefault(module, {})
+                kind = entry.config.kind
+                carriers[kind] = add_to_layer(base, carriers.get(kind), name, entry.config)
+        self._entries[name] = entry
+        self._compute_with(self.active)
+
+    def _compute_with(self, name: str | None) -> None:
+        for carriers in self._carriers.values():
+            for carrier in carriers.values():
+                carrier.set_adapter([] if name is None else [name], inference_mode=True)
+        if self.active is not None and self.training:
+            for parameter in self.parameters(self.active).values():
+                parameter.requires_grad_(True)
+
+    def _place(self, module: str) -> None:
+        """Put the base layer of `module`, inside the carriers around it, into the policy."""
+        layer = self._base[module]
+        for kind in KINDS:
+            carrier = self._carriers[module].get(kind)
+            if carrier is not None:
+                carrier.base_layer = layer
+                layer = carrier
+        self.policy.set_submodule(module, layer)
+
+    def _full_names(self, name: str) -> list[str]:
+        """Names of the adapter's parameters as the policy lists them, written down from the layout of the layers."""
+        entry = self.entry(name)
+        kind = entry.config.kind
+        names = []
+        for module in entry.modules:
+            outer = [other for other in self._carriers[module] if KINDS.index(other) > KINDS.index(kind)]
+            prefix = module + ".base_layer" * len(outer)
+            for key in parameter_shapes(self._base[module], entry.config):
+                part, _, leaf = key.partition(".")
+                names.append(f"{prefix}.{part}.{name}.{leaf}")
+        return sorted(names)
+
+    @torch.no_grad()
+    def _copy_into(self, name: str, tensors: dict[str, Any]) -> None:
+        for key, parameter in self.parameters(name).items():
+            parameter.copy_(tensors[key])
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        vector = self.entry(name).prototype
+        return {**self.parameters(name), **({} if vector is None else {PROTOTYPE: vector})}
+
+    def _card(self, name: str, entry: Entry, base: str) -> AdapterCard:
+        values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+        del values["prototype"]
+        statistics = statistics_sha256(self.policy.statistics)
+        return AdapterCard(name=name, base_sha256=base, statistics_sha256=statistics, **values)
+
+
+def bank_of(policy: Policy) -> AdapterBank:
+    """The bank that holds the policy's adapters.
+
+    Raises:
+        ValueError: it has none.
+    """
+    bank = policy.__dict__.get("adapter_bank")
+    if bank is None:
+        raise ValueError("this policy has no adapter bank; make one: AdapterBank(policy)")
+    assert isinstance(bank, AdapterBank)
+    return bank
+
+
+def load_bank(folder: Path) -> AdapterBank:
+    """The policy in `folder` with its adapters; a policy saved without any gets an empty bank.
+
+    Raises:
+        ValueError: as `load_policy` and `AdapterBank.load`.
+    """
+    policy = load_policy(folder)
+    return policy.__dict__.get("adapter_bank") or AdapterBank(policy)
+
+
+def restore_bank(policy: Policy, folder: Path) -> None:
+    """Give `policy`, just loaded from `folder`, the adapters saved beside it, the same one active.
+
+    Raises:
+        ValueError: an adapter is damaged or missing, or there is one too many.
+    """
+    file = folder / BANK
+    try:
+        state = json.loads(file.read_text())
+        names, active, training = state["names"], state["active"], state["training"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); use another checkpoint") from error
+    found = sorted(path.name for path in file.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if sorted(names) != found:
+        raise ValueError(f"{file} lists the adapters {sorted(names)}; beside it are {found}")
+    bank = AdapterBank(policy)
+    base = bank.base_sha256()
+    for name in names:
+        bank._load(file.parent / name, name, base)
+    bank.activate(active, training=training)

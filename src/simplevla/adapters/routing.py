@@ -1,0 +1,200 @@
+"""Which adapter a task gets, and a policy whose every row uses its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.embedding import embed
+from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
+
+
+class Router(Protocol):
+    """From an instruction to the name of an adapter; None is the base, chosen on purpose.
+
+    Raises:
+        ValueError: nothing is known for this instruction.
+    """
+
+    def __call__(self, instruction: str) -> str | None: ...
+
+
+class TaskRouter:
+    """By the exact instruction: the task is known.
+
+    Args:
+        routes: instruction -> adapter, or None for the base.
+    """
+
+    def __init__(self, routes: Mapping[str, str | None]) -> None:
+        self.routes = dict(routes)
+
+    @classmethod
+    def of(cls, bank: AdapterBank, base_for: Sequence[str] = ()) -> "TaskRouter":
+        """Every adapter for the instructions it was added for, the base for those in `base_for`.
+
+        Raises:
+            ValueError: an instruction belongs to two.
+        """
+        routes: dict[str, str | None] = dict.fromkeys(base_for)
+        for name in bank.names:
+            for instruction in bank.entry(name).instructions:
+                if instruction in routes:
+                    other = routes[instruction] or "the base"
+                    raise ValueError(
+                        f"the task {instruction!r} belongs to adapter {name!r} and to {other}; remove one, or give "
+                        "TaskRouter its routes"
+                    )
+                routes[instruction] = name
+        return cls(routes)
+
+    def __call__(self, instruction: str) -> str | None:
+        if instruction not in self.routes:
+            known = ", ".join(map(repr, list(self.routes)[:5])) or "none"
+            raise ValueError(
+                f"no adapter for the task {instruction!r}; known tasks: {known}"
+                f"{' and more' if len(self.routes) > 5 else ''}. Add one, route it to the base, or use NearestRouter"
+            )
+        return self.routes[instruction]
+
+
+class NearestRouter:
+    """By the nearest prototype: the task may be worded in another way, or be a new one.
+
+    Args:
+        names: the adapters to choose from; all that have instructions if None.
+        least: cosine that the nearest one must exceed.
+
+    Raises:
+        ValueError: an adapter has no instructions, or there is none to choose from.
+    """
+
+    def __init__(self, bank: AdapterBank, names: Sequence[str] | None = None, least: float = 0.0) -> None:
+        if names is None:
+            names = [name for name in bank.names if bank.entry(name).prototype is not None]
+        vectors = {name: bank.entry(name).prototype for name in names}
+        without = [name for name, vector in vectors.items() if vector is None]
+        if without or not vectors:
+            raise ValueError(
+                f"adapters without instructions can't be routed to: {', '.join(without) or 'there are no others'}; "
+                "give them some with add_instructions"
+            )
+        self.names = list(vectors)
+        self.least = least
+        self._prototypes = np.stack([vector.numpy() for vector in vectors.values() if vector is not None])
+
+    def __call__(self, instruction: str) -> str | None:
+        cosines = self._prototypes @ embed(instruction)
+        best = int(cosines.argmax())
+        if not cosines[best] > self.least:
+            raise ValueError(
+                f"no adapter for the task {instruction!r}: the nearest, {self.names[best]!r}, has cosine "
+                f"{cosines[best]:.2f}; expected more than {self.least}"
+            )
+        return self.names[best]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingAccuracy:
+    """How often a router chose the right adapter."""
+
+    correct: int
+    n: int
+    mistakes: tuple[tuple[str, str | None, str | None], ...]
+    """(instruction, expected, chosen); None where the router refused, or for the base."""
+
+
+def routing_accuracy(router: Router, pairs: Sequence[tuple[str, str | None]]) -> RoutingAccuracy:
+    """Try `router` on pairs (instruction, right adapter), paraphrases among them; a refusal counts as a mistake."""
+    mistakes = []
+    for instruction, expected in pairs:
+        try:
+            chosen, refused = router(instruction), False
+        except ValueError:
+            chosen, refused = None, True
+        if refused or chosen != expected:
+            mistakes.append((instruction, expected, chosen))
+    return RoutingAccuracy(correct=len(pairs) - len(mistakes), n=len(pairs), mistakes=tuple(mistakes))
+
+
+class RoutedPolicy(Policy):
+    """The bank's policy, each row of a batch with the adapter that `router` chooses for its instruction.
+
+    The rows of one adapter run as one batch. So a mixed batch gives bit for bit what the same rows give adapter by
+    adapter, which adding the adapters' contributions inside one large batch doesn't: the last bits of a matrix product
+    depend on its size. Which adapter is active otherwise, and what may be trained, stays as it is.
+    """
+
+    def __init__(self, bank: AdapterBank, router: Router) -> None:
+        super().__init__()
+        policy = bank.policy
+        self.policy = policy
+        self.bank = bank
+        self.router = router
+        self.cameras, self.state_dim, self.statistics = policy.cameras, policy.state_dim, policy.statistics
+        self.chunk_length, self.action_dim, self.units = policy.chunk_length, policy.action_dim, policy.units
+
+    @property
+    def unit_action_index(self) -> np.ndarray:
+        return self.policy.unit_action_index
+
+    def act(
+        self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
+    ) -> ActionSample:
+        groups = self._groups(batch)
+        samples = []
+        for name, rows in groups.items():
+            with self.bank.selected(name):
+                samples.append(self.policy.act(_take(batch, rows), sampling, [generators[row] for row in rows]))
+        order = _places(groups)
+        return ActionSample(
+            actions=np.concatenate([sample.actions for sample in samples])[order.numpy()],
+            logprobs=_in_order([sample.logprobs for sample in samples], order),
+            trace=_in_order([sample.trace for sample in samples], order),
+        )
+
+    def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        groups = self._groups(batch)
+        scores = []
+        for name, rows in groups.items():
+            with self.bank.selected(name):
+                scores.append(self.policy.score(_take(batch, rows), trace[rows], sampling))
+        order = _places(groups)
+        return _in_order([x for x, _ in scores], order), _in_order([x for _, x in scores], order)
+
+    def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
+        raise ValueError("a routed policy only acts and scores; activate an adapter and train the bank's policy")
+
+    def save(self, folder: Path) -> None:
+        self.bank.save(folder)
+
+    def _groups(self, batch: ObservationBatch) -> dict[str | None, list[int]]:
+        """Adapter -> rows, in the order of its first row."""
+        chosen = {instruction: self.router(instruction) for instruction in dict.fromkeys(batch.instructions)}
+        groups: dict[str | None, list[int]] = {}
+        for row, instruction in enumerate(batch.instructions):
+            groups.setdefault(chosen[instruction], []).append(row)
+        return groups
+
+
+def _take(batch: ObservationBatch, rows: list[int]) -> ObservationBatch:
+    return ObservationBatch(
+        images={camera: image[rows] for camera, image in batch.images.items()},
+        state=batch.state[rows],
+        instructions=[batch.instructions[row] for row in rows],
+    )
+
+
+def _places(groups: Mapping[str | None, list[int]]) -> Tensor:
+    """Where each row of the batch stands among the groups' rows one after another."""
+    return torch.tensor([row for rows in groups.values() for row in rows]).argsort()
+
+
+def _in_order(parts: list[Tensor], order: Tensor) -> Tensor:
+    joined = torch.cat(parts)
+    return joined[order.to(joined.device)]

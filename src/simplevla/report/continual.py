@@ -1,0 +1,164 @@
+"""A continual experiment as tables and a heat map, from the content of its `continual.json`."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
+from simplevla.evaluation.provenance import read_json, write_atomically
+from simplevla.evaluation.result import Rate
+from simplevla.report.plots import STYLE
+
+METRICS = ("AVG", "NBT", "FWT", "ZS", "AUC")
+
+
+def write_continual_report(run: Path) -> Path:
+    """Write RUN/continual.html, one self-contained page, from RUN/continual.json, and return its path.
+
+    Raises:
+        ValueError: the run isn't finished, or its result is damaged.
+    """
+    result = read_json(run / "continual.json")
+    matrix = SuccessMatrix.from_dict(result)
+    columns = _columns(matrix)
+    rows = [
+        {
+            "stage": stage,
+            "cells": [
+                {"rate": _rate(matrix, i, task), "trained": i > 0 and task == matrix.order[i - 1]} for task in columns
+            ],
+        }
+        for i, stage in enumerate(_stages(matrix))
+    ]
+    values = {**result, **(result["libero"] or {})}
+    metrics = [{"name": name, "points": _points(values.get(name)), "formula": FORMULAS[name]} for name in FORMULAS]
+    template = jinja2.Environment(
+        loader=jinja2.PackageLoader("simplevla.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("continual.html.jinja")
+    picture = base64.b64encode(heat_map(result).encode()).decode()
+    text = template.render(
+        name=run.name,
+        result=result,
+        tasks=columns,
+        rows=rows,
+        metrics=metrics,
+        heat_map=f"data:image/svg+xml;base64,{picture}",
+    )
+    page = run / "continual.html"
+    write_atomically(page, text.encode())
+    return page
+
+
+def matrix_table(result: Mapping[str, Any]) -> str:
+    """The success matrix in markdown: a row per stage, a column per task, the 95 % Wilson interval and n in each cell.
+
+    Trained tasks come first, in the order of training; the task that a row has just trained is bold.
+
+    Raises:
+        ValueError: `result` isn't what continual.json holds.
+    """
+    matrix = SuccessMatrix.from_dict(result)
+    columns = _columns(matrix)
+    heads = [task if task in matrix.order else f"{task} (not trained)" for task in columns]
+    lines = [f"| success, % | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    for i, stage in enumerate(_stages(matrix)):
+        cells = []
+        for task in columns:
+            rate = _rate(matrix, i, task)
+            text = f"{100 * rate.rate:.0f}"
+            text = f"**{text}**" if i > 0 and task == matrix.order[i - 1] else text
+            cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] n={rate.n}")
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def metrics_table(result: Mapping[str, Any]) -> str:
+    """AVG, NBT, FWT, ZS and AUC in markdown, each with its formula; a dash where one isn't defined."""
+    lines = ["| metric | value, points | formula |", "|---|---|---|"]
+    lines += [f"| {name} | {_points(result.get(name))} | {FORMULAS[name]} |" for name in METRICS]
+    return "\n".join(lines) + "\n"
+
+
+def structures_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Several runs side by side in markdown: per structure the mean of each metric over its runs, lowest to highest.
+
+    Runs are seeds and orders; how many there are of each stands beside.
+    """
+    structures = list(dict.fromkeys(result["structure"] for result in results))
+    lines = [
+        f"| structure | runs | {' | '.join(f'{name}, points' for name in METRICS)} |",
+        "|---" * (len(METRICS) + 2) + "|",
+    ]
+    for structure in structures:
+        runs = [result for result in results if result["structure"] == structure]
+        cells = []
+        for name in METRICS:
+            values = [run[name] for run in runs if run.get(name) is not None]
+            spread = f" ({_points(min(values))} to {_points(max(values))})" if len(values) > 1 else ""
+            cells.append(_points(sum(values) / len(values) if values else None) + spread)
+        lines.append(f"| {structure} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def heat_map(result: Mapping[str, Any]) -> str:
+    """The success matrix as SVG text: colour and number in %, n below it; a frame marks the task just trained."""
+    matrix = SuccessMatrix.from_dict(result)
+    columns = _columns(matrix)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 1.05 * len(columns), 1.5 + 0.52 * len(matrix.n)), layout="constrained")
+        axes = figure.subplots()
+        draw_matrix(axes, matrix)
+        axes.set_title(f"{result['structure']}, seed {result['seed']}: success, %", fontsize=10)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:
+    """Draw the heat map into `axes`; for figures that hold several."""
+    columns = _columns(matrix)
+    rates = [[100 * matrix.rate(i, task) for task in columns] for i in range(len(matrix.n))]
+    axes.imshow(rates, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(rates):
+        for j, rate in enumerate(row):
+            n = _rate(matrix, i, columns[j]).n
+            axes.text(
+                j,
+                i,
+                f"{rate:.0f}\nn={n}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if rate < 55 else "black",
+            )
+    for k, task in enumerate(matrix.order, start=1):
+        place = (columns.index(task) - 0.5, k - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d9622b", linewidth=2))
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(matrix.n)), _stages(matrix))
+    axes.grid(visible=False)
+
+
+def _columns(matrix: SuccessMatrix) -> list[str]:
+    return [*matrix.order, *(task for task in matrix.tasks if task not in matrix.order)]
+
+
+def _stages(matrix: SuccessMatrix) -> list[str]:
+    return ["base", *(f"after {k}: {task}" for k, task in enumerate(matrix.order, start=1))]
+
+
+def _rate(matrix: SuccessMatrix, i: int, task: str) -> Rate:
+    j = matrix.tasks.index(task)
+    return Rate(solved=matrix.solved[i][j], n=matrix.n[i][j])
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,235 @@
+"""Continual training: tasks one after another, each by RL, with every task evaluated after each (SPEC 5).
+
+A run folder holds `row_0.json` (the base policy on every task) and per task `1_NAME/`, `2_NAME/` ... with
+
+    demos/, warmup/  demonstrations of the task and imitation of them, where the config asks for it
+    start/           the policy that RL starts from, its adapter ready
+    rl/              an ordinary RL run
+    row.json         every task's held-out success afterwards
+    stage.json       how RL ended, episodes, bytes of the adapter
+
+and `continual.json`, the result. What exists is not done again, so a run goes on wherever it was stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from simplevla.adapters.bank import AdapterBank, bank_of
+from simplevla.adapters.config import ContinualConfig
+from simplevla.adapters.merging import fold
+from simplevla.adapters.metrics import SuccessMatrix
+from simplevla.adapters.routing import RoutedPolicy, TaskRouter
+from simplevla.config import EvalConfig, SuiteConfig, to_dict
+from simplevla.demonstrations.generate import generate
+from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.provenance import commit, read_json, write_json
+from simplevla.evaluation.result import EvaluationResult, read_result, write_result
+from simplevla.policies.base import ObservationBatch, Policy
+from simplevla.policies.load import load_policy
+from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.suites.base import Suite
+from simplevla.suites.registry import make_suite
+from simplevla.training.checkpoint import atomic_folder
+from simplevla.training.imitation import sft
+from simplevla.training.loop import train
+from simplevla.training.runlog import read_rows
+
+SHARED = "shared"
+FOLD_STATES = 4
+"""Initial states per task on which a folded adapter is compared with the unfolded one."""
+
+console = Console()
+
+
+def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[str, Any]:
+    """Train the tasks one after another in the folder `run`; returns the content of its continual.json.
+
+    Raises:
+        ValueError: `run` exists (or has another config on resume), unknown tasks, a policy that doesn't fit.
+    """
+    suite = make_suite(config.train.suite)
+    for task in config.tasks:
+        suite.task(task)
+    _open(config, run, resume)
+    policy = Path(config.train.policy)
+    with RolloutEngine(config.train.suite, config.train.rollout, load_policy(policy).chunk_length) as engine:
+
+        def row(file: Path, folder: Path) -> EvaluationResult:
+            if not file.exists():
+                settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
+                result = evaluate(engine, _as_deployed(config, load_policy(folder), suite), suite, settings)
+                write_result(file, replace(result, policy=str(folder)))
+            return read_result(file)
+
+        rows = [row(run / "row_0.json", policy)]
+        stages = []
+        for number, task in enumerate(config.tasks, start=1):
+            folder = run / f"{number}_{task}"
+            console.rule(f"task {number} of {len(config.tasks)}: {task} ({config.structure})")
+            rate = rows[0].by_task[task].rate
+            if rate == 0:
+                console.print(
+                    f"[yellow]warning:[/yellow] the base never solves {task}: RL may find no signal", style=""
+                )
+            stages.append(_stage(config, suite, task, number, policy, folder))
+            policy = folder / "rl" / "policy"
+            rows.append(row(folder / "row.json", policy))
+            done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
+            console.print(f"held-out success after {task}: {done}")
+    result = _result(config, run, rows, stages)
+    write_json(run / "continual.json", result)
+    return result
+
+
+def _open(config: ContinualConfig, run: Path, resume: bool) -> None:
+    values = to_dict(config)
+    if not resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ValueError(f"{run} exists already; give another --run, or go on with it: --resume {run}")
+        write_json(run / "config.json", values)
+    else:
+        before = read_json(run / "config.json")
+        # As JSON has it: a tuple comes back as a list.
+        differing = [key for key in values if not _same(values[key], before.get(key))]
+        if differing:
+            raise ValueError(
+                f"{run} was started with another config: {', '.join(differing)} differ. Resume without these flags, or "
+                "use another --run."
+            )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+
+
+def _stage(
+    config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, folder: Path
+) -> dict[str, Any]:
+    """Train `task` in `folder`, from the policy that the task before left."""
+    if (folder / "stage.json").exists():
+        return read_json(folder / "stage.json")
+    only = replace(config.train.suite, tasks=(task,))
+    start = folder / "start"
+    if not start.exists():
+        policy = load_policy(previous)
+        if config.structure != "full":
+            _prepare(config, policy, suite, task, number)
+        with atomic_folder(start) as temporary:
+            policy.save(temporary)
+    if config.warmup_demos:
+        start = _warm_up(config, only, folder, start)
+    rl = folder / "rl"
+    settings = replace(config.train, suite=only, policy=str(start))
+    outcome = train(settings, rl, resume=(rl / "config.json").exists())
+    curve = [row["eval_success"] for row in read_rows(rl) if "eval_success" in row]
+    last: dict[str, Any] = next((row for row in reversed(read_rows(rl)) if "episodes_total" in row), {})
+    trained = load_policy(rl / "policy")
+    stage = {
+        "task": task,
+        "outcome": outcome.reason,
+        "message": outcome.message,
+        "updates": outcome.update,
+        "episodes": int(last.get("episodes_total", 0)),
+        "minutes": last.get("elapsed_s", 0.0) / 60,
+        "curve": curve,
+        "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        "adapter_bytes": bank_of(trained).bytes(_adapter_name(config, task)) if config.structure != "full" else None,
+    }
+    if outcome.reason == "no_signal":
+        console.print(f"[yellow]warning:[/yellow] {task}: {outcome.message}")
+    write_json(folder / "stage.json", stage)
+    return stage
+
+
+def _adapter_name(config: ContinualConfig, task: str) -> str:
+    return SHARED if config.structure == "shared" else task
+
+
+def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, number: int) -> None:
+    """Let exactly the adapter that learns `task` be trained."""
+    bank = AdapterBank(policy) if number == 1 and "adapter_bank" not in policy.__dict__ else bank_of(policy)
+    name = _adapter_name(config, task)
+    instruction = suite.task(task).instruction
+    if config.structure == "merge_then_new" and number > 1:
+        fold(bank, config.tasks[number - 2], first_observations(policy, suite))
+    if name in bank.names:
+        bank.add_instructions(name, [instruction])
+    else:
+        previous = config.tasks[number - 2] if number > 1 and config.start_from == "previous" else None
+        adapter = None if previous else config.adapter
+        bank.add(name, adapter, start_from=previous, instructions=[instruction], seed=config.train.seed)
+    bank.activate(name, training=True)
+
+
+def _warm_up(config: ContinualConfig, only: SuiteConfig, folder: Path, start: Path) -> Path:
+    demos, run = folder / "demos", folder / "warmup"
+    if not (run / "policy").exists():
+        if not demos.exists():
+            generate(replace(config.demos, suite=only, episodes=config.warmup_demos), demos)
+        settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only, seed=config.train.seed)
+        sft(settings, run, resume=(run / "config.json").exists())
+    return run / "policy"
+
+
+def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:
+    """As it would be used: with `per_task` each row has its own task's adapter, or the base where there is none yet;
+    otherwise what was trained last serves all tasks."""
+    if config.structure != "per_task" or "adapter_bank" not in policy.__dict__:
+        return policy
+    bank = bank_of(policy)
+    routes: dict[str, str | None] = {task.instruction: None for task in suite.tasks}
+    routes |= {text: name for name in bank.names for text in bank.entry(name).instructions}
+    return RoutedPolicy(bank, TaskRouter(routes))
+
+
+def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
+    """What the policy sees first, in a few train states of every task."""
+    environment = suite.make_environment()
+    seen, instructions = [], []
+    try:
+        for task in suite.tasks:
+            for state in suite.initial_states(task, "train")[:FOLD_STATES]:
+                seen.append(environment.reset(task, state))
+                instructions.append(task.instruction)
+    finally:
+        environment.close()
+    return ObservationBatch(
+        images={
+            camera: torch.from_numpy(np.stack([observation.images[camera] for observation in seen]))
+            for camera in policy.cameras
+        },
+        state=torch.from_numpy(np.stack([observation.state for observation in seen])),
+        instructions=instructions,
+    )
+
+
+def _result(
+    config: ContinualConfig, run: Path, rows: list[EvaluationResult], stages: list[dict[str, Any]]
+) -> dict[str, Any]:
+    tasks = tuple(rows[0].by_task)
+
+    def cells(value: Callable[[Any], int]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(value(row.by_task[task]) for task in tasks) for row in rows)
+
+    matrix = SuccessMatrix(
+        tasks=tasks, order=config.tasks, solved=cells(lambda rate: rate.solved), n=cells(lambda rate: rate.n)
+    )
+    curves = {stage["task"]: stage["curve"] for stage in stages}
+    complete = all(curves.values())
+    return {
+        **matrix.to_dict(config.structure, config.train.seed, curves if complete else None),
+        "libero": matrix.libero(curves) if complete else None,
+        "start_from": config.start_from,
+        "episodes": sum(stage["episodes"] for stage in stages),
+        "stages": stages,
+        "protocol": rows[0].protocol,
+        "commit": commit(),
+    }

@@ -1,0 +1,204 @@
+"""Tasks one after another, for real but small: worker processes, a nano policy, RL on a fake suite."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from simplevla.adapters.bank import load_bank
+from simplevla.adapters.config import AdapterConfig, ContinualConfig
+from simplevla.config import (
+    DemosConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    SuiteConfig,
+    TrainConfig,
+)
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.report.continual import write_continual_report
+from simplevla.training import continual as room
+from simplevla.training.continual import continual
+
+TASKS = ("reach", "near", "far")
+ORDER = ("reach", "far")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random policy: on this suite chance is enough for both outcomes."""
+
+    def spread(dimensions: int) -> dict[str, list[float]]:
+        values = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
+        return {name: [value] * dimensions for name, value in values.items()}
+
+    policy = TinyVLA.create(
+        "nano",
+        cameras=("front", "wrist"),
+        state_dim=3,
+        action_dim=2,
+        chunk_length=4,
+        instructions=[f"do {task}" for task in TASKS],
+        statistics=Statistics(state=spread(3), action=spread(2)),
+    )
+    folder = tmp_path_factory.mktemp("base") / "policy"
+    policy.save(folder)
+    return folder
+
+
+def config(base: Path, **changes: Any) -> ContinualConfig:
+    train = TrainConfig(
+        suite=SuiteConfig(name="fake_suite:make", tasks=TASKS),
+        policy=str(base),
+        updates=2,
+        minibatches=1,
+        sampling=SamplingConfig(groups=2, group_size=4, temperature=1.0),
+        optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.1),
+        rollout=RolloutConfig(workers=1, slots_per_worker=4),
+        eval_every=1,
+        eval_episodes_per_task=2,
+    )
+    values = {"train": train, "tasks": ORDER, "adapter": AdapterConfig(rank=2, alpha=2.0), **changes}
+    return ContinualConfig(**values)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder).items()}
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    stages = [
+        {key: value for key, value in stage.items() if key not in ("minutes", "message")} for stage in result["stages"]
+    ]
+    return {**result, "stages": stages}
+
+
+def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = continual(config(base), run)
+    assert json.loads((run / "continual.json").read_text()) == json.loads(json.dumps(result))
+    assert [len(row) for row in result["matrix"]] == [3, 3, 3]
+    assert (result["tasks"], result["order"], result["structure"]) == (list(TASKS), list(ORDER), "per_task")
+    # A task without an adapter is the base's business, and one whose adapter was trained before stays as it was.
+    column = {task: [row[TASKS.index(task)] for row in result["matrix"]] for task in TASKS}
+    assert len(set(column["near"])) == 1
+    assert column["far"][0] == column["far"][1]
+    assert column["reach"][1] == column["reach"][2]
+    assert (result["NBT"], result["FWT"]) == (0.0, 0.0)
+    first, second = (run / f"{number}_{task}" / "rl" / "policy" for number, task in enumerate(ORDER, start=1))
+    expected = weights(base / "model.safetensors")
+    assert weights(first / "model.safetensors") == weights(second / "model.safetensors") == expected
+    adapter = "adapters/reach/adapter.safetensors"
+    assert weights(first / adapter) == weights(second / adapter)
+    assert weights(first / adapter) != weights(run / "1_reach" / "start" / adapter)
+    bank = load_bank(second)
+    assert bank.names == list(ORDER)
+    assert [bank.entry(name).instructions for name in ORDER] == [("do reach",), ("do far",)]
+    assert [stage["adapter_bytes"] for stage in result["stages"]] == [bank.bytes(name) for name in ORDER]
+    page = write_continual_report(run).read_text()
+    assert "after 2: far" in page
+    assert "mean over k &lt; T" in page
+
+
+def test_shared_merged_and_full(base: Path, tmp_path: Path) -> None:
+    expected = weights(base / "model.safetensors")
+    policies = {}
+    for structure in ("shared", "merge_then_new", "full"):
+        continual(config(base, structure=structure), tmp_path / structure)
+        policies[structure] = tmp_path / structure / "2_far" / "rl" / "policy"
+    shared = load_bank(policies["shared"])
+    assert shared.names == ["shared"]
+    assert shared.entry("shared").instructions == ("do reach", "do far")
+    assert weights(policies["shared"] / "model.safetensors") == expected
+    # The second task starts from the first one's adapter, which is now part of the base.
+    assert load_bank(policies["merge_then_new"]).names == ["far"]
+    merged, start = (
+        weights(tmp_path / "merge_then_new" / "2_far" / part / "model.safetensors") for part in ("rl/policy", "start")
+    )
+    assert merged == start
+    changed = {name for name in expected if merged[name] != expected[name]}
+    assert changed
+    assert all(name.endswith("weight") for name in changed)
+    assert not (policies["full"] / "adapters").exists()
+    full = weights(policies["full"] / "model.safetensors")
+    assert all(full[name] != expected[name] for name in expected)
+
+
+@pytest.mark.parametrize("moment", ["before the second RL run", "in the second RL run", "before the last row"])
+def test_a_run_goes_on_wherever_it_was_stopped(
+    moment: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(base, start_from="previous")
+    whole = continual(settings, tmp_path / "whole")
+    real_train, real_evaluate = room.train, room.evaluate
+    calls = {"train": 0, "evaluate": 0}
+
+    def train(*arguments: Any, **named: Any) -> Any:
+        calls["train"] += 1
+        if calls["train"] == 2 and moment == "before the second RL run":
+            raise KeyboardInterrupt
+        if calls["train"] == 2 and moment == "in the second RL run":
+            real_train(replace(arguments[0], updates=1), *arguments[1:], **named)
+            written = json.loads((arguments[1] / "config.json").read_text())
+            (arguments[1] / "config.json").write_text(json.dumps({**written, "updates": 2}))
+            raise KeyboardInterrupt
+        return real_train(*arguments, **named)
+
+    def evaluate(*arguments: Any, **named: Any) -> Any:
+        calls["evaluate"] += 1
+        if calls["evaluate"] == 3 and moment == "before the last row":
+            raise KeyboardInterrupt
+        return real_evaluate(*arguments, **named)
+
+    monkeypatch.setattr(room, "train", train)
+    monkeypatch.setattr(room, "evaluate", evaluate)
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        continual(settings, cut)
+    assert not (cut / "continual.json").exists()
+    result = continual(settings, cut, resume=True)
+    assert timeless(result) == timeless(whole)
+    for file in ("model.safetensors", "adapters/far/adapter.safetensors"):
+        assert weights(cut / "2_far/rl/policy" / file) == weights(tmp_path / "whole" / "2_far/rl/policy" / file)
+    before = calls["train"]
+    assert continual(settings, cut, resume=True) == result
+    assert calls["train"] == before
+
+
+def test_a_warm_up_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
+    warm = config(
+        base,
+        tasks=("reach",),
+        warmup_demos=4,
+        demos=DemosConfig(workers=1),
+        warmup=SFTConfig(batches=3, batch_size=4, validate_every=3),
+    )
+    continual(warm, tmp_path / "run")
+    stage = tmp_path / "run" / "1_reach"
+    adapter = "adapters/reach/adapter.safetensors"
+    assert weights(stage / "warmup/policy/model.safetensors") == weights(base / "model.safetensors")
+    assert weights(stage / "warmup/policy" / adapter) != weights(stage / "start" / adapter)
+    assert json.loads((stage / "rl/config.json").read_text())["policy"] == str(stage / "warmup/policy")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        config(base, tasks=("reach", "reach"))
+    with pytest.raises(ValueError, match="structure is 'shred'"):
+        config(base, structure="shred")
+    with pytest.raises(ValueError, match="start_from is for the structure per_task"):
+        config(base, structure="shared", start_from="previous")
+    with pytest.raises(ValueError, match="no task 'raech'"):
+        continual(config(base, tasks=("raech",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists already"):
+        continual(config(base), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another config: train, tasks, structure"):
+        continual(config(base), tmp_path / "run", resume=True)

@@ -1,0 +1,63 @@
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from simplevla.adapters.metrics import SuccessMatrix
+from simplevla.report.continual import draw_matrix, heat_map, matrix_table, metrics_table, structures_table
+
+MATRIX = SuccessMatrix(
+    tasks=("lift", "push", "press"),
+    order=("push", "lift"),
+    solved=((1, 2, 3), (3, 8, 3), (9, 6, 0)),
+    n=((10, 10, 10), (10, 10, 10), (10, 10, 30)),
+)
+RESULT = MATRIX.to_dict("per_task", 3)
+
+
+def test_the_table_has_intervals_n_and_the_order_of_training() -> None:
+    lines = matrix_table(RESULT).splitlines()
+    assert lines[0] == "| success, % | push | lift | press (not trained) |"
+    assert lines[1] == "|---|---|---|---|"
+    # Wilson at 2 of 10: 5.7 to 51.0; at 1 of 10: 1.8 to 40.4; at 3 of 10: 10.8 to 60.3
+    assert lines[2] == "| base | 20 [6, 51] n=10 | 10 [2, 40] n=10 | 30 [11, 60] n=10 |"
+    assert lines[3].startswith("| after 1: push | **80** [49, 94] n=10 | 30 [")
+    assert lines[4].startswith("| after 2: lift | 60 [31, 83] n=10 | **90** [60, 98] n=10 | 0 [0, 11] n=30 |")
+    assert len(lines) == 5
+
+
+def test_metrics_are_in_points_with_their_formula() -> None:
+    lines = metrics_table(RESULT).splitlines()
+    # AVG: mean of 60 and 90; NBT: 80 - 60; FWT: 30 - 10; press ends at 0; no learning curves, so no AUC
+    assert lines[2] == "| AVG | 75.0 | mean over trained tasks j of c[T, j] |"
+    assert lines[3].startswith("| NBT | 20.0 | mean over k < T of (c[k, k] - c[T, k])")
+    assert lines[4].startswith("| FWT | 20.0 |")
+    assert lines[5].startswith("| ZS | 0.0 |")
+    assert lines[6].startswith("| AUC | – | LIBERO's: ")
+
+
+def test_structures_stand_side_by_side_with_the_spread_over_runs() -> None:
+    other = RESULT | {"seed": 4, "AVG": 0.85, "NBT": None}
+    shared = RESULT | {"structure": "shared", "AVG": 0.5}
+    lines = structures_table([RESULT, shared, other]).splitlines()
+    assert lines[0] == "| structure | runs | AVG, points | NBT, points | FWT, points | ZS, points | AUC, points |"
+    assert lines[2].startswith("| per_task | 2 | 80.0 (75.0 to 85.0) | 20.0 | 20.0 (20.0 to 20.0) |")
+    assert lines[3].startswith("| shared | 1 | 50.0 | 20.0 | 20.0 | 0.0 | – |")
+
+
+def test_the_heat_map_shows_every_cell_and_frames_the_trained_ones() -> None:
+    axes = Figure().subplots()
+    draw_matrix(axes, MATRIX)
+    # columns push, lift, press
+    assert axes.images[0].get_array().tolist() == [[20, 10, 30], [80, 30, 30], [60, 90, 0]]
+    texts = {tuple(text.get_position()): text.get_text() for text in axes.texts}
+    assert texts[(2, 2)] == "0\nn=30"
+    assert len(texts) == 9
+    frames = [patch.get_xy() for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert frames == [(-0.5, 0.5), (0.5, 1.5)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "after 1: push", "after 2: lift"]
+
+
+def test_the_heat_map_is_one_svg_that_names_the_run() -> None:
+    svg = heat_map(RESULT)
+    assert svg.count("<svg") == 1
+    assert svg == heat_map(RESULT)
+    assert "per_task, seed 3" in svg
