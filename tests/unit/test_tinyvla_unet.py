@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from simplevla.policies.tinyvla.config import UnetConfig
+from simplevla.policies.tinyvla.pooled import PooledCondition
 from simplevla.policies.tinyvla.unet import Block, ConditionalUnet, FilmBlock, published_name, sine_embedding
 
 SMALL = UnetConfig(channels=(8, 12), kernel=3, groups=4, time_size=8)
@@ -42,6 +43,13 @@ def test_the_published_size_has_the_published_parameters() -> None:
     with torch.device("meta"):
         unet = ConditionalUnet(10, 2048, UnetConfig())
     assert sum(p.numel() for p in unet.parameters()) == expected
+
+
+def test_the_head_has_as_many_parameters_as_the_published_code_prints() -> None:
+    # Of a Llava-Pythia-400M (width 512) with 7 state and 10 action dimensions it prints 7.283150e+07.
+    with torch.device("meta"):
+        parts = (ConditionalUnet(10, 512, UnetConfig()), PooledCondition(512, 7))
+    assert f"{sum(p.numel() for part in parts for p in part.parameters()):e}" == "7.283150e+07"
 
 
 def test_published_names_are_one_to_one_and_complete() -> None:

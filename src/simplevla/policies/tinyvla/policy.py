@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedModel
@@ -312,7 +313,8 @@ class TinyVLA(Policy):
         _write(folder / "tokenizer.json", self.instruction_tokens.tokenizer.to_str().encode())
         _write(folder / "statistics.json", json.dumps(self.statistics.to_dict(), indent=1).encode())
         _write(folder / "config.json", json.dumps(to_dict(self.config), indent=1).encode())
-        _write(folder / "model.safetensors", save(tensors, metadata={"architecture": ARCHITECTURE}))
+        with _whole(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"architecture": ARCHITECTURE})
 
     @classmethod
     def load(cls, folder: Path) -> "TinyVLA":
@@ -373,12 +375,17 @@ def _check_tensors(file: Path, expected: dict[str, Tensor], got: dict[str, Tenso
 
 
 def _write(file: Path, content: bytes) -> None:
-    """All or nothing, and on the disk when this returns."""
+    with _whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` all or not at all, and is on the disk when this returns."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield temporary
+        with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     finally:
