@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
 
 
@@ -51,6 +52,25 @@ class TokenHead(nn.Module):
         """int64 [U]."""
         length, action_dim = self.shape
         return np.repeat(np.arange(length), action_dim)
+
+    @property
+    def unit_discount(self) -> np.ndarray:
+        """float32 [U]: every unit gets the whole advantage."""
+        return np.ones(len(self.unit_action_index), np.float32)
+
+    @property
+    def unit_clip_scale(self) -> np.ndarray:
+        """float32 [U]: and the whole clip range."""
+        return self.unit_discount
+
+    def set_denoising(self, denoising: DenoisingConfig) -> None:
+        """Nothing is denoised here.
+
+        Raises:
+            ValueError: a frozen backbone; the queries pass through it.
+        """
+        if denoising.frozen_backbone:
+            raise ValueError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
 
     def sample(self, logits: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
         """One bin per unit, from logits [B, U, N]; the trace is the bins, int64 [B, U]."""

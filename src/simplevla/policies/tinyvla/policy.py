@@ -153,11 +153,11 @@ class TinyVLA(Policy):
 
     @property
     def unit_discount(self) -> np.ndarray:
-        return self.head.unit_discount if isinstance(self.head, DiffusionHead) else super().unit_discount
+        return self.head.unit_discount
 
     @property
     def unit_clip_scale(self) -> np.ndarray:
-        return self.head.unit_clip_scale if isinstance(self.head, DiffusionHead) else super().unit_clip_scale
+        return self.head.unit_clip_scale
 
     def set_denoising(self, denoising: DenoisingConfig) -> None:
         """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
@@ -165,14 +165,11 @@ class TinyVLA(Policy):
         Raises:
             ValueError: a frozen backbone for a token head, or more steps to train than there are.
         """
-        if isinstance(self.head, DiffusionHead):
-            self.head.set_denoising(denoising)
-            self.scores_from_trace = denoising.frozen_backbone
-            if denoising.frozen_backbone:
-                for name, parameter in self.named_parameters():
-                    parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
-        elif denoising.frozen_backbone:
-            raise ValueError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
+        self.head.set_denoising(denoising)
+        self.scores_from_trace = denoising.frozen_backbone
+        if denoising.frozen_backbone:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
 
     def checkpoint_activations(self) -> None:
         towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
@@ -222,7 +219,7 @@ class TinyVLA(Policy):
         else:
             views = self.vision(images)
         inputs = [views, state, words[index]]
-        if isinstance(self.head, TokenHead):
+        if self.config.head == "tokens":
             queries = self.queries.expand(len(batch), -1, -1)
             inputs.append(queries if summary is None else queries + summary[:, None])
         positions, mask = self._layout(views.shape[1], valid)
@@ -232,7 +229,7 @@ class TinyVLA(Policy):
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        if isinstance(self.head, TokenHead):
+        if self.config.head == "tokens":
             return self.head(outputs[:, -len(self.queries) :])
         seen = torch.cat([valid.new_ones(len(valid), views.shape[1] + 1), valid], dim=1)
         condition = self.condition(masked_mean(outputs, seen[index]), normalised)
@@ -251,7 +248,7 @@ class TinyVLA(Policy):
         """
         before = view_tokens + 1
         prefix = before + valid.shape[1]
-        length = prefix + (len(self.queries) if isinstance(self.head, TokenHead) else 0)
+        length = prefix + (len(self.queries) if self.config.head == "tokens" else 0)
         first_query = before + self.config.language.max_instruction_tokens
         positions = torch.arange(length, device=valid.device)
         positions[prefix:] += first_query - prefix
