@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import small_tinyvla as small
-from adapted_tinyvla import LORA, base_tensors, logits, make_bank, same
+from adapted_tinyvla import LORA, base_tensors, make_bank, outputs, same
 from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import AdapterCard, list_cards, read_adapter, read_card, write_adapter
@@ -243,7 +243,7 @@ def test_one_policy_has_one_bank(tmp_path: Path) -> None:
     empty = load_bank(tmp_path)
     assert empty.names == []
     assert isinstance(empty.policy, TinyVLA)
-    assert torch.equal(logits(empty.policy), logits(policy))
+    assert torch.equal(outputs(empty.policy), outputs(policy))
 
 
 def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:
