@@ -1,0 +1,88 @@
+"""Token head and diffusion head at the same budget: `python benchmarks/heads.py`, from what benchmarks/training_seeds.py recorded.
+
+Writes docs/results/heads.md and .png.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from simplevla.evaluation.provenance import read_json, write_atomically
+from simplevla.evaluation.statistics import wilson
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+HEADS = {"token": "tabletop_nano", "diffusion": "tabletop_nano_diffusion"}
+
+
+def cell(rate: float, n: int) -> str:
+    low, high = wilson(round(rate * n), n)
+    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def plot(results: dict[str, dict]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for number, (head, result) in enumerate(results.items()):
+        for i, seed in enumerate(result["seeds"]):
+            minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).T
+            label = f"{head} head" if i == 0 else None
+            axes[0].plot(minutes, 100 * success, "o-", color=f"C{number}", alpha=0.8, label=label)
+        tasks = list(result["success_by_task"]["sft"])
+        places = np.arange(len(tasks)) + 0.4 * number
+        for stage, alpha in (("rl", 1.0), ("sft", 0.45)):
+            heights = [100 * result["success_by_task"][stage][task] for task in tasks]
+            label = f"{head}, {'SFT + RL' if stage == 'rl' else 'SFT'}"
+            axes[1].bar(
+                places, heights, 0.38, color=f"C{number}" if stage == "rl" else "0.75", alpha=alpha, label=label
+            )
+    axes[0].set(xlabel="minutes of RL on 2 cores", ylabel="greedy success, %", ylim=(0, 100), title="train states")
+    axes[1].set_xticks(np.arange(len(tasks)) + 0.2, [task.replace("_", "\n") for task in tasks], fontsize=8)
+    axes[1].set(title="held-out states, mean over seeds (grey: before RL)")
+    axes[0].legend(loc="lower right")
+    figure.savefig(RESULTS / "heads.png", dpi=110)
+
+
+def main() -> None:
+    results = {head: read_json(RESULTS / f"{recipe}.json") for head, recipe in HEADS.items()}
+    plot(results)
+    rows, means = [], []
+    for head, result in results.items():
+        for seed in result["seeds"]:
+            n = seed["n"]
+            rows.append(
+                f"| {head} | {seed['seed']} | {cell(seed['sft_success'], n)} | {cell(seed['rl_success'], n)} | {n} | {seed['updates']} "
+                f"| {seed['episodes']} | {seed['minutes_sft']:.1f} | {seed['minutes_rl']:.1f} |"
+            )
+        whole = []
+        for stage in ("sft", "rl"):
+            row, rates = result["over_seeds"][stage], [seed[f"{stage}_success"] for seed in result["seeds"]]
+            whole.append(
+                f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}], {100 * np.std(rates, ddof=1):.1f}"
+            )
+        means.append(f"| {head} | {whole[0]} | {whole[1]} |")
+    first = results["token"]
+    commits = sorted({seed["commit"][:12] for result in results.values() for seed in result["seeds"]})
+    text = f"""# Token head and diffusion head at the same budget
+
+Commands: `python benchmarks/training_seeds.py RECIPE` for the recipes {" and ".join(f"`{recipe}`" for recipe in HEADS.values())}, then `python benchmarks/heads.py`.
+Machine: {first["machine"]}. Commit {", ".join(commits)}. Same demonstrations, same number of SFT batches and RL updates, same groups; the diffusion head's learning rate in RL is a third of the
+token head's. Greedy success on held-out initial states, %; greedy is deterministic DDIM from a seeded start for the diffusion head. Minutes include what else the machine did. Data: {" and ".join(f"`{recipe}.json`" for recipe in HEADS.values())}.
+
+![success against minutes, and per task](heads.png)
+
+| head | seed | SFT [95 % Wilson] | SFT + RL [95 % Wilson] | n | updates | episodes | min SFT | min RL |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+| head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
+|---|---|---|
+{chr(10).join(means)}
+"""
+    write_atomically(RESULTS / "heads.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
