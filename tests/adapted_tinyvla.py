@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import small_tinyvla as small
 from simplevla.adapters.bank import AdapterBank
@@ -19,23 +19,9 @@ CONFIGS = {"lora": LORA, "bottleneck": BOTTLENECK}
 OBSERVATIONS = small.observations(list(small.INSTRUCTIONS) * 2)
 
 
-class ConvolutionHead(nn.Module):
-    """Logits through a 1-D convolution over the units, since the token head has none."""
-
-    def __init__(self, width: int, bins: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv1d(width, width, 3, padding=1)
-        self.linear = nn.Linear(width, bins)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.linear(self.mix(features.transpose(1, 2)).transpose(1, 2))
-
-
-def with_conv1d() -> TinyVLA:
-    policy = small.make()
-    torch.manual_seed(0)
-    policy.head = ConvolutionHead(policy.config.language.hidden_size, policy.config.bins)  # type: ignore[assignment]
-    return policy
+def with_diffusion() -> TinyVLA:
+    """Its head has 1-D convolutions and FiLM layers."""
+    return small.make(head="diffusion")
 
 
 @torch.no_grad()
@@ -56,8 +42,12 @@ def make_bank(policy: TinyVLA | None = None, **configs: AdapterConfig) -> Adapte
 
 
 @torch.no_grad()
-def logits(policy: TinyVLA) -> Tensor:
-    return policy(OBSERVATIONS)
+def outputs(policy: TinyVLA) -> Tensor:
+    """Logits of a token head; log-probabilities and actions, sampled always alike, of a diffusion head."""
+    if policy.config.head == "tokens":
+        return policy(OBSERVATIONS)
+    sample = policy.act(OBSERVATIONS, Sampling(), generators(len(OBSERVATIONS)))
+    return torch.cat([sample.logprobs, torch.from_numpy(sample.actions).flatten(1)], dim=1)
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +15,12 @@ from adapted_tinyvla import (
     base_tensors,
     disturb,
     generators,
-    logits,
     make_bank,
+    outputs,
     same,
     sampled_group,
     snapshot,
-    with_conv1d,
+    with_diffusion,
 )
 from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
 from simplevla.adapters.config import AdapterConfig
@@ -36,7 +37,7 @@ TRAINING = TrainConfig(
     minibatches=1,
     microbatch_decisions=3,
 )
-POLICIES = {"nano": small.make, "siglip_test": lambda: small.make("siglip_test"), "conv1d": with_conv1d}
+POLICIES = {"nano": small.make, "siglip_test": lambda: small.make("siglip_test"), "diffusion": with_diffusion}
 
 
 def policy_of(bank: AdapterBank) -> TinyVLA:
@@ -48,42 +49,43 @@ def policy_of(bank: AdapterBank) -> TinyVLA:
 @pytest.mark.parametrize("architecture", POLICIES)
 def test_a_new_adapter_computes_what_the_base_does(architecture: str, kind: str) -> None:
     policy = POLICIES[architecture]()
-    base = logits(policy)
+    base = outputs(policy)
     bank = AdapterBank(policy)
     bank.add("new", CONFIGS[kind])
     for name, training in ((None, False), ("new", False), ("new", True)):
         bank.activate(name, training=training)
-        assert torch.equal(logits(policy), base)
+        assert torch.equal(outputs(policy), base)
 
 
 @pytest.mark.parametrize("architecture", POLICIES)
 def test_switching_adapters_off_gives_the_base_and_removing_them_its_modules(architecture: str) -> None:
     policy = POLICIES[architecture]()
-    base, names = logits(policy), [name for name, _ in policy.named_modules()]
+    base, names = outputs(policy), [name for name, _ in policy.named_modules()]
     bank = make_bank(policy)
     for name in bank.names:
         bank.activate(name, training=False)
-        assert not torch.equal(logits(policy), base)
+        assert not torch.equal(outputs(policy), base)
     bank.activate(None, training=False)
-    assert torch.equal(logits(policy), base)
+    assert torch.equal(outputs(policy), base)
     bank.remove("bottleneck")
     bank.activate("lora", training=False)
     bank.remove("lora")
-    assert torch.equal(logits(policy), base)
+    assert torch.equal(outputs(policy), base)
     assert [name for name, _ in policy.named_modules()] == names
 
 
 @pytest.mark.parametrize("trained", ["lora", "bottleneck"])
-def test_training_an_adapter_leaves_the_base_and_the_others_alone(trained: str) -> None:
-    bank = make_bank(lora=LORA, bottleneck=BOTTLENECK, other=LORA)
+@pytest.mark.parametrize("architecture", ["nano", "diffusion"])
+def test_training_an_adapter_leaves_the_base_and_the_others_alone(architecture: str, trained: str) -> None:
+    bank = make_bank(POLICIES[architecture](), lora=LORA, bottleneck=BOTTLENECK, other=LORA)
     policy = policy_of(bank)
     idle = [name for name in bank.names if name != trained]
     base = base_tensors(bank)
     before = {name: snapshot(bank.parameters(name)) for name in bank.names}
-    outputs = {}
+    computed = {}
     for name in idle:
         with bank.selected(name):
-            outputs[name] = logits(policy)
+            computed[name] = outputs(policy)
     bank.activate(trained, training=True)
     learner = Learner(policy, TRAINING)
     bank.check_optimizer(learner.optimizer)
@@ -94,7 +96,7 @@ def test_training_an_adapter_leaves_the_base_and_the_others_alone(trained: str) 
     for name in idle:
         assert same(bank.parameters(name), before[name])
         with bank.selected(name):
-            assert torch.equal(logits(policy), outputs[name])
+            assert torch.equal(outputs(policy), computed[name])
     for key, parameter in bank.parameters(trained).items():
         assert not torch.equal(parameter, before[trained][key]), key
 
@@ -103,12 +105,12 @@ def test_a_copy_starts_where_the_other_is_and_goes_its_own_way() -> None:
     bank = make_bank(first=LORA)
     bank.add("second", start_from="first")
     with bank.selected("first"):
-        expected = logits(policy_of(bank))
+        expected = outputs(policy_of(bank))
     with bank.selected("second"):
-        assert torch.equal(logits(policy_of(bank)), expected)
+        assert torch.equal(outputs(policy_of(bank)), expected)
     disturb(bank, "second", seed=9)
     with bank.selected("first"):
-        assert torch.equal(logits(policy_of(bank)), expected)
+        assert torch.equal(outputs(policy_of(bank)), expected)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -125,7 +127,7 @@ def test_an_exported_adapter_does_the_same_in_another_process_s_policy(
     assert same(other.parameters(kind), bank.parameters(kind))
     for each in (bank, other):
         each.activate(kind, training=False)
-    assert torch.equal(logits(policy_of(other)), logits(policy))
+    assert torch.equal(outputs(policy_of(other)), outputs(policy))
     assert other.entry(kind).instructions == bank.entry(kind).instructions
     first, second = bank.entry(kind).prototype, other.entry(kind).prototype
     assert first is not None
@@ -158,22 +160,24 @@ def test_a_saved_policy_comes_back_with_its_adapters(active: str | None, trainin
     assert loaded.trainable_names() == bank.trainable_names()
     assert loaded.entry("bottleneck").frozen
     assert isinstance(policy, TinyVLA)
-    assert torch.equal(logits(policy), logits(policy_of(bank)))
+    assert torch.equal(outputs(policy), outputs(policy_of(bank)))
     assert load_bank(tmp_path / "policy").names == bank.names
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_a_mixed_batch_equals_its_rows_adapter_by_adapter(greedy: bool) -> None:
-    bank = make_bank()
+@pytest.mark.parametrize("architecture", POLICIES)
+def test_a_mixed_batch_equals_its_rows_adapter_by_adapter(architecture: str, greedy: bool) -> None:
+    bank = make_bank(POLICIES[architecture]())
     policy = RoutedPolicy(bank, TaskRouter.of(bank, base_for=[small.INSTRUCTIONS[2]]))
     sampling = Sampling(temperature=1.3, greedy=greedy)
+    scored = Sampling(temperature=1.3)  # greedy denoising has no density
     mixed = policy.act(OBSERVATIONS, sampling, generators(6))
-    scores, entropy = policy.score(OBSERVATIONS, mixed.trace, sampling)
+    scores, entropy = policy.score(OBSERVATIONS, mixed.trace, scored)
     for adapter, rows in (("lora", [0, 3]), ("bottleneck", [1, 4]), (None, [2, 5])):
         part = small.rows(OBSERVATIONS, rows)
         with bank.selected(adapter):
             alone = bank.policy.act(part, sampling, [generators(6)[row] for row in rows])
-            alone_scores, alone_entropy = bank.policy.score(part, alone.trace, sampling)
+            alone_scores, alone_entropy = bank.policy.score(part, alone.trace, scored)
         assert torch.equal(mixed.trace[rows], alone.trace)
         assert torch.equal(mixed.logprobs[rows], alone.logprobs)
         assert (mixed.actions[rows] == alone.actions).all()
@@ -181,31 +185,50 @@ def test_a_mixed_batch_equals_its_rows_adapter_by_adapter(greedy: bool) -> None:
         assert torch.equal(entropy[rows], alone_entropy)
         for place, row in enumerate(rows):
             single = policy.act(small.rows(OBSERVATIONS, [row]), sampling, [generators(6)[row]])
-            assert (single.actions == alone.actions[place]).all()
+            if architecture == "diffusion":  # its actions are continuous, of a range of 10
+                np.testing.assert_allclose(single.actions[0], alone.actions[place], rtol=0, atol=1e-4)
+            else:
+                assert (single.actions == alone.actions[place]).all()
             torch.testing.assert_close(single.logprobs[0], alone.logprobs[place], rtol=0, atol=1e-5)
 
 
 def test_routing_leaves_the_active_adapter_and_its_gradients_alone() -> None:
     bank = make_bank()
     bank.activate("lora", training=True)
-    before, trainable = logits(policy_of(bank)), bank.trainable_names()
+    before, trainable = outputs(policy_of(bank)), bank.trainable_names()
     policy = RoutedPolicy(bank, TaskRouter.of(bank, base_for=[small.INSTRUCTIONS[2]]))
     policy.act(OBSERVATIONS, Sampling(), generators(6))
     assert (bank.active, bank.training, bank.trainable_names()) == ("lora", True, trainable)
-    assert torch.equal(logits(policy_of(bank)), before)
+    assert torch.equal(outputs(policy_of(bank)), before)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_ratio_is_1_before_the_first_optimizer_step(kind: str) -> None:
-    bank = make_bank()
+@pytest.mark.parametrize("architecture", POLICIES)
+def test_the_ratio_is_1_before_the_first_optimizer_step(architecture: str, kind: str) -> None:
+    bank = make_bank(POLICIES[architecture]())
     bank.activate(kind, training=True)
     sampling = Sampling(temperature=1.6)
     sample = bank.policy.act(OBSERVATIONS, sampling, generators(6))
     scores, _ = bank.policy.score(OBSERVATIONS, sample.trace, sampling)
-    assert torch.equal(scores.detach(), sample.logprobs)
+    # a diffusion head scores all denoising steps in one batch, which it sampled one by one
+    tolerance = 1e-4 if architecture == "diffusion" else 0
+    torch.testing.assert_close(scores.detach(), sample.logprobs, rtol=0, atol=tolerance)
     stats = Learner(bank.policy, TRAINING).update([sampled_group(bank.policy)], 1)
-    assert stats["ratio_min"] == pytest.approx(1, abs=1e-5)
-    assert stats["ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert stats["ratio_min"] == pytest.approx(1, abs=1e-4)
+    assert stats["ratio_max"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("architecture", POLICIES)
+def test_every_parameter_of_an_adapter_is_part_of_what_the_policy_does(architecture: str, kind: str) -> None:
+    bank = make_bank(POLICIES[architecture]())
+    bank.activate(kind, training=True)
+    torch.manual_seed(0)
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    torch.autograd.backward(bank.policy.imitation_loss(OBSERVATIONS, torch.zeros(6, 3, 2), mask))
+    for name, parameter in bank.parameters(kind).items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -228,6 +251,6 @@ def test_dropout_only_acts_in_training_mode() -> None:
     bank = make_bank(lora=AdapterConfig(rank=4, dropout=0.5))
     policy = policy_of(bank)
     bank.activate("lora", training=False)
-    assert torch.equal(logits(policy), logits(policy))
+    assert torch.equal(outputs(policy), outputs(policy))
     policy.train()
-    assert not torch.equal(logits(policy), logits(policy))
+    assert not torch.equal(outputs(policy), outputs(policy))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import small_tinyvla as small
-from adapted_tinyvla import LORA, base_tensors, logits, make_bank, same
+from adapted_tinyvla import LORA, base_tensors, make_bank, outputs, same
 from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import AdapterCard, list_cards, read_adapter, read_card, write_adapter
@@ -54,7 +54,7 @@ def test_the_card_says_what_was_exported(folder: Path) -> None:
     assert card.config == LORA
     assert len(card.modules) == 25
     assert card.instructions == (small.INSTRUCTIONS[0],)
-    assert card.sampling == {"temperature": 1.6, "greedy": True}
+    assert card.sampling == {"temperature": 1.6, "eta": 1.0, "sigma_min": 0.1, "greedy": True}
     assert (card.seed, card.solved, card.n) == (7, 18, 20)
     bank = AdapterBank(small.make())
     bank.load(folder)
@@ -243,7 +243,7 @@ def test_one_policy_has_one_bank(tmp_path: Path) -> None:
     empty = load_bank(tmp_path)
     assert empty.names == []
     assert isinstance(empty.policy, TinyVLA)
-    assert torch.equal(logits(empty.policy), logits(policy))
+    assert torch.equal(outputs(empty.policy), outputs(policy))
 
 
 def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:

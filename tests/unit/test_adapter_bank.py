@@ -11,11 +11,11 @@ from adapted_tinyvla import (
     LORA,
     OBSERVATIONS,
     disturb,
-    logits,
     make_bank,
+    outputs,
     same,
     snapshot,
-    with_conv1d,
+    with_diffusion,
 )
 from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import AdapterConfig
@@ -53,13 +53,13 @@ def test_a_bottleneck_adds_up_gelu_down_to_the_output() -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_convolution_s_adapter_is_the_linear_one_at_every_place(kind: str) -> None:
-    policy = with_conv1d()
-    policy.head.mix = nn.Conv1d(128, 6, 1)
-    bank = make_bank(policy, one=AdapterConfig(kind=kind, rank=2, alpha=2.0, targets=("head.mix",)))
-    parameters = {key.removeprefix("head.mix."): p for key, p in bank.parameters("one").items()}
+    # 1 x 1, from 64 to 128 channels
+    skip = "head.unet.down.1.first.skip"
+    bank = make_bank(with_diffusion(), one=AdapterConfig(kind=kind, rank=2, alpha=2.0, targets=(skip,)))
+    parameters = {key.removeprefix(f"{skip}."): p for key, p in bank.parameters("one").items()}
     weights = {key: p[..., 0] if key.endswith("weight") else p for key, p in parameters.items()}
-    x = torch.randn(3, 128, 7, generator=torch.Generator().manual_seed(0))
-    y = bank.base_layer("head.mix")(x)
+    x = torch.randn(3, 64, 7, generator=torch.Generator().manual_seed(0))
+    y = bank.base_layer(skip)(x)
     if kind == "lora":
         change = torch.einsum("or,ri,bip->bop", weights["lora_B.weight"], weights["lora_A.weight"], x)
     else:
@@ -69,7 +69,7 @@ def test_a_convolution_s_adapter_is_the_linear_one_at_every_place(kind: str) -> 
         change = torch.einsum("or,brp->bop", weights["bottleneck_up.weight"], nn.functional.gelu(hidden))
         change = change + weights["bottleneck_up.bias"][:, None]
     with bank.selected("one"):
-        torch.testing.assert_close(bank.policy.get_submodule("head.mix")(x), y + change, rtol=0, atol=1e-5)
+        torch.testing.assert_close(bank.policy.get_submodule(skip)(x), y + change, rtol=0, atol=1e-5)
 
 
 def test_exactly_the_active_adapter_s_parameters_are_trainable() -> None:
@@ -127,7 +127,7 @@ def test_removing_the_active_adapter_leaves_the_base_and_the_others() -> None:
     others = snapshot(bank.parameters("bottleneck"))
     bank.remove("lora")
     assert (bank.active, bank.names, bank.trainable_names()) == (None, ["bottleneck"], [])
-    assert torch.equal(logits(bank.policy), logits(base))
+    assert torch.equal(outputs(bank.policy), outputs(base))
     assert same(bank.parameters("bottleneck"), others)
     bank.add("lora", LORA)
     assert bank.names == ["bottleneck", "lora"]
@@ -170,25 +170,25 @@ def test_a_copied_policy_has_its_own_bank() -> None:
     bank = make_bank(first=ONE)
     bank.activate("first", training=False)
     copied = copy.deepcopy(bank.policy)
-    expected = logits(bank.policy)
+    expected = outputs(bank.policy)
     own = bank_of(copied)
     assert own is not bank
     assert own.policy is copied
     disturb(own, "first", seed=8)
-    assert torch.equal(logits(bank.policy), expected)
-    assert not torch.equal(logits(copied), expected)
+    assert torch.equal(outputs(bank.policy), expected)
+    assert not torch.equal(outputs(copied), expected)
 
 
 def test_selected_puts_back_what_was_active_even_after_an_error() -> None:
     bank = make_bank()
     bank.activate("bottleneck", training=False)
-    expected = logits(bank.policy)
+    expected = outputs(bank.policy)
     with bank.selected("lora"):
-        assert not torch.equal(logits(bank.policy), expected)
-    assert torch.equal(logits(bank.policy), expected)
+        assert not torch.equal(outputs(bank.policy), expected)
+    assert torch.equal(outputs(bank.policy), expected)
     with pytest.raises(ZeroDivisionError), bank.selected("lora"):
         _ = 1 / 0
-    assert torch.equal(logits(bank.policy), expected)
+    assert torch.equal(outputs(bank.policy), expected)
 
 
 def test_gradients_reach_the_active_adapter_only() -> None:

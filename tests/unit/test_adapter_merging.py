@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import small_tinyvla as small
-from adapted_tinyvla import BOTTLENECK, LORA, OBSERVATIONS, disturb, logits, make_bank, same, snapshot, with_conv1d
+from adapted_tinyvla import BOTTLENECK, LORA, OBSERVATIONS, disturb, make_bank, outputs, same, snapshot, with_diffusion
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.merging import difference, fold, merge
@@ -15,7 +15,7 @@ def changes(bank: AdapterBank, name: str) -> dict[str, torch.Tensor]:
     return {module: bank.carrier(name, module).get_delta_weight(name).detach() for module in bank.entry(name).modules}
 
 
-@pytest.mark.parametrize("policy", [small.make, with_conv1d], ids=["nano", "conv1d"])
+@pytest.mark.parametrize("policy", [small.make, with_diffusion], ids=["nano", "diffusion"])
 def test_a_linear_merge_is_the_weighted_sum_of_the_changes(policy) -> None:  # type: ignore[no-untyped-def]
     bank = make_bank(policy(), first=LORA, second=WIDER)
     first, second = changes(bank, "first"), changes(bank, "second")
@@ -37,7 +37,7 @@ def test_merging_one_adapter_with_weight_1_does_the_same() -> None:
     assert difference(bank, "first", None, OBSERVATIONS).logprobs > 0.01
 
 
-@pytest.mark.parametrize("policy", [small.make, with_conv1d], ids=["nano", "conv1d"])
+@pytest.mark.parametrize("policy", [small.make, with_diffusion], ids=["nano", "diffusion"])
 def test_svd_keeps_the_largest_singular_values(policy) -> None:  # type: ignore[no-untyped-def]
     bank = make_bank(policy(), first=LORA, second=WIDER)
     first, second = changes(bank, "first"), changes(bank, "second")
@@ -60,18 +60,18 @@ def test_an_svd_of_full_rank_loses_nothing_and_a_larger_one_is_filled_with_zeros
         assert difference(bank, name, f"{name}_linear", OBSERVATIONS).logprobs < 1e-4
 
 
-@pytest.mark.parametrize("policy", [small.make, with_conv1d], ids=["nano", "conv1d"])
+@pytest.mark.parametrize("policy", [small.make, with_diffusion], ids=["nano", "diffusion"])
 def test_folding_moves_the_adapter_into_the_base(policy) -> None:  # type: ignore[no-untyped-def]
     bank = make_bank(policy(), first=LORA)
     with bank.selected("first"):
-        expected = logits(bank.policy)
-    base, sha256 = logits(bank.policy), bank.base_sha256()
+        expected = outputs(bank.policy)
+    base, sha256 = outputs(bank.policy), bank.base_sha256()
     found = fold(bank, "first", OBSERVATIONS)
     assert found.largest < 1e-4
     assert found.observations == 6
     assert bank.names == []
-    torch.testing.assert_close(logits(bank.policy), expected, rtol=0, atol=1e-4)
-    assert not torch.allclose(logits(bank.policy), base, rtol=0, atol=1e-2)
+    torch.testing.assert_close(outputs(bank.policy), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(outputs(bank.policy), base, rtol=0, atol=1e-2)
     assert bank.base_sha256() != sha256
 
 

@@ -7,6 +7,7 @@ from adapted_tinyvla import LORA, OBSERVATIONS, generators, make_bank
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.embedding import embed, prototype
 from simplevla.adapters.routing import NearestRouter, RoutedPolicy, TaskRouter, routing_accuracy
+from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
 
 TASKS = {
@@ -103,11 +104,14 @@ def test_a_prototype_is_the_direction_of_the_mean() -> None:
 
 
 def test_a_routed_policy_looks_like_the_bank_s() -> None:
-    bank = make_bank()
+    bank = make_bank(small.make(head="diffusion"))
     policy = RoutedPolicy(bank, TaskRouter.of(bank))
+    policy.set_denoising(DenoisingConfig(ratio="chunk", last_steps=3, frozen_backbone=True))
+    assert (policy.units, policy.scores_from_trace) == (3, True)
     for name in ("cameras", "state_dim", "chunk_length", "action_dim", "units", "statistics"):
         assert getattr(policy, name) == getattr(bank.policy, name)
-    assert (policy.unit_action_index == bank.policy.unit_action_index).all()
+    for name in ("unit_action_index", "unit_discount", "unit_clip_scale"):
+        assert getattr(policy, name).tolist() == getattr(bank.policy, name).tolist()
     with pytest.raises(ValueError, match="activate an adapter"):
         policy.imitation_loss(OBSERVATIONS, torch.zeros(6, 3, 2), torch.ones(6, 3, dtype=torch.bool))
 

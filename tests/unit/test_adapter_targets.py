@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import small_tinyvla as small
-from adapted_tinyvla import with_conv1d
+from adapted_tinyvla import with_diffusion
 from fake_policy import FakePolicy
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
@@ -51,8 +51,19 @@ def test_names_and_patterns_within_a_group() -> None:
     assert matched("language", f"{BLOCK}.0.*", "language") == matched("language")
 
 
-def test_conv1d_layers_are_found() -> None:
-    assert match_modules(with_conv1d(), AdapterConfig(targets=("head",))) == ["head.mix", "head.linear"]
+def test_the_diffusion_head_s_film_layers_and_convolutions_are_targets() -> None:
+    policy = with_diffusion()
+    head = match_modules(policy, AdapterConfig(targets=("head",)))
+    block = ("first.conv", "film", "second.conv")
+    assert [name for name in head if name.startswith("head.unet.middle.0.")] == [
+        f"head.unet.middle.0.{part}" for part in block
+    ]
+    # 8 blocks of 3, 3 skips where widths differ, 2 of the time, one halving, last and out; peft can't double
+    assert len(head) == 8 * 3 + 3 + 2 + 1 + 2
+    assert len(match_modules(policy, AdapterConfig(targets=("head.unet.*.film",)))) == 8
+    assert "condition.combine" in match_modules(policy, AdapterConfig(targets=("projector",)))
+    with pytest.raises(ValueError, match=r"'head.unet.up.0.resample' is a ConvTranspose1d; adapters change Linear"):
+        match_modules(policy, AdapterConfig(targets=("head.unet.up.0.resample",)))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +101,9 @@ def test_another_number_of_modules_than_expected_is_refused() -> None:
 
 @pytest.mark.parametrize("option", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}])
 def test_convolutions_that_peft_would_get_wrong_are_refused(option: dict) -> None:
-    policy = with_conv1d()
-    policy.head.mix = nn.Conv1d(128, 128, 3, padding=1, **option)
-    with pytest.raises(ValueError, match=r"'head.mix' has groups"):
+    policy = with_diffusion()
+    policy.set_submodule("head.unet.out", nn.Conv1d(64, 2, 1, **option))
+    with pytest.raises(ValueError, match=r"'head.unet.out' has groups"):
         match_modules(policy, AdapterConfig(targets=("head",)))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.embedding import embed
+from simplevla.config import DenoisingConfig
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 
 
@@ -137,11 +138,30 @@ class RoutedPolicy(Policy):
         self.bank = bank
         self.router = router
         self.cameras, self.state_dim, self.statistics = policy.cameras, policy.state_dim, policy.statistics
-        self.chunk_length, self.action_dim, self.units = policy.chunk_length, policy.action_dim, policy.units
+        self.chunk_length, self.action_dim = policy.chunk_length, policy.action_dim
+
+    @property
+    def units(self) -> int:  # type: ignore[override]
+        return self.policy.units
+
+    @property
+    def scores_from_trace(self) -> bool:  # type: ignore[override]
+        return self.policy.scores_from_trace
 
     @property
     def unit_action_index(self) -> np.ndarray:
         return self.policy.unit_action_index
+
+    @property
+    def unit_discount(self) -> np.ndarray:
+        return self.policy.unit_discount
+
+    @property
+    def unit_clip_scale(self) -> np.ndarray:
+        return self.policy.unit_clip_scale
+
+    def set_denoising(self, denoising: DenoisingConfig) -> None:
+        self.policy.set_denoising(denoising)
 
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]

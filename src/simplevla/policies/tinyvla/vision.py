@@ -21,6 +21,18 @@ def projector(width_in: int, width_out: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
 
 
+class PointwiseConvolution(nn.Conv2d):
+    """A 1 x 1 convolution as a matrix product that leaves each map's places side by side in memory."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight = self.weight.flatten(1).expand(len(features), -1, -1)
+        if self.bias is None:
+            places = torch.bmm(weight, features.flatten(2))
+        else:
+            places = torch.baddbmm(self.bias[:, None], weight, features.flatten(2))
+        return places.unflatten(2, features.shape[2:])
+
+
 class KeypointEncoder(nn.Module):
     """One camera's keypoints: convolutions, conditioned on the instruction, then a soft arg-max per map.
 
@@ -39,7 +51,7 @@ class KeypointEncoder(nn.Module):
         )
         self.conditioned = config.channels[1:]
         self.film = nn.Linear(language_width, 2 * sum(self.conditioned))
-        self.maps = nn.Conv2d(config.channels[-1], config.keypoints, 1)
+        self.maps = PointwiseConvolution(config.channels[-1], config.keypoints, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs lack the argument
         for name, parameter in self.convolutions.named_parameters():
             if name.endswith("weight"):
@@ -67,10 +79,7 @@ class KeypointEncoder(nn.Module):
                 features = torch.addcmul(shift, features, 1 + scale)
             features = F.relu(features)
         height, width = features.shape[2:]
-        # A 1 x 1 convolution as a matrix product that leaves each map's places side by side in memory.
-        weight = self.maps.weight.flatten(1).expand(len(image), -1, -1)
-        assert self.maps.bias is not None
-        places = torch.baddbmm(self.maps.bias[:, None], weight, features.flatten(2))
+        places = self.maps(features).flatten(2)
         centred = places - places.mean(dim=2, keepdim=True)
         # By its norm, since torch.std is slow on CPU; the floor keeps the gradient of a blank image finite.
         variance = torch.linalg.vector_norm(centred, dim=2, keepdim=True).square() / (height * width)
