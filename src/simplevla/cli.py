@@ -369,6 +369,13 @@ def _import(arguments: list[str]) -> int:
     return 0
 
 
+def _adapters(arguments: list[str]) -> int:
+    from simplevla.adapters.commands import main as run
+
+    run(arguments)
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
     """The main job from nothing: demonstrations, SFT, RL, evaluation and report on the embedded suite."""
@@ -405,6 +412,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_evaluate, "measure closed-loop success on held-out initial states"),
     "compare": (_compare, "compare two evaluations on the same initial states"),
     "report": (_report, "write one HTML page about a run"),
+    "adapters": (_adapters, "list, show, export, add, merge or route the adapters of a policy"),
     "import": (_import, "convert a TinyVLA checkpoint to a policy folder"),
     "check-suite": (_check_suite, "find mistakes in a suite of your own"),
     "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),

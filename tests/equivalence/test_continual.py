@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from simplevla.adapters.bank import load_bank
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
+from simplevla.adapters.files import read_card
 from simplevla.config import (
     DemosConfig,
     OptimizerConfig,
@@ -100,6 +101,11 @@ def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path,
     assert bank.names == list(ORDER)
     assert [bank.entry(name).instructions for name in ORDER] == [("do reach",), ("do far",)]
     assert [stage["adapter_bytes"] for stage in result["stages"]] == [bank.bytes(name) for name in ORDER]
+    for number, task in enumerate(ORDER, start=1):
+        card = read_card(run / f"{number}_{task}" / "adapter")
+        assert card.n == 2
+        assert card.solved == round(2 * column[task][number])
+        assert (card.name, card.seed, card.sampling["greedy"]) == (task, 0, True)  # type: ignore[index]
     page = write_continual_report(run).read_text()
     assert "after 2: far" in page
     assert "mean over k &lt; T" in page

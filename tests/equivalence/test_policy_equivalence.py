@@ -127,5 +127,12 @@ def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
     logprobs.sum().backward()  # type: ignore[no-untyped-call]
     trained = {name for name, p in policy.named_parameters() if p.grad is not None}
     assert trained == {f"head.{name}" for name, _ in policy.head.named_parameters()}
+    with pytest.raises(ValueError, match="greedy denoising has no density"):
+        policy.score(blind, sample.trace, Sampling(greedy=True))
+    for parameter in policy.head.parameters():
+        parameter.requires_grad_(False)
+    policy.state.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"trains the head alone, and only 'state.weight'"):
+        policy.set_denoising(DenoisingConfig(frozen_backbone=True))
     with pytest.raises(ValueError, match="frozen_backbone is for a diffusion head"):
         small.make().set_denoising(DenoisingConfig(frozen_backbone=True))

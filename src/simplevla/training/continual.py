@@ -6,6 +6,7 @@ A run folder holds `row_0.json` (the base policy on every task) and per task `1_
     start/           the policy that RL starts from, its adapter ready
     rl/              an ordinary RL run
     row.json         every task's held-out success afterwards
+    adapter/         the task's adapter alone, with its success
     stage.json       how RL ended, episodes, bytes of the adapter
 
 and `continual.json`, the result. What exists is not done again, so a run goes on wherever it was stopped.
@@ -30,7 +31,7 @@ from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit, read_json, write_json
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.base import ObservationBatch, Policy
+from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.base import Suite
@@ -80,6 +81,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
             stages.append(_stage(config, suite, task, number, policy, folder))
             policy = folder / "rl" / "policy"
             rows.append(row(folder / "row.json", policy))
+            _export(config, task, rows[-1], policy, folder / "adapter")
             done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
             console.print(f"held-out success after {task}: {done}")
     result = _result(config, run, rows, stages)
@@ -147,6 +149,20 @@ def _stage(
         console.print(f"[yellow]warning:[/yellow] {task}: {outcome.message}")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _export(config: ContinualConfig, task: str, row: EvaluationResult, policy: Path, folder: Path) -> None:
+    """The task's adapter as a folder of its own, with the success that was just measured."""
+    if config.structure == "full" or folder.exists():
+        return
+    rate = row.by_task[task]
+    bank_of(load_policy(policy)).export(
+        _adapter_name(config, task),
+        folder,
+        sampling=Sampling(greedy=True),
+        seed=config.train.seed,
+        success=(rate.solved, rate.n),
+    )
 
 
 def _adapter_name(config: ContinualConfig, task: str) -> str:

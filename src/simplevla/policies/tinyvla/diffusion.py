@@ -143,6 +143,7 @@ class DiffusionHead(nn.Module):
         for index in range(count):
             mean, std = self._step(chain[-1], index, condition, sampling)
             chain.append(mean + std * noise[:, index + 1])
+            # Greedy has no density; what it did counts as certain, as a token head's choice nearly does.
             logprobs.append(torch.zeros_like(mean) if sampling.greedy else entry_logprobs(chain[-1], mean, std))
         kept = self.trained_steps
         return HeadSample(
@@ -152,7 +153,13 @@ class DiffusionHead(nn.Module):
         )
 
     def score(self, condition: Tensor, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """(logprobs [B, U], entropy [B, U]) of a trace, all steps in one batch of the U-Net."""
+        """(logprobs [B, U], entropy [B, U]) of a trace, all steps in one batch of the U-Net.
+
+        Raises:
+            ValueError: greedy sampling, which has no density.
+        """
+        if sampling.greedy:
+            raise ValueError("greedy denoising has no density; score with the sampling that trains")
         count = self.trained_steps
         chain = trace.unflatten(1, (count + 1, *self.shape))
         index = torch.arange(self.config.steps - count, self.config.steps, device=chain.device)

@@ -163,13 +163,19 @@ class TinyVLA(Policy):
         """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
 
         Raises:
-            ValueError: a frozen backbone for a token head, or more steps to train than there are.
+            ValueError: a frozen backbone for a token head or where only the backbone trains, or more steps than there are.
         """
         self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad and name.startswith("head."))
+            trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+            if trainable and not any(name.startswith("head.") for name in trainable):
+                raise ValueError(
+                    f"denoising.frozen_backbone trains the head alone, and only {next(iter(trainable))!r} and the like may "
+                    "be trained here; let the adapter target the head, or leave it off"
+                )
+            for name, parameter in trainable.items():
+                parameter.requires_grad_(name.startswith("head."))
 
     def checkpoint_activations(self) -> None:
         towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]

@@ -1,0 +1,149 @@
+"""`simplevla adapters ...`: look at adapters, take them out of a policy, put them into one, merge them, try the routing."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from simplevla.adapters.files import AdapterCard, list_cards, read_card
+
+POLICY = tyro.conf.Positional[Path]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List:
+    """The adapters of a saved policy, or those in a folder of exported ones."""
+
+    folder: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        table = Table("name", "kind", "rank", "modules", "instructions", "success", "seed", "frozen")
+        for card in list_cards(self.folder):
+            table.add_row(*_row(card))
+        Console().print(table)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+    """Everything about one exported adapter, as JSON."""
+
+    folder: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        print(json.dumps(dataclasses.asdict(read_card(self.folder)), indent=1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write one adapter of a saved policy into a folder of its own."""
+
+    policy: POLICY
+    name: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        from simplevla.adapters.bank import load_bank
+
+        load_bank(self.policy).export(self.name, self.out)
+        print(f"adapter {self.name!r} is in {self.out}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Add:
+    """Write a copy of a policy with an exported adapter beside its own; another base or other statistics are refused."""
+
+    policy: POLICY
+    adapter: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+
+    def run(self) -> None:
+        from simplevla.adapters.bank import load_bank
+
+        _require_new(self.out)
+        bank = load_bank(self.policy)
+        name = bank.load(self.adapter)
+        bank.save(self.out)
+        print(f"{self.out} has the adapters {', '.join(bank.names)}; new is {name!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Write a copy of a policy with one more adapter, the weighted sum of others."""
+
+    policy: POLICY
+    names: tyro.conf.Positional[tuple[str, ...]]
+    into: str
+    """Name of the new adapter."""
+    out: Path
+    weights: tuple[float, ...] = ()
+    """One per adapter; equal ones that add up to 1 without."""
+    kind: Literal["linear", "svd"] = "linear"
+    """`linear` is exact and adds the ranks up; `svd` is the best approximation of `rank`."""
+    rank: int | None = None
+
+    def run(self) -> None:
+        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.merging import merge
+
+        _require_new(self.out)
+        bank = load_bank(self.policy)
+        weights = self.weights or (1 / max(len(self.names), 1),) * len(self.names)
+        error = merge(bank, self.names, weights, self.into, kind=self.kind, rank=self.rank)
+        bank.save(self.out)
+        print(f"{self.out} has the adapters {', '.join(bank.names)}; largest relative error of the sum {error:.2e}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Route:
+    """Which adapter the nearest instruction would choose; with --expect also how often that is right."""
+
+    policy: POLICY
+    instructions: tyro.conf.Positional[tuple[str, ...]]
+    expect: tuple[str, ...] = ()
+    """The right adapter of each instruction."""
+
+    def run(self) -> None:
+        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.routing import NearestRouter, routing_accuracy
+
+        if self.expect and len(self.expect) != len(self.instructions):
+            raise ValueError(f"got {len(self.instructions)} instructions and {len(self.expect)} in --expect")
+        router = NearestRouter(load_bank(self.policy))
+        for instruction in self.instructions:
+            print(f"{instruction!r} -> {router(instruction)}")
+        if self.expect:
+            found = routing_accuracy(router, list(zip(self.instructions, self.expect, strict=True)))
+            print(f"{found.correct} of {found.n} right")
+
+
+Command = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Add, tyro.conf.subcommand("add")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Route, tyro.conf.subcommand("route")]
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one subcommand."""
+    tyro.cli(Command, prog="simplevla adapters", args=arguments).run()
+
+
+def _row(card: AdapterCard) -> list[str]:
+    success = f"{card.solved} of {card.n}" if card.n else "–"
+    seed = "–" if card.seed is None else str(card.seed)
+    instructions = "; ".join(card.instructions) or "–"
+    kind, rank = card.config.kind, str(card.config.rank)
+    return [card.name, kind, rank, str(len(card.modules)), instructions, success, seed, "yes" if card.frozen else "no"]
+
+
+def _require_new(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a new folder")
