@@ -3,19 +3,22 @@
 from collections.abc import Callable
 
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
-from simplevla.recipes import libero, tabletop
+from simplevla.recipes import libero, metaworld, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
     "libero_object_nano": libero.demos,
+    "metaworld_nano": metaworld.demos,
 }
 SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano": tabletop.sft,
     "libero_object_nano": libero.sft,
+    "metaworld_nano": metaworld.sft,
 }
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
     "libero_object_nano": libero.train,
+    "metaworld_nano": metaworld.train,
     "paper": TrainConfig,
 }
 """`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""

@@ -79,7 +79,7 @@ class MetaworldEnvironment(Environment):
             ValueError: no such task or initial state.
         """
         if task.name not in catalog.INSTRUCTIONS:
-            raise ValueError(f"Meta-World has no task {task.name!r}; list them: simplevla list suites")
+            raise ValueError(f"Meta-World has no task {task.name!r}; its tasks: {', '.join(catalog.INSTRUCTIONS)}")
         if not 0 <= initial_state < STATES:
             raise ValueError(f"initial state {initial_state} of {task.name!r}; Meta-World has 0 to {STATES - 1}")
         if self.simulation is None or self.simulation.task_name != task.name:
