@@ -164,6 +164,7 @@ def test_visual_modes_share_the_physics_and_differ_in_pixels() -> None:
         seen[visuals] = observation.images["fixed"].astype(int), environment.simulation.data.qpos.copy()
         assert suite.protocol["visuals"] == visuals
         environment.close()
+        assert environment._simulations._renderer is None, "the last environment frees it"
     for visuals in ("fast", "lite"):
         np.testing.assert_array_equal(seen[visuals][1], seen["stock"][1])
         difference = np.abs(seen[visuals][0] - seen["stock"][0])
@@ -214,8 +215,9 @@ def test_environments_of_one_process_do_not_disturb_each_other(lite: tuple[Suite
         assert other._observe().images["fixed"].any()
     for camera in CAMERAS:
         np.testing.assert_array_equal(result.observation.images[camera], alone.images[camera])
+    renderer = environment._simulations.renderer
     other.close()
-    assert environment.reset(task, 1).images["fixed"].any(), "the renderer stays while an environment is left"
+    assert environment._simulations.renderer is renderer, "it stays while an environment is left"
 
 
 def test_only_what_is_looked_at_is_rendered(
