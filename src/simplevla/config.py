@@ -24,9 +24,10 @@ class SuiteConfig:
     image_size: int | None = None
     """Side of the square camera images in pixels; None is the suite's default."""
     horizon: str | None = None
-    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512); None is the suite's default."""
+    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and `metaworld`
+    (500); None is the suite's default."""
     visuals: str | None = None
-    """Visual mode: LIBERO has `stock` and `lite`; None is the suite's default."""
+    """Visual mode: LIBERO has `stock` and `lite`, Meta-World `stock`, `fast` and `lite`; None is the suite's default."""
     stepping: str | None = None
     """Stepping mode: LIBERO has `stock` and `fast` (contact forces solved once per physics step); None is the suite's default."""
 

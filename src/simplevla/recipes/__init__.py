@@ -4,22 +4,25 @@ from collections.abc import Callable
 
 from simplevla.adapters.config import ContinualConfig
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
-from simplevla.recipes import continual, libero, tabletop
+from simplevla.recipes import continual, libero, metaworld, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
     "tabletop_nano_diffusion": tabletop.demos,
     "libero_object_nano": libero.demos,
+    "metaworld_nano": metaworld.demos,
 }
 SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano": tabletop.sft,
     "tabletop_nano_diffusion": tabletop.diffusion_sft,
     "libero_object_nano": libero.sft,
+    "metaworld_nano": metaworld.sft,
 }
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
     "tabletop_nano_diffusion": tabletop.diffusion_train,
     "libero_object_nano": libero.train,
+    "metaworld_nano": metaworld.train,
     "paper": TrainConfig,
 }
 """`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""

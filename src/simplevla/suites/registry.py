@@ -14,6 +14,7 @@ FACTORIES: dict[str, tuple[str, str]] = {
     "libero_goal": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_10": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_90": ("simplevla.suites.libero.suite:make", "libero"),
+    "metaworld": ("simplevla.suites.metaworld.suite:make", "metaworld"),
 }
 """Name -> (module:factory, the extra that brings its stack)."""
 

@@ -1,0 +1,101 @@
+"""Off-screen pictures of Meta-World's scenes, upright, in three visual modes."""
+
+import atexit
+import copy
+import os
+
+import mujoco
+import numpy as np
+
+from simplevla.suites.metaworld.lite import shrink_textures, simplify_meshes
+from simplevla.suites.metaworld.simulation import Simulation
+
+CAMERAS = {"fixed": "corner4", "wrist": "gripperPOV"}
+"""Our camera name -> the benchmark's. corner4 is the near one of its front views: the whole work space fills the picture."""
+UPSIDE_DOWN = {"corner4"}
+"""Cameras that the benchmark mounted upside down; their pictures are turned by 180 degrees."""
+VISUALS = ("stock", "fast", "lite")
+"""`fast`: no multisampling, shadows, reflections; `lite`: also fewer faces and smaller textures. Pixels differ, so results name the
+mode; the physics is the same in all."""
+VIDEO_SIZE = 256
+"""Side in pixels of the pictures for people."""
+
+
+def renderer_name() -> str:
+    """`egl` unless MUJOCO_GL says `osmesa`.
+
+    Raises:
+        ValueError: MUJOCO_GL names a renderer that needs a screen.
+    """
+    name = os.environ.get("MUJOCO_GL") or "egl"
+    if name not in ("egl", "osmesa"):
+        raise ValueError(f"MUJOCO_GL is {name!r}; Meta-World renders off-screen: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
+    return name
+
+
+class Renderer:
+    """One rendering context for a process; each task's meshes and textures are uploaded into it once."""
+
+    def __init__(self, visuals: str, largest: int) -> None:
+        """Pictures of up to `largest` pixels a side."""
+        if renderer_name() == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco.egl import GLContext
+        self._visuals, self._largest = visuals, largest
+        self._gl = GLContext(largest, largest)
+        self._uploaded: dict[str, tuple[mujoco.MjrContext, mujoco.MjvScene]] = {}
+        self._options, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        # Left to the interpreter's end, the context is freed too late and complains.
+        atexit.register(self.close)
+
+    def picture(self, simulation: Simulation, camera: str, size: int) -> np.ndarray:
+        """uint8 [size, size, 3], upright, from the benchmark's camera `camera`. Goal markers are drawn."""
+        self._gl.make_current()
+        context, scene = self._upload(simulation)
+        self._view.fixedcamid = simulation.model.camera(camera).id
+        mujoco.mjv_updateScene(
+            simulation.model,
+            simulation.data,
+            self._options,
+            self._perturbation,
+            self._view,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            scene,
+        )
+        viewport = mujoco.MjrRect(0, 0, size, size)
+        pixels = np.empty((size, size, 3), np.uint8)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+        mujoco.mjr_render(viewport, scene, context)
+        mujoco.mjr_readPixels(pixels, None, viewport, context)
+        # Rows come bottom up, so a picture that is upside down needs only its columns reversed.
+        return np.ascontiguousarray(pixels[:, ::-1] if camera in UPSIDE_DOWN else pixels[::-1])
+
+    def close(self) -> None:
+        """Free the context; call it once."""
+        atexit.unregister(self.close)
+        self._gl.make_current()
+        for context, _ in self._uploaded.values():
+            context.free()
+        self._uploaded.clear()
+        self._gl.free()
+
+    def _upload(self, simulation: Simulation) -> tuple[mujoco.MjrContext, mujoco.MjvScene]:
+        if simulation.task_name not in self._uploaded:
+            # A copy, so that nothing here can reach the physics.
+            model = copy.deepcopy(simulation.model)
+            model.vis.global_.offwidth = model.vis.global_.offheight = self._largest
+            scene = mujoco.MjvScene(model, maxgeom=1000)
+            if self._visuals != "stock":
+                model.vis.quality.offsamples = 0
+                model.vis.quality.shadowsize = 0
+                scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+                scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+            if self._visuals == "lite":
+                simplify_meshes(model)
+                shrink_textures(model)
+            context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+            self._uploaded[simulation.task_name] = context, scene
+        return self._uploaded[simulation.task_name]
