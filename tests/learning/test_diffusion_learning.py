@@ -1,0 +1,66 @@
+"""The diffusion head learns from one bit, with every way to build ratios: a point on a line has to go forward."""
+
+from pathlib import Path
+
+import pytest
+
+from simplevla.config import (
+    DenoisingConfig,
+    LossConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SuiteConfig,
+    TrainConfig,
+)
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.training.loop import train
+from simplevla.training.runlog import read_rows
+
+LOSSES = {"entry": LossConfig(), "chunk": LossConfig(clip_low=0.01, clip_high=0.01)}
+
+
+@pytest.mark.parametrize(
+    "denoising",
+    [
+        DenoisingConfig(),
+        DenoisingConfig(ratio="chunk"),
+        DenoisingConfig(frozen_backbone=True),
+    ],
+    ids=["entry", "chunk", "frozen_backbone"],
+)
+def test_a_random_policy_finds_out_that_forward_is_right(denoising: DenoisingConfig, tmp_path: Path) -> None:
+    def spread(dimensions: int) -> dict[str, list[float]]:
+        values = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
+        return {name: [value] * dimensions for name, value in values.items()}
+
+    policy = TinyVLA.create(
+        "nano",
+        cameras=("front", "wrist"),
+        state_dim=3,
+        action_dim=2,
+        chunk_length=4,
+        instructions=["do far"],
+        statistics=Statistics(state=spread(3), action=spread(2)),
+        head="diffusion",
+    )
+    policy.save(tmp_path / "start")
+    config = TrainConfig(
+        suite=SuiteConfig(name="fake_suite:make", tasks=("far",)),
+        policy=str(tmp_path / "start"),
+        updates=8,
+        minibatches=2,
+        sampling=SamplingConfig(groups=8, group_size=8, dynamic=False),
+        optimizer=OptimizerConfig(lr=5e-5),
+        loss=LOSSES[denoising.ratio],
+        denoising=denoising,
+        rollout=RolloutConfig(workers=1, slots_per_worker=32),
+        eval_every=0,
+        checkpoint_every=8,
+    )
+    train(config, tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
+    success = [row["train_success"] for row in rows]
+    assert sum(success[-2:]) / 2 > success[0] + 0.2, success
+    assert max(row["logprob_gap"] for row in rows) < 1e-4
