@@ -42,6 +42,8 @@ WAYS = {
 }
 CHUNK = 16
 SIBLINGS = 2
+DECISIONS = 2
+"""Per episode: its horizon is cut to them."""
 
 
 def statistics(dimensions: int) -> dict[str, list[float]]:
@@ -98,7 +100,7 @@ def measure(size: str, way: str) -> dict:
     del optimizer, loss
 
     policy.eval()
-    task = suite.tasks[0]
+    task = replace(suite.tasks[0], horizon=DECISIONS * CHUNK)
     requests = [
         EpisodeRequest(task=task, initial_state=suite.initial_states(task, "train")[0], seed=(0, i))
         for i in range(SIBLINGS)
@@ -161,7 +163,7 @@ def main(size: str) -> None:
     text = f"""# {size}: one SFT step, one rollout, one RL update
 
 Command: `python benchmarks/tinyvla_sizes.py {size}`. Machine: {machine}. Commit {result["commit"]}. Random weights, {ways["full"]["million_parameters"]:.0f} M parameters, float32, diffusion head with
-10 denoising steps, chunks of {CHUNK}, two cameras of `tabletop` resized to 336 pixels; batches and micro-batches of 1. Memory is the most the process had so far, GB. One run. Data: `{size}.json`.
+10 denoising steps, chunks of {CHUNK}, two cameras of `tabletop` resized to 336 pixels; batches and micro-batches of 1; {SIBLINGS} episodes of {DECISIONS} decisions; {torch.get_num_threads()} thread(s). Memory is the most the process had so far, GB. One run. Data: `{size}.json`.
 
 | trained | M parameters | GB loaded | s per SFT step | GB | rollout, decisions/s | GB | update, decisions/s | GB | kB stored per decision | gap before the step, nats |
 |---|---|---|---|---|---|---|---|---|---|---|
