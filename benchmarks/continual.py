@@ -73,6 +73,9 @@ def main(arguments: Arguments) -> None:
                 run = arguments.runs / f"{arguments.recipe}_{structure}_order{order}_seed{seed}"
                 config = settings(arguments, structure, order, seed)
                 results.append(continual(config, run, resume=(run / "config.json").exists()) | {"order_number": order})
+    for stage in (stage for result in results for stage in result["stages"]):
+        # It names folders of this machine.
+        del stage["message"]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
     write_json(RESULTS / f"{arguments.recipe}.json", {"runs": results, "machine": machine})
     plot(arguments, results)
