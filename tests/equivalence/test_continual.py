@@ -20,11 +20,11 @@ from simplevla.config import (
     SuiteConfig,
     TrainConfig,
 )
-from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
+from small_tinyvla import plain_statistics
 
 TASKS = ("reach", "near", "far")
 ORDER = ("reach", "far")
@@ -33,11 +33,6 @@ ORDER = ("reach", "far")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random policy: on this suite chance is enough for both outcomes."""
-
-    def spread(dimensions: int) -> dict[str, list[float]]:
-        values = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
-        return {name: [value] * dimensions for name, value in values.items()}
-
     policy = TinyVLA.create(
         "nano",
         cameras=("front", "wrist"),
@@ -45,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         action_dim=2,
         chunk_length=4,
         instructions=[f"do {task}" for task in TASKS],
-        statistics=Statistics(state=spread(3), action=spread(2)),
+        statistics=plain_statistics(3, 2),
     )
     folder = tmp_path_factory.mktemp("base") / "policy"
     policy.save(folder)

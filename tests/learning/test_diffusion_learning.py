@@ -13,10 +13,10 @@ from simplevla.config import (
     SuiteConfig,
     TrainConfig,
 )
-from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
+from small_tinyvla import plain_statistics
 
 LOSSES = {"entry": LossConfig(), "chunk": LossConfig(clip_low=0.01, clip_high=0.01)}
 
@@ -31,10 +31,6 @@ LOSSES = {"entry": LossConfig(), "chunk": LossConfig(clip_low=0.01, clip_high=0.
     ids=["entry", "chunk", "frozen_backbone"],
 )
 def test_a_random_policy_finds_out_that_forward_is_right(denoising: DenoisingConfig, tmp_path: Path) -> None:
-    def spread(dimensions: int) -> dict[str, list[float]]:
-        values = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
-        return {name: [value] * dimensions for name, value in values.items()}
-
     policy = TinyVLA.create(
         "nano",
         cameras=("front", "wrist"),
@@ -42,7 +38,7 @@ def test_a_random_policy_finds_out_that_forward_is_right(denoising: DenoisingCon
         action_dim=2,
         chunk_length=4,
         instructions=["do far"],
-        statistics=Statistics(state=spread(3), action=spread(2)),
+        statistics=plain_statistics(3, 2),
         head="diffusion",
     )
     policy.save(tmp_path / "start")

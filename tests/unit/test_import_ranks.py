@@ -14,6 +14,7 @@ RANKS = {
     "types": 0,
     "config": 0,
     "allocation": 0,
+    "storage": 0,
     "algorithm": 1,
     "suites": 2,
     "policies": 2,

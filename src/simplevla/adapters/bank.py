@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.embedding import prototype
-from simplevla.adapters.files import PROTOTYPE, AdapterCard, check_tensors, read_adapter, whole_folder, write_adapter
+from simplevla.adapters.files import PROTOTYPE, AdapterCard, check_tensors, read_adapter, write_adapter
 from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
 from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
 from simplevla.adapters.targets import match_modules
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import BANK, load_policy
+from simplevla.storage import atomic_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -244,7 +245,7 @@ class AdapterBank:
         """Write the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
         self.save_base(folder)
         base = self.base_sha256()
-        with whole_folder(folder / BANK.parent) as temporary:
+        with atomic_folder(folder / BANK.parent) as temporary:
             for name in self.names:
                 (temporary / name).mkdir()
                 write_adapter(temporary / name, self._card(name, self.entry(name), base), self._tensors(name))
@@ -280,7 +281,7 @@ class AdapterBank:
         if success is not None:
             entry = dataclasses.replace(entry, solved=success[0], n=success[1])
         card = self._card(name, entry, self.base_sha256())
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             write_adapter(temporary, card, self._tensors(name))
         self._entries[name] = entry
 

@@ -1,11 +1,7 @@
 """An adapter as a folder: `adapter.safetensors` (parameters, prototype) and `adapter.json` (everything else)."""
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,29 +133,6 @@ def check_tensors(
         raise ValueError(f"the adapter in {folder} doesn't fit its own config: {'; '.join(problems[:3])}{more}")
 
 
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place, whole and on the disk, if the block succeeds."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    replaced = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _flush(path)
-        if target.exists():
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-        _flush(target.parent)
-    finally:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _read(folder: Path) -> tuple[AdapterCard, str]:
     """The card, and the sha256 that the parameters must have."""
     file = folder / CARD
@@ -183,11 +156,3 @@ def _card(file: Path, content: dict[str, Any]) -> AdapterCard:
         return from_dict(AdapterCard, content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} doesn't describe an adapter ({error})") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,23 +8,21 @@
 It is written under a hidden temporary name, flushed to disk and renamed, so that a folder of that name is complete.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from simplevla.policies.base import Policy
+from simplevla.storage import atomic_folder
 
 FORMAT = 1
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
@@ -50,37 +48,6 @@ class Checkpoint:
     def optimizer(self) -> dict[str, Tensor]:
         """The tensors of `Learner.optimizer_state`."""
         return safetensors.torch.load_file(self.folder / "optimizer.safetensors")
-
-
-@contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target`, whole and flushed, if the block succeeds.
-
-    An existing `target` is replaced. On any error the temporary folder is removed and `target` is left as it was.
-
-    Raises:
-        OSError: the disk is full or not writable, saying so in one sentence.
-    """
-    temporary = target.with_name(f".{target.name}.tmp")
-    replaced = target.with_name(f".{target.name}.replaced.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _put_back(replaced, target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        _flush_tree(temporary)
-        if target.exists():
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        message = f"{target} could not be written: {reason}. Free space or fix the permissions, then run again."
-        raise OSError(message) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _put_back(replaced, target)
 
 
 def save_checkpoint(
@@ -171,23 +138,3 @@ def _describe(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _say(entry: dict[str, Any] | None) -> str:
     return "absent" if entry is None else f"{entry['bytes']} bytes with sha256 {entry['sha256'][:12]}"
-
-
-def _put_back(replaced: Path, target: Path) -> None:
-    """Undo, or complete, the exchange of a folder that already existed."""
-    if replaced.exists() and not target.exists():
-        os.rename(replaced, target)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

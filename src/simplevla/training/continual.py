@@ -34,9 +34,9 @@ from simplevla.evaluation.result import EvaluationResult, read_result, write_res
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import atomic_folder
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
-from simplevla.training.checkpoint import atomic_folder
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows

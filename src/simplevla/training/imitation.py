@@ -23,8 +23,9 @@ from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import atomic_folder
 from simplevla.suites.registry import make_suite
-from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
+from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
 from simplevla.training.determinism import deterministic
 from simplevla.training.runlog import environment_facts

@@ -16,9 +16,10 @@ from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.rollout.collect import Collection, NoSignal, collect_groups
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
 from simplevla.rollout.states import make_sampler
+from simplevla.storage import atomic_folder
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
-from simplevla.training.checkpoint import Checkpoint, atomic_folder, load_latest, save_checkpoint
+from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner
 from simplevla.training.runlog import RunLog, environment_facts, load_config

@@ -1,10 +1,11 @@
 """Off-screen pictures of a scene, upright, on the software or hardware renderer that MUJOCO_GL names."""
 
 import atexit
-import os
 
 import mujoco
 import numpy as np
+
+from simplevla.suites.offscreen import make_context
 
 CAMERAS = {"fixed": "agentview", "wrist": "robot0_eye_in_hand"}
 """Our camera name -> the simulator's."""
@@ -14,30 +15,14 @@ VIDEO_SIZE = 256
 """Side in pixels of the pictures for people."""
 
 
-def renderer_name() -> str:
-    """`egl` unless MUJOCO_GL says `osmesa`.
-
-    Raises:
-        ValueError: MUJOCO_GL names a renderer that needs a screen.
-    """
-    name = os.environ.get("MUJOCO_GL") or "egl"
-    if name not in ("egl", "osmesa"):
-        raise ValueError(f"MUJOCO_GL is {name!r}; LIBERO renders off-screen: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
-    return name
-
-
 class Camera:
     """A rendering context of its own for one model; made current before each picture, so that several can coexist."""
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, largest: int) -> None:
         """Pictures of up to `largest` pixels a side."""
-        if renderer_name() == "osmesa":
-            from mujoco.osmesa import GLContext
-        else:
-            from mujoco.egl import GLContext
         self._model, self._data = model, data
         model.vis.global_.offwidth = model.vis.global_.offheight = largest
-        self._gl = GLContext(largest, largest)
+        self._gl = make_context(largest)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)

@@ -5,7 +5,8 @@ from importlib import metadata
 from simplevla.config import SuiteConfig
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.libero import catalog
-from simplevla.suites.libero.camera import CAMERAS, renderer_name
+from simplevla.suites.libero.camera import CAMERAS
+from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
 IMAGE_SIZE = {"stock": 256, "lite": 128}

@@ -2,13 +2,13 @@
 
 import atexit
 import copy
-import os
 
 import mujoco
 import numpy as np
 
 from simplevla.suites.metaworld.lite import shrink_textures, simplify_meshes
 from simplevla.suites.metaworld.simulation import Simulation
+from simplevla.suites.offscreen import make_context
 
 CAMERAS = {"fixed": "corner4", "wrist": "gripperPOV"}
 """Our camera name -> the benchmark's. corner4 is the near one of its front views: the whole work space fills the picture."""
@@ -21,29 +21,13 @@ VIDEO_SIZE = 256
 """Side in pixels of the pictures for people."""
 
 
-def renderer_name() -> str:
-    """`egl` unless MUJOCO_GL says `osmesa`.
-
-    Raises:
-        ValueError: MUJOCO_GL names a renderer that needs a screen.
-    """
-    name = os.environ.get("MUJOCO_GL") or "egl"
-    if name not in ("egl", "osmesa"):
-        raise ValueError(f"MUJOCO_GL is {name!r}; Meta-World renders off-screen: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
-    return name
-
-
 class Renderer:
     """One rendering context for a process; each task's meshes and textures are uploaded into it once."""
 
     def __init__(self, visuals: str, largest: int) -> None:
         """Pictures of up to `largest` pixels a side."""
-        if renderer_name() == "osmesa":
-            from mujoco.osmesa import GLContext
-        else:
-            from mujoco.egl import GLContext
         self._visuals, self._largest = visuals, largest
-        self._gl = GLContext(largest, largest)
+        self._gl = make_context(largest)
         self._uploaded: dict[str, tuple[mujoco.MjrContext, mujoco.MjvScene]] = {}
         self._options, self._perturbation = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._view = mujoco.MjvCamera()

@@ -8,10 +8,11 @@ import metaworld  # noqa: F401
 from simplevla.config import SuiteConfig
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.metaworld import catalog
-from simplevla.suites.metaworld.camera import CAMERAS, VISUALS, renderer_name
+from simplevla.suites.metaworld.camera import CAMERAS, VISUALS
 from simplevla.suites.metaworld.environment import MetaworldEnvironment, Simulations
 from simplevla.suites.metaworld.expert import MetaworldExpert
 from simplevla.suites.metaworld.simulation import CONTROL_HZ
+from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
 IMAGE_SIZE = 128
