@@ -267,3 +267,39 @@ def test_optimizer_of_another_architecture_is_refused() -> None:
         Learner(small_policy(), CONFIG).load_optimizer_state({**tensors, "exp_avg/linear.weight": torch.zeros(7, 3)}, 2)
     with pytest.raises(ValueError, match=r"'body.weight', which isn't a trainable parameter"):
         Learner(small_policy(), CONFIG).load_optimizer_state({"exp_avg/body.weight": torch.zeros(7, 3)}, 2)
+
+
+class Shares(FakePolicy):
+    """Half of the units get no advantage; the others' clip range is the share `clip`."""
+
+    clip = 1.0
+
+    @property
+    def unit_discount(self) -> np.ndarray:
+        return (np.arange(self.units) % 2).astype(np.float32)
+
+    @property
+    def unit_clip_scale(self) -> np.ndarray:
+        return np.full(self.units, self.clip, np.float32)
+
+
+def test_the_learner_asks_the_policy_for_each_units_share() -> None:
+    torch.manual_seed(0)
+    policy = Shares()
+    episode = sampled_episode(policy, 1, True, [2, 2], 1.0)
+    learner = Learner(policy, CONFIG)
+
+    def stats(clip: float, shift: float, advantage: float) -> dict[str, float]:
+        policy.clip = clip
+        batch = pack([episode], [advantage], policy.unit_action_index, "episode")
+        with torch.no_grad():
+            logprobs, _ = policy.score(batch.observations(), batch.trace(), Sampling(temperature=1.6))
+        return learner.accumulate_gradients(replace(batch, old_logprobs=logprobs - shift), "here")
+
+    # At ratio 1 the loss is minus the mean share of the advantage: a half.
+    assert stats(1.0, 0.0, 1.0)["loss"] == pytest.approx(-0.5, abs=1e-4)
+    # Ratio e^0.15 = 1.16 is inside 1.28 and outside 1 + 0.1 * 0.28; e^-0.15 = 0.86 is inside 0.8 and outside 1 - 0.1 * 0.2.
+    assert stats(1.0, 0.15, 1.0)["clipfrac_high"] == 0.0
+    assert stats(0.1, 0.15, 1.0)["clipfrac_high"] == pytest.approx(0.5, abs=1e-4)
+    assert stats(1.0, -0.15, -1.0)["clipfrac_low"] == 0.0
+    assert stats(0.1, -0.15, -1.0)["clipfrac_low"] == pytest.approx(0.5, abs=1e-4)

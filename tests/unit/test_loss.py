@@ -93,3 +93,22 @@ def test_statistics_by_hand() -> None:
     # r - 1 - log r: 0.094535 for 1.5, 0.056675 for 0.7, 0 for 1
     assert positive["approx_kl"] == pytest.approx((2 * 0.094535 + 0.056675) / 4, abs=1e-5)
     assert positive["abs_log_ratio"] == pytest.approx((2 * 0.405465 + 0.356675) / 4, abs=1e-5)
+
+
+def test_units_may_have_their_own_share_of_the_advantage_and_of_the_clip_range() -> None:
+    # Both ratios are 1.15. The first unit's range is 0.1 above: clipped at 1.1, times half an advantage of 2: -1.1 * 1.
+    # The second one's is 0.2: not clipped, -1.15 * 2. Weights of one half: -(1.1 + 2.3) / 2 = -1.7.
+    logprobs = torch.full((1, 2), math.log(1.15), requires_grad=True)
+    result = clipped_policy_loss(
+        logprobs,
+        torch.zeros(1, 2),
+        torch.tensor([2.0]),
+        torch.full((1, 2), 0.5),
+        clip_low=torch.tensor([0.1, 0.2]),
+        clip_high=torch.tensor([0.1, 0.2]),
+        discount_U=torch.tensor([0.5, 1.0]),
+    )
+    (gradient,) = torch.autograd.grad(result.loss, logprobs)
+    assert result.loss.item() == pytest.approx(-1.7, abs=1e-6)
+    assert gradient.tolist()[0] == pytest.approx([0.0, -1.15], abs=1e-6)
+    assert result.stats["clipfrac_high"] == pytest.approx(0.5)

@@ -137,6 +137,7 @@ def test_units_of_entries_and_of_chunks() -> None:
     assert entries.unit_action_index.tolist() == [0, 0, 1, 1, 2, 2] * 2
     assert entries.unit_discount.tolist() == pytest.approx([0.9] * 6 + [1.0] * 6)
     assert entries.unit_clip_scale.tolist() == [1.0] * 12
+    assert make(last_steps=3).unit_action_index.tolist() == [0, 0, 1, 1, 2, 2] * 3
     chunks = make(ratio="chunk", discount=0.9)
     assert chunks.unit_action_index.tolist() == [0] * 5
     assert chunks.unit_discount.tolist() == pytest.approx([0.6561, 0.729, 0.81, 0.9, 1.0])
