@@ -41,4 +41,4 @@ def libero_continual() -> ContinualConfig:
         eval_every=3,
         minibatches=4,
     )
-    return ContinualConfig(train=train, tasks=suite.tasks[:3], adapter=ADAPTER, eval_episodes_per_task=20)
+    return ContinualConfig(train=train, tasks=suite.tasks[:3], adapter=ADAPTER, eval_episodes_per_task=10)
