@@ -16,7 +16,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, GPTNeoXConfig, GPTNeoXModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 16, 2, 2, 320
 TOWER = {
@@ -84,11 +91,17 @@ def published_unet() -> nn.Module:
     )
 
 
-def published_model(seed: int = 0) -> nn.Module:
+def vision_tower(kind: str) -> nn.Module:
+    if kind == "clip":
+        return CLIPVisionModel(CLIPVisionConfig(**TOWER))
+    return SiglipVisionModel(SiglipVisionConfig(**TOWER))
+
+
+def published_model(seed: int = 0, kind: str = "clip") -> nn.Module:
     """Everything random, also what is usually initialised to 0 or 1."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     language = GPTNeoXModel(GPTNeoXConfig(**sizes, intermediate_size=4 * WIDTH, vocab_size=VOCABULARY))
-    language.vision_tower = Part(vision_model=CLIPVisionModel(CLIPVisionConfig(**TOWER)))
+    language.vision_tower = Part(vision_model=vision_tower(kind))
     tower_width = TOWER["hidden_size"]
     language.mm_projector = nn.Sequential(nn.Linear(tower_width, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
     model = Part(gpt_neox=language, embed_out=published_unet())
@@ -106,7 +119,9 @@ def condition(model: Any, before: list[int], pixels: list[Tensor], after: list[i
     views = []
     for view in pixels:
         layers = language.vision_tower.vision_model(view, output_hidden_states=True).hidden_states
-        views.append(language.mm_projector(layers[-2][:, 1:]))
+        # A CLIP tower begins with its class token; SigLIP's has patch tokens only.
+        class_tokens = layers[-2].shape[1] - (TOWER["image_size"] // TOWER["patch_size"]) ** 2
+        views.append(language.mm_projector(layers[-2][:, class_tokens:]))
     words = [language.embed_in(torch.tensor([ids])) for ids in (before, after)]
     hidden = language(inputs_embeds=torch.cat([words[0], *views, words[1]], dim=1)).last_hidden_state
     head = model.embed_out
@@ -138,7 +153,23 @@ def predicted_noise(model: Any, noisy: Tensor, steps: Tensor, given: Tensor) -> 
     return head.final_conv[1](head.final_conv[0].block(x)).movedim(-1, -2)
 
 
-def config() -> dict[str, Any]:
+TOWERS: dict[str, dict[str, Any]] = {
+    "clip": {
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-05,
+        "model_type": "llava_pythia_clip_vision_model",
+        "vision_model_name_or_path": "openai/clip-vit-large-patch14-336",
+    },
+    "siglip": {
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-06,
+        "model_type": "llava_pythia_siglip_vision_model",
+        "vision_model_name_or_path": "google/siglip-so400m-patch14-384",
+    },
+}
+
+
+def config(kind: str = "clip") -> dict[str, Any]:
     """As the training's config.json."""
     return {
         "architectures": ["LlavaPythiaForCausalLM"],
@@ -173,12 +204,9 @@ def config() -> dict[str, Any]:
             },
             "vision_tower": {
                 **TOWER,
-                "hidden_act": "quick_gelu",
-                "layer_norm_eps": 1e-05,
+                **TOWERS[kind],
                 "mm_vision_select_feature": "patch",
                 "mm_vision_select_layer": -2,
-                "model_type": "llava_pythia_clip_vision_model",
-                "vision_model_name_or_path": "openai/clip-vit-large-patch14-336",
             },
         },
     }
@@ -214,19 +242,27 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_settings(folder: Path) -> None:
+COLOURS = {
+    "clip": {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "siglip": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+}
+
+
+def write_settings(folder: Path, kind: str = "clip") -> None:
     """All files without weights, and without the adapter's."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config()))
+    (folder / "config.json").write_text(json.dumps(config(kind)))
     (folder / "dataset_stats.pkl").write_bytes(pickle.dumps(statistics()))
     (folder / "tokenizer.json").write_text(tokenizer().to_str())
-    colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**colours, "size": {"shortest_edge": 28}}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**COLOURS[kind], "size": {"shortest_edge": 28}}))
 
 
-def write_whole(folder: Path, model: nn.Module) -> None:
+def write_whole(folder: Path, model: nn.Module, kind: str = "clip") -> None:
     """What a training without LoRA writes."""
-    write_settings(folder)
+    write_settings(folder, kind)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
 
 

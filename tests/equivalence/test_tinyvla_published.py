@@ -59,7 +59,8 @@ def imported(folder: Path, out: Path, base: Path | None = None) -> TinyVLA:
 def reference_condition(model: nn.Module, policy: TinyVLA, batch: ObservationBatch) -> Tensor:
     """[1, WIDTH] in float64, of one observation."""
     tokens, numbers = made.tokenizer(), made.statistics()
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
+    colours = (CLIP_MEAN, CLIP_STD) if policy.config.vision.kind == "clip" else ([0.5] * 3, [0.5] * 3)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in colours)
     pixels = [
         ((prepare_pixels(batch.images[name], policy.config.vision, mean) - mean) / std).double()
         for name in made.CAMERAS
@@ -71,9 +72,10 @@ def reference_condition(model: nn.Module, policy: TinyVLA, batch: ObservationBat
     return made.condition(model, before, pixels, after, state)
 
 
-@pytest.mark.parametrize("kind", ["whole", "lora"])
+@pytest.mark.parametrize("kind", ["whole", "lora", "siglip"])
 def test_an_imported_policy_computes_what_the_published_code_computes(tmp_path: Path, kind: str) -> None:
-    model = made.published_model()
+    tower = "siglip" if kind == "siglip" else "clip"
+    model = made.published_model(kind=tower)
     if kind == "lora":
         lora = made.write_lora(tmp_path / "run", made.published_model())
         weights = model.state_dict()
@@ -81,7 +83,7 @@ def test_an_imported_policy_computes_what_the_published_code_computes(tmp_path: 
             weights | {k: torch.from_numpy(v) for k, v in merged(made.published_model(), lora).items()}
         )
     else:
-        made.write_whole(tmp_path / "run", model)
+        made.write_whole(tmp_path / "run", model, tower)
     policy, model = imported(tmp_path / "run", tmp_path / "policy").double(), model.double()
     batch = observations()
     noisy = torch.randn(2, made.CHUNK, made.ACTION, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -92,7 +94,7 @@ def test_an_imported_policy_computes_what_the_published_code_computes(tmp_path: 
         assert isinstance(policy.head, DiffusionHead)
         noise = policy.head.unet(noisy, steps, got)
         expected_noise = made.predicted_noise(model, noisy, steps, expected)
-    # The imported weights are float32: exact for "whole", rounded once after merging for "lora".
+    # The imported weights are float32: exact for "whole" and "siglip", rounded once after merging for "lora".
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(noise, expected_noise, atol=1e-6, rtol=0)
     assert expected.abs().mean() > 0.1
