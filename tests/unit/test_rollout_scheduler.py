@@ -60,6 +60,18 @@ def test_horizon_shortens_the_last_chunk() -> None:
     assert episode.executed.tolist() == [4, 4, 3]
 
 
+def test_images_are_kept_unless_the_policy_scores_from_its_trace_alone() -> None:
+    frozen = Constant(0.5)
+    frozen.scores_from_trace = True
+    with engine() as rollouts:
+        (kept,) = roll_out(rollouts, [request("impossible")], policy=Constant(0.5))
+        (without,) = roll_out(rollouts, [request("impossible")], policy=frozen)
+    assert list(kept.images) == ["front", "wrist"]
+    assert len(kept.images["front"]) == len(kept.executed) == 3
+    assert without.images == {}
+    np.testing.assert_array_equal(without.trace, kept.trace)
+
+
 def test_success_inside_a_chunk_ends_the_episode_at_that_env_step() -> None:
     # 0.25 m per env step at action 1: the goal of 0.4 + 0.05 x 18 = 1.3 m is passed at the sixth, in the second chunk.
     with engine() as rollouts:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from simplevla.config import EvalConfig
+from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.policies.base import ActionSample
 from simplevla.report.videos import encode_video, read_clips, record_videos
 from simplevla.suites.base import Environment, Suite, SuiteSpec
@@ -68,6 +70,26 @@ class WalksOneCell(torch.nn.Module):
             logprobs=torch.zeros(1, 5),
             trace=torch.zeros(1, 5, dtype=torch.long),
         )
+
+
+class Notes(WalksOneCell):
+    """Also notes what its generator draws first, as a policy that denoises would."""
+
+    def act(self, batch, sampling, generators):
+        self.asked.append(float(generators[0].random()))
+        return super().act(batch, sampling, generators)
+
+
+def test_a_film_starts_from_the_noise_that_the_evaluation_starts_from(tmp_path):
+    suite, policy = CorridorSuite(), Notes()
+    (task,) = suite.tasks
+    record_videos(suite, policy, [(task, 0), (task, 5)], tmp_path, "after")
+    drawn = [asked for asked in policy.asked if isinstance(asked, float)]
+    expected = [evaluation_request(task, state, EvalConfig().seed).generator() for state in (0, 5)]
+    # Two decisions from state 0 with one generator, one from state 5.
+    first = [expected[0].random(), expected[0].random(), expected[1].random()]
+    assert drawn == first
+    assert len(set(first)) == 3
 
 
 def decode(data):
