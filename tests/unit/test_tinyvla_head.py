@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from simplevla.policies.tinyvla.head import TokenHead, draw, from_bins, to_bins
+from simplevla.policies.categorical import draw
+from simplevla.policies.tinyvla.head import TokenHead, from_bins, to_bins
 
 
 class Fixed:

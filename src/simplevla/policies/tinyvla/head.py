@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
+from simplevla.policies.categorical import sample_tokens, score_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +75,13 @@ class TokenHead(nn.Module):
 
     def sample(self, logits: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
         """One bin per unit, from logits [B, U, N]; the trace is the bins, int64 [B, U]."""
-        logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-        tokens = logprobs.argmax(dim=-1) if sampling.greedy else draw(logprobs, generators)
-        chosen = logprobs.gather(-1, tokens[..., None])[..., 0]
+        tokens, logprobs = sample_tokens(logits, sampling, generators)
         normalised = from_bins(tokens, self.bins).unflatten(1, self.shape)
-        return HeadSample(normalised=normalised, logprobs=chosen, trace=tokens)
+        return HeadSample(normalised=normalised, logprobs=logprobs, trace=tokens)
 
     def score(self, logits: Tensor, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """(logprobs [B, U], entropy [B, U]) of bins int64 [B, U]."""
-        logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
-        return logprobs.gather(-1, trace[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(dim=-1)
+        return score_tokens(logits, trace, sampling)
 
     def loss(self, logits: Tensor, normalised: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood of the bins nearest to `normalised`, in nats per unit, over the units of valid actions.
@@ -106,15 +104,3 @@ def to_bins(normalised: Tensor, bins: int) -> Tensor:
 def from_bins(tokens: Tensor, bins: int) -> Tensor:
     """float32 centre of each bin, in [-1, 1]."""
     return tokens.float() * (2 / (bins - 1)) - 1
-
-
-def draw(logprobs: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
-    """int64 [B, U] bins drawn by inverting the cumulative distribution of log-probabilities [B, U, N].
-
-    Each row takes U uniforms from its own generator, so what is drawn doesn't depend on who else is in the batch.
-    """
-    assert len(generators) == len(logprobs), "one generator per row"
-    uniform = torch.from_numpy(np.stack([generator.random(logprobs.shape[1]) for generator in generators]))
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
-    threshold = uniform.to(logprobs.device)[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp_(max=logprobs.shape[-1] - 1)

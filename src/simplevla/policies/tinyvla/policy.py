@@ -1,24 +1,19 @@
 """TinyVLA: views, instruction and state in, a chunk of actions out, by a token head or a diffusion head."""
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXModel, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from simplevla.config import DenoisingConfig, from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
+from simplevla.policies.files import load_files, save_files
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, TinyVLAConfig
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
@@ -28,11 +23,7 @@ from simplevla.policies.tinyvla.presets import make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
-
-MASKED = -1e9
-"""Added to attention scores that must not count; its exponential is exactly 0."""
-
-FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
+from simplevla.policies.towers import MASKED, checkpoint_towers
 
 SMALLEST_STD = 1e-3
 """A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
@@ -178,13 +169,7 @@ class TinyVLA(Policy):
                 parameter.requires_grad_(name.startswith("head."))
 
     def checkpoint_activations(self) -> None:
-        towers = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
-        for tower in towers:
-            tower.activation_checkpointing_enable({"use_reentrant": False})
-        for module in self.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                # The layer alone: its children stay in evaluation mode, without dropout.
-                module.training = True
+        checkpoint_towers(self)
 
     def compile_towers(self) -> None:
         # CUDA graphs need fixed shapes; on CPU one kernel for any batch is better.
@@ -311,13 +296,14 @@ class TinyVLA(Policy):
         return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device))
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        _write(folder / "tokenizer.json", self.instruction_tokens.tokenizer.to_str().encode())
-        _write(folder / "statistics.json", json.dumps(self.statistics.to_dict(), indent=1).encode())
-        _write(folder / "config.json", json.dumps(to_dict(self.config), indent=1).encode())
-        with _whole(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"architecture": ARCHITECTURE})
+        save_files(
+            folder,
+            ARCHITECTURE,
+            to_dict(self.config),
+            self.statistics,
+            self.instruction_tokens.tokenizer,
+            self.state_dict(),
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "TinyVLA":
@@ -326,24 +312,11 @@ class TinyVLA(Policy):
         Raises:
             ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
-        for name in FILES:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
-        config = from_dict(TinyVLAConfig, json.loads((folder / "config.json").read_text()))
-        statistics = Statistics.load(folder / "statistics.json")
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
-        file = folder / "model.safetensors"
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        files = load_files(folder)
         with torch.random.fork_rng(devices=[]):
-            policy = cls(config, statistics, tokenizer)
-        _check_tensors(file, policy.state_dict(), tensors)
-        policy.load_state_dict(tensors)
+            policy = cls(from_dict(TinyVLAConfig, files.config), files.statistics, files.tokenizer)
+        files.check_tensors(policy.state_dict())
+        policy.load_state_dict(files.tensors)
         return policy
 
 
@@ -359,37 +332,3 @@ def _language_model_config(config: LanguageConfig) -> GPTNeoXConfig:
         initializer_range=config.init_std,
         attn_implementation="sdpa",
     )
-
-
-def _check_tensors(file: Path, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
-    problems = [f"{name} is missing" for name in expected if name not in got]
-    problems += [f"{name} is unknown" for name in got if name not in expected]
-    problems += [
-        f"{name} has shape {list(got[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in got and got[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"{file} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
-            "Are both files of the same policy?"
-        )
-
-
-def _write(file: Path, content: bytes) -> None:
-    with _whole(file) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` all or not at all, and is on the disk when this returns."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

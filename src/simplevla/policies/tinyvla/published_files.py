@@ -6,19 +6,15 @@ adapter of step N, beside which a script puts that step's `non_lora_trainables.b
 name). A run without LoRA writes the whole model as Hugging Face does.
 """
 
-import json
 import math
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from simplevla.policies.published import read_json, read_tensors, weight_files
 
 WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -77,17 +73,6 @@ def read_checkpoint(folder: Path, base: Path | None) -> PublishedCheckpoint:
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a {type(values).__name__}; expected an object")
-    return values
-
-
 def _find(name: str, places: list[Path], hint: str) -> Path:
     for place in places:
         if (place / name).is_file():
@@ -96,8 +81,8 @@ def _find(name: str, places: list[Path], hint: str) -> Path:
 
 
 def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int]:
-    whole = _weights(folder, WHOLE_MODEL)
-    adapter = _weights(folder, ADAPTER)
+    whole = weight_files(folder, WHOLE_MODEL)
+    adapter = weight_files(folder, ADAPTER)
     if whole and adapter:
         raise ValueError(
             f"{folder} holds both {whole[0].name} and {adapter[0].name}; expected a whole model or an adapter"
@@ -108,7 +93,7 @@ def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int
         raise ValueError(
             f"{folder} holds no model; expected {' or '.join(WHOLE_MODEL)}, or {' or '.join(ADAPTER)} with {REST}"
         )
-    rest = [folder / REST] if (folder / REST).is_file() else _weights(folder / REST, WHOLE_MODEL)
+    rest = [folder / REST] if (folder / REST).is_file() else weight_files(folder / REST, WHOLE_MODEL)
     if not rest:
         raise ValueError(
             f"{folder / REST} is missing: the head and everything else beside the adapter is in it. For a checkpoint-N "
@@ -116,7 +101,7 @@ def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int
         )
     tensors: dict[str, Tensor] = {}
     if base is not None:
-        files = _weights(base, WHOLE_MODEL)
+        files = weight_files(base, WHOLE_MODEL)
         if not files:
             raise ValueError(f"{base} holds no model; expected {' or '.join(WHOLE_MODEL)}")
         tensors = _plain_names(read_tensors(files), base)
@@ -126,52 +111,6 @@ def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int
     tensors |= _plain_names(others, folder / REST)
     config = read_json(_find("adapter_config.json", [folder], "it belongs to the adapter"))
     return tensors, merge_lora(tensors, read_tensors(adapter), config, folder)
-
-
-def _weights(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """The files of the first kind in `names` that `folder` has, whole or in pieces."""
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            pieces = read_json(index).get("weight_map")
-            if not isinstance(pieces, dict) or not all(isinstance(piece, str) for piece in pieces.values()):
-                raise ValueError(f"{index} has no weight_map; use another checkpoint")
-            outside = [piece for piece in pieces.values() if Path(piece).name != piece]
-            if outside:
-                raise ValueError(f"{index} names {outside[0]!r}; expected files beside it")
-            return [folder / piece for piece in dict.fromkeys(pieces.values())]
-    return []
-
-
-def read_tensors(files: list[Path]) -> dict[str, Tensor]:
-    """All tensors of .safetensors or torch .bin files, each name once; code in a .bin isn't run."""
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file} is missing, though the index beside it names it; use another checkpoint")
-        for name, tensor in _read_file(file).items():
-            if name in tensors:
-                raise ValueError(f"{file} holds {name} for the second time; use another checkpoint")
-            tensors[name] = tensor
-    return tensors
-
-
-def _read_file(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
-    try:
-        values = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file} is damaged or holds more than tensors ({reason}); nothing in it was run") from error
-    if not isinstance(values, dict) or not all(isinstance(tensor, Tensor) for tensor in values.values()):
-        raise ValueError(f"{file} holds something else than named tensors; expected a model's weights")
-    return {str(name): tensor for name, tensor in values.items()}
 
 
 def _plain_names(tensors: dict[str, Tensor], origin: Path) -> dict[str, Tensor]:

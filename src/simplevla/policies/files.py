@@ -1,0 +1,113 @@
+"""The four files of a policy folder: written whole or not at all, and checked against each other when read."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from simplevla.policies.normalization import Statistics
+
+FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFiles:
+    """What a policy folder holds."""
+
+    folder: Path
+    config: dict[str, Any]
+    statistics: Statistics
+    tokenizer: Tokenizer
+    tensors: dict[str, Tensor]
+
+    def check_tensors(self, expected: Mapping[str, Tensor]) -> None:
+        """Compare names and shapes with the policy's.
+
+        Raises:
+            ValueError: naming the first three that differ.
+        """
+        got = self.tensors
+        problems = [f"{name} is missing" for name in expected if name not in got]
+        problems += [f"{name} is unknown" for name in got if name not in expected]
+        problems += [
+            f"{name} has shape {list(got[name].shape)}, expected {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in got and got[name].shape != tensor.shape
+        ]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(
+                f"{self.folder / 'model.safetensors'} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
+                "Are both files of the same policy?"
+            )
+
+
+def save_files(
+    folder: Path,
+    architecture: str,
+    config: dict[str, Any],
+    statistics: Statistics,
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write a policy's files into `folder`, the tensors last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write(folder / "tokenizer.json", tokenizer.to_str().encode())
+    _write(folder / "statistics.json", json.dumps(statistics.to_dict(), indent=1).encode())
+    _write(folder / "config.json", json.dumps(config, indent=1).encode())
+    with _whole(folder / "model.safetensors") as temporary:
+        save_file(on_cpu, temporary, metadata={"architecture": architecture})
+
+
+def load_files(folder: Path) -> PolicyFiles:
+    """Read what `save_files` wrote.
+
+    Raises:
+        ValueError: a missing or damaged file.
+    """
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
+    file = folder / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+    return PolicyFiles(
+        folder=folder,
+        config=json.loads((folder / "config.json").read_text()),
+        statistics=Statistics.load(folder / "statistics.json"),
+        tokenizer=tokenizer,
+        tensors=tensors,
+    )
+
+
+def _write(file: Path, content: bytes) -> None:
+    with _whole(file) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `file` all or not at all, and is on the disk when this returns."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

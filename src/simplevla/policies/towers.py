@@ -1,0 +1,19 @@
+"""What policies do with the transformers models inside them."""
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+MASKED = -1e9
+"""Added to attention scores that must not count; its exponential is exactly 0."""
+
+
+def checkpoint_towers(policy: nn.Module) -> None:
+    """Let every layer's activations be computed again in the backward pass, until `eval()` or `train()` is called."""
+    towers = [module for module in policy.modules() if isinstance(module, PreTrainedModel)]
+    for tower in towers:
+        tower.activation_checkpointing_enable({"use_reentrant": False})
+    for module in policy.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            # The layer alone: its children stay in evaluation mode, without dropout.
+            module.training = True
