@@ -24,6 +24,7 @@ from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
+from simplevla.training.runlog import read_rows
 from small_tinyvla import plain_statistics
 
 TASKS = ("reach", "near", "far")
@@ -128,6 +129,27 @@ def test_shared_merged_and_full(base: Path, tmp_path: Path) -> None:
     assert not (policies["full"] / "adapters").exists()
     full = weights(policies["full"] / "model.safetensors")
     assert all(full[name] != expected[name] for name in expected)
+
+
+def test_an_adapter_can_go_on_from_the_last_tasks(base: Path, tmp_path: Path) -> None:
+    for start_from in ("base", "previous"):
+        run = tmp_path / start_from
+        continual(config(base, start_from=start_from), run)
+        first, second = (run / stage / part for stage, part in (("1_reach", "rl/policy"), ("2_far", "start")))
+        trained, begun = (
+            weights(next((folder / "adapters" / name).glob("*.safetensors")))
+            for folder, name in ((first, "reach"), (second, "far"))
+        )
+        # One task at a time is rolled out, though all are evaluated.
+        assert [list(row["success_by_task"]) for row in read_rows(first.parent) if "groups_kept" in row] == 2 * [
+            ["reach"]
+        ]
+        # That of the instruction is each task's own.
+        assert trained.pop("prototype") != begun.pop("prototype")
+        assert trained.keys() == begun.keys()
+        # A new adapter is the identity: its second matrices are zero.
+        zero = all(not any(value) for name, value in begun.items() if "lora_B" in name)
+        assert (begun == trained, zero) == ((True, False) if start_from == "previous" else (False, True))
 
 
 @pytest.mark.parametrize("moment", ["before the second RL run", "in the second RL run", "before the last row"])

@@ -142,9 +142,26 @@ def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:
     for k, task in enumerate(matrix.order, start=1):
         place = (columns.index(task) - 0.5, k - 0.5)
         axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d9622b", linewidth=2))
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(matrix.n)), _stages(matrix))
+    short = dict(zip(columns, short_names(columns), strict=True))
+    axes.set_xticks(range(len(columns)), list(short.values()), rotation=30, ha="right")
+    axes.set_yticks(
+        range(len(matrix.n)), ["base", *(f"after {k}: {short[task]}" for k, task in enumerate(matrix.order, start=1))]
+    )
     axes.grid(visible=False)
+
+
+def short_names(tasks: Sequence[str]) -> list[str]:
+    """Without the words that all of them begin or end with, as far as each keeps one.
+
+    >>> short_names(["pick_up_the_milk_and_go", "pick_up_the_tomato_sauce_and_go"])
+    ['milk', 'tomato_sauce']
+    """
+    words = [task.split("_") for task in tasks]
+    for _ in range(2):
+        while len(words) > 1 and min(map(len, words)) > 1 and len({row[0] for row in words}) == 1:
+            words = [row[1:] for row in words]
+        words = [row[::-1] for row in words]
+    return ["_".join(row) for row in words]
 
 
 def _columns(matrix: SuccessMatrix) -> list[str]:
