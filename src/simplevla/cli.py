@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -353,10 +353,35 @@ class ImportArguments:
     """Height and width that the training's data loading resized camera images to; None if it left them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportOpenVLAArguments:
+    """Convert a published OpenVLA-OFT checkpoint to a policy folder: simplevla import openvla-oft DIR OUT --cameras fixed.
+
+    Nothing in the checkpoint is run, and nothing is written unless all of it fits.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The published folder: config.json, safetensors, dataset_statistics.json, preprocessor_config.json, tokenizer.json."""
+    out: tyro.conf.Positional[Path]
+    """New folder for the policy."""
+    cameras: tuple[str, ...]
+    """The suite's names of the cameras, in the order that the training had them in; LIBERO's agent view is `fixed`."""
+    statistics_key: str | None = None
+    """Which of the checkpoint's statistics, such as libero_spatial; not needed if there is one only."""
+    chunk_length: int = 8
+    """Actions in a chunk, as trained: 8 for LIBERO, 25 for RoboTwin and ALOHA."""
+    gripper: Literal["libero", "none"] = "libero"
+    """`libero`: the last action dimension is 1 for open in the model and -1 in the simulator; `none`: it is as it is."""
+
+
 def _import(arguments: list[str]) -> int:
     name, rest = _take_name(arguments)
-    if name != "tinyvla" and not {"-h", "--help"} & set(arguments):
-        raise ValueError(f"import what? Got {name!r}; expected 'tinyvla'.{_near(name or '', ['tinyvla'])}")
+    kinds = ("tinyvla", "openvla-oft")
+    if name not in kinds and not {"-h", "--help"} & set(arguments):
+        expected = " or ".join(map(repr, kinds))
+        raise ValueError(f"import what? Got {name!r}; expected {expected}.{_near(name or '', kinds)}")
+    if name == "openvla-oft":
+        return _import_openvla_oft(rest)
     parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=rest)
 
     from simplevla.policies.tinyvla.published import import_tinyvla
@@ -365,6 +390,26 @@ def _import(arguments: list[str]) -> int:
     print(
         f"the policy is in {parsed.out}: {report.tensors} tensors, an adapter merged into {report.merged} of them, "
         f"{report.unread} of the checkpoint that the model never reads left out"
+    )
+    return 0
+
+
+def _import_openvla_oft(arguments: list[str]) -> int:
+    parsed = tyro.cli(ImportOpenVLAArguments, prog="simplevla import openvla-oft", args=arguments)
+
+    from simplevla.policies.openvla_oft.published import import_openvla_oft
+
+    report = import_openvla_oft(
+        parsed.folder,
+        parsed.out,
+        cameras=parsed.cameras,
+        statistics_key=parsed.statistics_key,
+        chunk_length=parsed.chunk_length,
+        gripper=parsed.gripper,
+    )
+    print(
+        f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters in "
+        f"{report.config.dtype}, statistics of {report.statistics_key}; {report.unread} tensors that the model never reads left out"
     )
     return 0
 
@@ -413,7 +458,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "compare two evaluations on the same initial states"),
     "report": (_report, "write one HTML page about a run"),
     "adapters": (_adapters, "list, show, export, add, merge or route the adapters of a policy"),
-    "import": (_import, "convert a TinyVLA checkpoint to a policy folder"),
+    "import": (_import, "convert a TinyVLA or OpenVLA-OFT checkpoint to a policy folder"),
     "check-suite": (_check_suite, "find mistakes in a suite of your own"),
     "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),
     "bench": (_bench, "measure rollouts and updates side by side with how others do them"),

@@ -8,7 +8,10 @@ from typing import Protocol, cast
 
 from simplevla.policies.base import Policy
 
-ARCHITECTURES: dict[str, tuple[str, str]] = {"tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA")}
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA"),
+    "openvla_oft": ("simplevla.policies.openvla_oft.policy", "OpenVLAOFT"),
+}
 """The `architecture` in a policy's config.json -> (module, class); the class has `load(folder)`."""
 
 BANK = Path("adapters") / "bank.json"

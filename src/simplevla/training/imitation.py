@@ -19,6 +19,7 @@ from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import write_json
+from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -55,7 +56,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     checkpoint = _checkpoint(config, run) if resume else None
     if not resume and (run / "checkpoints").exists():
         raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
-    policy = _as_tinyvla(load_policy(checkpoint.policy)) if checkpoint else start_policy(config, dataset)
+    policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     optimizer = Optimizer(policy, config)
     if checkpoint:
         optimizer.load_state(checkpoint.optimizer())
@@ -107,7 +108,7 @@ def _checkpoint(config: SFTConfig, run: Path) -> Checkpoint | None:
     return checkpoint
 
 
-def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> TinyVLA:
+def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     """A new policy with the dataset's statistics, or a saved one, which keeps the statistics it was trained with.
 
     Raises:
@@ -127,7 +128,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> TinyVLA:
             statistics=statistics,
             seed=config.seed,
         )
-    policy = _as_tinyvla(load_policy(config.policy))
+    policy = load_policy(config.policy)
     check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
     check_actions_in_range(policy.statistics, statistics)
     return policy
@@ -149,12 +150,7 @@ def check_actions_in_range(frozen: Statistics, data: Statistics) -> None:
             )
 
 
-def _as_tinyvla(policy: Any) -> TinyVLA:
-    assert isinstance(policy, TinyVLA)
-    return policy
-
-
-def validation_metrics(policy: TinyVLA, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
+def validation_metrics(policy: Policy, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
     """The imitation loss on held-out demonstrations without augmentation."""
     if not len(starts):
         return {}
@@ -175,7 +171,7 @@ class Optimizer:
 
     NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness")
 
-    def __init__(self, policy: TinyVLA, config: SFTConfig) -> None:
+    def __init__(self, policy: Policy, config: SFTConfig) -> None:
         self.config = config
         self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and not n.endswith(self.NOT_DECAYED)}
@@ -294,7 +290,7 @@ class MetricsLog:
 class ClosedLoop:
     """Greedy success on train initial states."""
 
-    def __init__(self, config: SFTConfig, policy: TinyVLA) -> None:
+    def __init__(self, config: SFTConfig, policy: Policy) -> None:
         self.suite = make_suite(config.suite)
         check_fits_suite(policy, self.suite.spec)
         self.settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
@@ -307,7 +303,7 @@ class ClosedLoop:
     def __exit__(self, *exception: Any) -> None:
         self.engine.__exit__(*exception)
 
-    def metrics(self, policy: TinyVLA) -> dict[str, float]:
+    def metrics(self, policy: Policy) -> dict[str, float]:
         result = evaluate(self.engine, policy, self.suite, self.settings)
         return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items()}}
 

@@ -1,0 +1,117 @@
+"""The sizes and conventions of an OpenVLA-OFT policy; written into its folder as config.json. Defaults are the published 7B's."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ARCHITECTURE = "openvla_oft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """One of the two vision transformers."""
+
+    hidden_size: int
+    layers: int
+    """Of the original tower; the last one is left out, since the second-last is read."""
+    heads: int
+    mlp_size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of the pixels in 0..1, red, green, blue."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.layers < 2 or self.hidden_size % self.heads:
+            raise ValueError(
+                f"a vision tower has {self.layers} layers and width {self.hidden_size} for {self.heads} heads; expected "
+                "at least 2 layers and a multiple of the heads"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaSizes:
+    """The language model."""
+
+    hidden_size: int = 4096
+    layers: int = 32
+    heads: int = 32
+    key_value_heads: int = 32
+    mlp_size: int = 11008
+    vocab_size: int = 32064
+    """Rows of the word embedding, padding included."""
+    padded: int = 64
+    """Ids at the end of the vocabulary that no token has; the action tokens are the 256 before them."""
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVLAOFTConfig:
+    """An OpenVLA-OFT with its token head."""
+
+    architecture: str = ARCHITECTURE
+    cameras: tuple[str, ...]
+    """Camera names, in the order in which their patches stand."""
+    state_dim: int
+    """Of the suite's state, whether the policy reads it or not."""
+    action_dim: int = 7
+    chunk_length: int = 8
+    proprio: bool = False
+    """Whether the state is a token, after the patches."""
+    image_size: int = 224
+    patch_size: int = 14
+    crop: float = 0.9
+    """Share of the image's *area* that the centre crop keeps."""
+    dino: TowerConfig = field(
+        default_factory=lambda: TowerConfig(
+            hidden_size=1024,
+            layers=24,
+            heads=16,
+            mlp_size=4096,
+            # ImageNet's, rounded to bfloat16 as in the published preprocessor_config.json.
+            mean=(0.484375, 0.455078125, 0.40625),
+            std=(0.228515625, 0.2236328125, 0.224609375),
+        )
+    )
+    siglip: TowerConfig = field(
+        default_factory=lambda: TowerConfig(hidden_size=1152, layers=27, heads=16, mlp_size=4304)
+    )
+    language: LlamaSizes = field(default_factory=LlamaSizes)
+    bounds: Literal["q01_q99", "min_max"] = "q01_q99"
+    """Which measures of the demonstrations -1 and 1 stand for: LIBERO's, or ALOHA's."""
+    action_mask: tuple[bool, ...] = (True, True, True, True, True, True, False)
+    """Dimensions that are normalised; the others are the model's as they are."""
+    gripper: Literal["libero", "none"] = "libero"
+    """`libero`: the last dimension is 1 for open and 0 for closed in the model, -1 and +1 in the simulator; `none`: it is
+    an action like the others."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "action_mask", tuple(self.action_mask))
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        problems = []
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            problems.append(f"cameras are {self.cameras}; expected at least one, each once")
+        if min(self.state_dim, self.action_dim, self.chunk_length) < 1:
+            problems.append(
+                f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}; expected 1 or more"
+            )
+        if len(self.action_mask) != self.action_dim:
+            problems.append(f"action_mask has {len(self.action_mask)} entries; expected {self.action_dim}")
+        if self.image_size % self.patch_size:
+            problems.append(f"image_size is {self.image_size}; expected a multiple of patch_size, {self.patch_size}")
+        if self.dino.mlp_size % self.dino.hidden_size:
+            problems.append(f"dino.mlp_size is {self.dino.mlp_size}; expected a multiple of {self.dino.hidden_size}")
+        if not 0 < self.crop <= 1:
+            problems.append(f"crop is {self.crop}; expected above 0, at most 1")
+        for name, allowed in (
+            ("bounds", ("q01_q99", "min_max")),
+            ("gripper", ("libero", "none")),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in allowed:
+                problems.append(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
+        if problems:
+            raise ValueError("openvla_oft config: " + "; ".join(problems))

@@ -1,0 +1,259 @@
+"""`simplevla import openvla-oft`: from a published OpenVLA-OFT checkpoint to a policy folder (SPEC 2).
+
+A checkpoint is a folder of `config.json`, safetensors (whole, or in pieces with an index), `dataset_statistics.json`,
+`preprocessor_config.json` and the tokenizer's files. Its vision towers carry timm's names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from simplevla.policies.normalization import MEASURES, Statistics
+from simplevla.policies.openvla_oft.actions import BINS
+from simplevla.policies.openvla_oft.config import LlamaSizes, OpenVLAOFTConfig, TowerConfig
+from simplevla.policies.openvla_oft.policy import OpenVLAOFT
+from simplevla.policies.openvla_oft.prompt import BEGIN, SPACE, STOP
+from simplevla.policies.openvla_oft.published_tensors import convert
+from simplevla.policies.published import read_json, read_tensors, weight_files
+from simplevla.storage import atomic_folder
+
+CHUNK, ACTION, STATE = 8, 7, 8
+"""LIBERO's: actions in a chunk, dimensions of an action and of the state."""
+WEIGHTS = ("model.safetensors",)
+L1_HEAD = "action_head--*"
+"""The files of a regression head."""
+PROPRIO = "proprio_projector--*.pt"
+TOWERS = {"vit_large_patch14_reg4_dinov2": 16, "vit_so400m_patch14_siglip_224": 16}
+"""timm's names, as far as they count, and attention heads, which no tensor shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What was imported."""
+
+    config: OpenVLAOFTConfig
+    statistics_key: str
+    tensors: int
+    """Tensors of the policy."""
+    parameters: int
+    unread: int
+    """Tensors of the checkpoint that the policy never reads: the ends of the vision towers."""
+
+
+def import_openvla_oft(
+    folder: Path,
+    out: Path,
+    *,
+    cameras: Sequence[str],
+    statistics_key: str | None = None,
+    chunk_length: int = CHUNK,
+    gripper: Literal["libero", "none"] = "libero",
+) -> ImportReport:
+    """Convert the checkpoint in `folder` into the new policy folder `out`, running no code from it.
+
+    Args:
+        folder: as published.
+        out: must not exist; nothing is written unless everything fits.
+        cameras: names that the suite has for the cameras, in the order that the training had them in.
+        statistics_key: of `dataset_statistics.json`, such as `libero_spatial`; None if it has one only. Where it lacks
+            KEY, KEY_no_noops is taken.
+        chunk_length: of the training; LIBERO's is 8, RoboTwin's 25.
+        gripper: the convention of the last action dimension.
+
+    Raises:
+        ValueError: anything that is missing, left over, damaged, or of another kind.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already; name a new folder for the policy")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; expected a published OpenVLA-OFT checkpoint")
+    _refuse_regression(folder)
+    config_file = folder / "config.json"
+    published, preprocessor = (read_json(_found(folder / name)) for name in ("config.json", "preprocessor_config.json"))
+    files = weight_files(folder, WEIGHTS)
+    if not files:
+        raise ValueError(f"{folder} holds no model; expected {WEIGHTS[0]}, or pieces with {WEIGHTS[0]}.index.json")
+    tensors = read_tensors(files) | _read_proprio(folder)
+    key, measured = _read_statistics(folder / "dataset_statistics.json", statistics_key)
+    mask = tuple(
+        bool(x) for x in measured["action"].get("mask", [True] * (len(measured["action"]["min"]) - 1) + [False])
+    )
+    config = OpenVLAOFTConfig(
+        cameras=tuple(cameras),
+        state_dim=len(measured.get("proprio", {}).get("min", [0.0] * STATE)),
+        action_dim=len(measured["action"]["min"]),
+        chunk_length=chunk_length,
+        proprio="proprio_projector.fc1.weight" in tensors,
+        image_size=_image_size(published, config_file),
+        dino=_tower(tensors, "featurizer", "dino", published, preprocessor, folder),
+        siglip=_tower(tensors, "fused_featurizer", "siglip", published, preprocessor, folder),
+        language=_language(published, tensors, config_file),
+        bounds="min_max" if gripper == "none" and all(mask) else "q01_q99",
+        action_mask=mask,
+        gripper=gripper,
+        dtype="bfloat16" if tensors["language_model.lm_head.weight"].dtype == torch.bfloat16 else "float32",
+    )
+    statistics = _statistics(measured, config)
+    tokenizer = _read_tokenizer(_found(folder / "tokenizer.json"), config.language.vocab_size - config.language.padded)
+    policy = OpenVLAOFT.unfilled(config, statistics, tokenizer)
+    weights, unread = convert(tensors, policy, config_file)
+    policy.load_state_dict(weights, assign=True)
+    with atomic_folder(out) as temporary:
+        policy.save(temporary)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return ImportReport(config=config, statistics_key=key, tensors=len(weights), parameters=parameters, unread=unread)
+
+
+def _found(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; expected a whole published OpenVLA-OFT checkpoint")
+    return file
+
+
+def _refuse_regression(folder: Path) -> None:
+    heads = sorted(folder.glob(L1_HEAD))
+    if heads:
+        raise ValueError(
+            f"{folder} was trained with a regression or diffusion head ({heads[0].name}): its action tokens are untrained, so a policy "
+            "that samples them solves nothing and RL finds no signal. Use a checkpoint that was trained on tokens (SimpleVLA-RL "
+            "publishes some), or fine-tune this one with `simplevla sft` first, after moving that file away."
+        )
+
+
+def _read_proprio(folder: Path) -> dict[str, Tensor]:
+    """The state's projector, where it is a file of its own."""
+    files = sorted(folder.glob(PROPRIO))
+    if len(files) > 1:
+        raise ValueError(f"{folder} has {len(files)} files like {PROPRIO}; expected one at most")
+    return {f"proprio_projector.{name.removeprefix('module.')}": x for name, x in read_tensors(files).items()}
+
+
+def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
+    """(key, the measures under it)."""
+    statistics = read_json(_found(file))
+    if key is None and len(statistics) == 1:
+        key = next(iter(statistics))
+    found = next((name for name in (str(key), f"{key}_no_noops") if name in statistics), None)
+    if found is None:
+        raise ValueError(
+            f"{file} has statistics for {', '.join(statistics)}; expected {'one of them' if key is None else repr(key)}. Name one with "
+            "--statistics-key"
+        )
+    measured = statistics[found]
+    for part in ("action", "proprio"):
+        measures: Any = measured.get(part) if isinstance(measured, dict) else None
+        if measures is None and part == "proprio":
+            continue
+        lacking = [name for name in MEASURES if not isinstance(measures, dict) or name not in measures]
+        if lacking or len({len(measures[name]) for name in MEASURES}) != 1:
+            raise ValueError(
+                f"{file} has {part} statistics of {found} without {', '.join(lacking) or 'equal lengths'}; expected "
+                f"{', '.join(MEASURES)}"
+            )
+    return found, measured
+
+
+def _statistics(measured: Mapping[str, Any], config: OpenVLAOFTConfig) -> Statistics:
+    """In the suite's units, which for the gripper aren't the model's."""
+    action = {name: [float(x) for x in measured["action"][name]] for name in MEASURES}
+    if config.gripper == "libero":
+        last = {name: 1 - 2 * action[name][-1] for name in MEASURES} | {"std": 2 * action["std"][-1]}
+        last |= {"min": last["max"], "max": last["min"], "q01": last["q99"], "q99": last["q01"]}
+        action = {name: [*action[name][:-1], last[name]] for name in MEASURES}
+    unknown = {name: [1.0 if name in ("std", "max", "q99") else 0.0] * config.state_dim for name in MEASURES}
+    proprio = measured.get("proprio")
+    state = {name: [float(x) for x in proprio[name]] for name in MEASURES} if proprio else unknown
+    return Statistics(state=state, action=action)
+
+
+def _image_size(published: Mapping[str, Any], file: Path) -> int:
+    expected = {"use_fused_vision_backbone": True, "n_action_bins": BINS, "arch_specifier": "no-align+fused-gelu-mlp"}
+    for key, value in expected.items():
+        if published.get(key, value) != value:
+            raise ValueError(f"{file} has {key} {published[key]!r}; expected {value!r}")
+    sizes = published.get("image_sizes", [224, 224])
+    if not isinstance(sizes, list) or len(set(sizes)) != 1 or not isinstance(sizes[0], int):
+        raise ValueError(f"{file} has image_sizes {sizes!r}; expected one size for both towers")
+    return sizes[0]
+
+
+def _tower(
+    tensors: Mapping[str, Tensor],
+    tower: str,
+    name: Literal["dino", "siglip"],
+    published: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    folder: Path,
+) -> TowerConfig:
+    number = ("dino", "siglip").index(name)
+    prefix = f"vision_backbone.{tower}."
+    layers = 0
+    while f"{prefix}blocks.{layers}.attn.qkv.weight" in tensors:
+        layers += 1
+    first = tensors.get(f"{prefix}blocks.0.mlp.fc1.weight")
+    ids = published.get("timm_model_ids", list(TOWERS))
+    if layers < 2 or first is None or first.ndim != 2:
+        raise ValueError(
+            f"{folder} holds no {name} tower: {prefix}blocks has {layers} whole layers; expected 2 or more"
+        )
+    heads = next((count for start, count in TOWERS.items() if str(ids[number]).startswith(start)), None)
+    if heads is None:
+        raise ValueError(f"{folder} has the {name} tower {ids[number]!r}; expected {list(TOWERS)[number]!r}")
+    colours = []
+    for measure in ("means", "stds"):
+        values = preprocessor.get(measure)
+        if not isinstance(values, list) or len(values) != 2 or any(len(value) != 3 for value in values):
+            raise ValueError(
+                f"the preprocessor_config.json of {folder} has {measure} {values!r}; expected three numbers per tower"
+            )
+        red, green, blue = (float(x) for x in values[number])
+        colours.append((red, green, blue))
+    return TowerConfig(
+        hidden_size=first.shape[1], layers=layers, heads=heads, mlp_size=first.shape[0], mean=colours[0], std=colours[1]
+    )
+
+
+def _language(published: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> LlamaSizes:
+    text = published.get("text_config")
+    if not isinstance(text, dict) or text.get("model_type", "llama") != "llama":
+        raise ValueError(f"{file} has text_config {text!r}; expected a Llama's")
+    default = LlamaSizes()
+    heads: int = text.get("num_attention_heads", default.heads)
+    sizes = LlamaSizes(
+        hidden_size=text.get("hidden_size", default.hidden_size),
+        layers=text.get("num_hidden_layers", default.layers),
+        heads=heads,
+        key_value_heads=text.get("num_key_value_heads", heads),
+        mlp_size=text.get("intermediate_size", default.mlp_size),
+        vocab_size=text.get("vocab_size", default.vocab_size),
+        padded=published.get("pad_to_multiple_of", default.padded),
+        rms_norm_eps=text.get("rms_norm_eps", default.rms_norm_eps),
+        rope_theta=text.get("rope_theta", default.rope_theta),
+    )
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        rows = tensors[name].shape[0] if name in tensors else 0
+        if rows != sizes.vocab_size:
+            raise ValueError(f"{name} has {rows} rows; expected {sizes.vocab_size}, the vocab_size of {file}")
+    return sizes
+
+
+def _read_tokenizer(file: Path, tokens: int) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+    got = [tokenizer.id_to_token(i) for i in (BEGIN, STOP, SPACE)]
+    # The padding token is the 32001st.
+    if got != ["<s>", "</s>", "▁"] or tokenizer.get_vocab_size() > tokens + 1:
+        raise ValueError(
+            f"{file} knows {tokenizer.get_vocab_size()} tokens, of which {BEGIN}, {STOP} and {SPACE} are {got}; expected Llama's {tokens}, "
+            "with <s>, </s> and ▁ there"
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,284 @@
+"""An imported OpenVLA-OFT checkpoint against numbers worked out apart from it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import map_coordinates
+
+import made_openvla_checkpoint as made
+import simplevla.policies.openvla_oft.policy as oft
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
+from simplevla.policies.base import ObservationBatch, Sampling
+from simplevla.policies.load import load_policy
+from simplevla.policies.openvla_oft.actions import Actions, from_tokens, to_tokens
+from simplevla.policies.openvla_oft.pixels import prepare_pixels
+from simplevla.policies.openvla_oft.policy import OpenVLAOFT
+from simplevla.policies.openvla_oft.published import import_openvla_oft
+
+INSTRUCTIONS = ("Pick up the milk", "put it all into the basket, gently")
+PROMPTS = tuple(f"In: What action should the robot take to {text.lower()}?\nOut:" for text in INSTRUCTIONS)
+
+
+def imported(folder: Path, proprio: bool = False, cameras: tuple[str, ...] = ("fixed",)) -> OpenVLAOFT:
+    made.write(folder / "published", made.tensors(proprio=proprio))
+    import_openvla_oft(folder / "published", folder / "policy", cameras=cameras)
+    policy = load_policy(folder / "policy")
+    assert isinstance(policy, OpenVLAOFT)
+    return policy
+
+
+def observations(cameras: tuple[str, ...] = ("fixed",), count: int = 2, seed: int = 0) -> ObservationBatch:
+    rng = np.random.default_rng(seed)
+    images = {name: torch.from_numpy(rng.integers(0, 256, (count, 40, 40, 3), np.uint8)) for name in cameras}
+    state = torch.from_numpy(rng.normal(size=(count, made.STATE)).astype(np.float32))
+    return ObservationBatch(images=images, state=state, instructions=list(INSTRUCTIONS[:count]))
+
+
+def row(batch: ObservationBatch, i: int) -> ObservationBatch:
+    images = {name: image[i : i + 1] for name, image in batch.images.items()}
+    return ObservationBatch(images=images, state=batch.state[i : i + 1], instructions=[batch.instructions[i]])
+
+
+def expected_logits(policy: OpenVLAOFT, batch: ObservationBatch, i: int, causal: bool = False) -> torch.Tensor:
+    tensors = made.tensors(proprio=policy.config.proprio)
+    views = [prepare_pixels(batch.images[name][i : i + 1], made.IMAGE, 0.9)[0].numpy() for name in policy.cameras]
+    prompt = [*made.tokenizer().encode(PROMPTS[i], add_special_tokens=False).ids, 29871]
+    state = None
+    if policy.config.proprio:
+        measures = made.statistics()[made.KEY]["proprio"]
+        low, high = np.array(measures["q01"]), np.array(measures["q99"])
+        scaled = 2 * (batch.state[i].double().numpy() - low) / (high - low + 1e-8) - 1
+        state = torch.from_numpy(np.clip(scaled, -1, 1))
+    return made.action_logits(tensors, views, prompt, state, causal)
+
+
+@pytest.mark.parametrize(("proprio", "cameras"), [(False, ("fixed",)), (True, ("fixed", "wrist"))])
+def test_logits_are_the_published_models(tmp_path: Path, proprio: bool, cameras: tuple[str, ...]) -> None:
+    policy = imported(tmp_path, proprio, cameras).double()
+    batch = observations(cameras)
+    with torch.no_grad():
+        got = policy(batch)
+    for i in range(2):
+        expected = expected_logits(policy, batch, i)
+        # Rotary angles, pixels and the result are float32.
+        torch.testing.assert_close(got[i].double(), expected, atol=1e-4, rtol=0)
+        assert expected.std() > 0.1
+    assert (got[0] - got[1]).abs().max() > 0.1
+
+
+def test_attention_goes_both_ways(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    batch = row(observations(), 0)
+    with torch.no_grad():
+        before = policy(batch)
+        # </s> stands after everything that is read: a causal mask would hide it from all of it.
+        policy.language.embed_tokens.weight[2] += 1
+        after = policy(batch)
+    assert ((before - after).abs().amax(dim=-1) > 1e-3).all()
+    causal = expected_logits(policy, batch, 0, causal=True)
+    assert (before[0] - causal).abs().max() > 0.1
+
+
+def test_a_transformers_that_masks_the_future_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.write(tmp_path / "published")
+
+    class Causal(oft.LlamaModel):
+        def forward(self, attention_mask=None, **inputs):  # type: ignore[no-untyped-def, override]
+            return super().forward(attention_mask=None, **inputs)
+
+    monkeypatch.setattr(oft, "LlamaModel", Causal)
+    oft.check_bidirectional.cache_clear()
+    with pytest.raises(ValueError, match=r"transformers .* gives Llama a causal mask"):
+        import_openvla_oft(tmp_path / "published", tmp_path / "policy", cameras=("fixed",))
+    assert not (tmp_path / "policy").exists()
+    monkeypatch.undo()
+    oft.check_bidirectional.cache_clear()
+    oft.check_bidirectional()
+
+
+def test_a_batch_gives_what_single_rows_give(tmp_path: Path) -> None:
+    policy, batch = imported(tmp_path), observations()
+    with torch.no_grad():
+        together = policy(batch)
+        alone = torch.cat([policy(row(batch, i)) for i in range(2)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_every_token_stands_for_the_published_value() -> None:
+    edges = np.linspace(-1, 1, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    ids = np.arange(31744, 32000)
+    expected = centres[np.clip(32000 - ids - 1, 0, 254)]
+    np.testing.assert_allclose(from_tokens(torch.from_numpy(ids - 31744)).numpy(), expected, atol=1e-7)
+    assert expected[0] == expected[1]
+    values = np.concatenate([np.linspace(-1.2, 1.2, 4001), edges])
+    published = 32000 - np.digitize(np.clip(values, -1, 1), edges)
+    np.testing.assert_array_equal(to_tokens(torch.from_numpy(values)).numpy() + 31744, published)
+
+
+def test_actions_are_restored_as_published(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, (3, made.CHUNK, made.ACTION))
+    edges = np.linspace(-1, 1, 256)
+    normalised = ((edges[:-1] + edges[1:]) / 2)[np.clip(255 - tokens, 0, 254)]
+    measures = made.statistics()[made.KEY]["action"]
+    low, high, mask = (np.array(measures[name]) for name in ("q01", "q99", "mask"))
+    expected = np.where(mask, 0.5 * (normalised + 1) * (high - low + 1e-8) + low, normalised)
+    expected[..., -1] = -np.sign(2 * expected[..., -1] - 1)
+    got = policy.actions.from_tokens(torch.from_numpy(tokens)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert set(got[..., -1].flatten().tolist()) == {-1.0, 1.0}
+    # And back: what the suite's demonstrations say comes out of their tokens, to half an interval.
+    demonstrated = np.random.default_rng(1).uniform(low, high, (4, made.CHUNK, made.ACTION))
+    demonstrated[..., -1] = np.random.default_rng(2).choice([-1.0, 1.0], (4, made.CHUNK))
+    again = policy.actions.from_tokens(policy.actions.tokens(torch.from_numpy(demonstrated))).numpy()
+    assert (np.abs(again - demonstrated)[..., :-1] <= (high - low)[:-1] / 255 / 2 + 1e-6).all()
+    np.testing.assert_array_equal(again[..., -1], demonstrated[..., -1])
+
+
+def test_statistics_are_in_the_suites_units(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    published = made.statistics()[made.KEY]["action"]
+    for name in ("mean", "std", "min", "max", "q01", "q99"):
+        assert policy.statistics.action[name][:-1] == published[name][:-1]
+    # 1 = open and 0 = closed became -1 and +1.
+    last = {name: policy.statistics.action[name][-1] for name in ("mean", "std", "min", "max")}
+    assert last == pytest.approx({"mean": 0.2, "std": 1.0, "min": -1.0, "max": 1.0})
+    assert Actions(policy.config, policy.statistics).from_tokens(torch.zeros(1, 8, 7, dtype=torch.long)).shape == (
+        1,
+        8,
+        7,
+    )
+
+
+def test_the_prompt_is_the_published_one(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    for text, prompt in zip(INSTRUCTIONS, PROMPTS, strict=True):
+        ids = policy.prompts.ids(text)
+        assert ids == [*made.tokenizer().encode(prompt, add_special_tokens=False).ids, 29871]
+        pieces = [policy.prompts.tokenizer.id_to_token(i) for i in ids]
+        assert "".join(pieces[:-1]) == "▁" + prompt.replace(" ", "▁").replace("\n", "<0x0A>")
+    ids, valid = policy.prompts.batch(INSTRUCTIONS)
+    assert ids.shape == valid.shape
+    assert ids[:, -1].tolist() == [29871, 29871]
+    assert valid.sum(dim=1).tolist() == [len(policy.prompts.ids(text)) for text in INSTRUCTIONS]
+    with pytest.raises(ValueError, match="is empty"):
+        policy.prompts.ids("  ")
+
+
+@pytest.mark.parametrize("size", [256, 128, 200])
+def test_pixels_follow_the_published_chain(size: int) -> None:
+    rng = np.random.default_rng(3)
+    coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+    image = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="jpeg", quality=95)
+    decoded = np.asarray(Image.open(buffer))
+    assert np.abs(decoded.astype(int) - image).max() > 2
+    # Pillow's own Lanczos in float, one channel at a time.
+    channels = [Image.fromarray(decoded[..., c].astype(np.float32), "F") for c in range(3)]
+    resized = np.stack([np.asarray(c.resize((224, 224), Image.Resampling.LANCZOS)) for c in channels], axis=-1)
+    resized = np.clip(np.round(resized), 0, 255)
+    inset = (1 - np.sqrt(0.9)) / 2
+    line = inset * 223 + np.arange(224) * (1 - 2 * inset) * 223 / 223
+    grid = np.meshgrid(line, line, indexing="ij")
+    cropped = np.stack([map_coordinates(resized[..., c], grid, order=1) for c in range(3)], axis=-1)
+    got = prepare_pixels(torch.from_numpy(image)[None], 224, 0.9)[0].numpy()
+    assert got.shape == (224, 224, 3)
+    assert np.abs(got - np.clip(np.round(cropped), 0, 255)).max() <= 1
+    # The crop enlarges: what was in the corner of the picture is gone.
+    assert np.abs(got.astype(int) - resized).mean() > 2
+
+
+def test_both_towers_see_the_same_pixels_each_in_its_way(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    pixels = torch.rand(2, 3, 28, 28)
+    for number, name in enumerate(("dino", "siglip")):
+        mean, std = (torch.tensor(x[number]).view(1, 3, 1, 1) for x in (made.MEANS, made.STDS))
+        torch.testing.assert_close(policy.vision.normalise(pixels, name), (pixels - mean) / std)
+
+
+def test_saved_and_loaded_it_acts_the_same(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    policy.save(tmp_path / "again")
+    again = load_policy(tmp_path / "again")
+    batch = observations()
+    for sampling in (Sampling(greedy=True), Sampling(temperature=1.6)):
+        samples = [p.act(batch, sampling, [np.random.default_rng(i) for i in range(2)]) for p in (policy, again)]
+        np.testing.assert_array_equal(samples[0].actions, samples[1].actions)
+        assert torch.equal(samples[0].trace, samples[1].trace)
+        logprobs, entropy = again.score(batch, samples[0].trace, sampling)
+        torch.testing.assert_close(logprobs, samples[0].logprobs, atol=0, rtol=0)
+        assert entropy.shape == logprobs.shape == (2, made.CHUNK * made.ACTION)
+    assert again.unit_action_index.tolist() == [h for h in range(made.CHUNK) for _ in range(made.ACTION)]
+
+
+def test_bfloat16_stays_bfloat16_and_agrees_roughly(tmp_path: Path) -> None:
+    exact = imported(tmp_path)
+    halves = {name: x.bfloat16() for name, x in made.tensors().items()}
+    made.write(tmp_path / "half", halves)
+    import_openvla_oft(tmp_path / "half", tmp_path / "half_policy", cameras=("fixed",))
+    policy = load_policy(tmp_path / "half_policy")
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
+    assert {b.dtype for n, b in policy.named_buffers() if "inv_freq" in n} == {torch.float32}
+    batch = observations()
+    with torch.no_grad():
+        got, expected = policy(batch), exact(batch)
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().mean() < 0.05
+
+
+def test_imitation_learns_the_demonstrated_chunk(tmp_path: Path) -> None:
+    policy, batch = imported(tmp_path), observations()
+    actions = policy.actions.from_tokens(
+        torch.from_numpy(np.random.default_rng(5).integers(1, 256, (2, made.CHUNK, made.ACTION)))
+    )
+    mask = torch.ones(2, made.CHUNK, dtype=torch.bool)
+    mask[1, 5:] = False
+    first = policy.imitation_loss(batch, actions, mask)
+    wrong = actions.clone()
+    wrong[1, 5:, :3] += 0.3  # after the demonstration's end
+    assert torch.equal(policy.imitation_loss(batch, wrong, mask), first)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        policy.imitation_loss(batch, actions, mask).backward()
+        optimizer.step()
+    assert float(policy.imitation_loss(batch, actions, mask)) < 0.1 < float(first)
+    greedy = policy.act(batch, Sampling(greedy=True), [np.random.default_rng(0)] * 2).actions
+    np.testing.assert_allclose(greedy[0], actions[0].numpy(), atol=1e-6)
+
+
+def test_lora_goes_on_every_linear_layer(tmp_path: Path) -> None:
+    policy = imported(tmp_path)
+    bank = AdapterBank(policy)
+    bank.add("milk", AdapterConfig(rank=4, alpha=4), instructions=[INSTRUCTIONS[0]])
+    bank.activate("milk", training=True)
+    names = {name.split(".lora_")[0] for name, p in policy.named_parameters() if p.requires_grad}
+    linear = {
+        name.replace(".base_layer", "")
+        for name, module in policy.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and ".lora_" not in name
+    }
+    assert names == linear
+    assert len(linear) == 2 * (2 * 6 + 1) + 3 + 2 * 7 + 1
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path) -> None:
+    policy, batch = imported(tmp_path), observations()
+    trace = torch.zeros(2, policy.units, dtype=torch.long)
+
+    def gradients() -> list[torch.Tensor]:
+        policy.zero_grad()
+        policy.score(batch, trace, Sampling())[0].sum().backward()
+        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    plain = gradients()
+    policy.checkpoint_activations()
+    for a, b in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
