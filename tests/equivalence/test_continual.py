@@ -189,6 +189,7 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     for file in ("model.safetensors", "adapters/far/adapter.safetensors"):
         assert weights(cut / "2_far/rl/policy" / file) == weights(tmp_path / "whole" / "2_far/rl/policy" / file)
     before = calls["train"]
+    monkeypatch.setattr(room, "commit", lambda: "a later one")
     assert continual(settings, cut, resume=True) == result
     assert calls["train"] == before
 

@@ -58,6 +58,8 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
     for task in config.tasks:
         suite.task(task)
     _open(config, run, resume)
+    if (run / "continual.json").exists():
+        return read_json(run / "continual.json")
     policy = Path(config.train.policy)
     with RolloutEngine(config.train.suite, config.train.rollout, load_policy(policy).chunk_length) as engine:
 
