@@ -1,0 +1,177 @@
+"""OpenVLA-OFT checkpoints that don't fit: one clear error each, and nothing is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import made_openvla_checkpoint as made
+from simplevla.cli import main
+from simplevla.policies.load import load_policy
+from simplevla.policies.openvla_oft.published import import_openvla_oft
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openvla") / "published"
+    made.write(folder, pieces=2)
+    return folder
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "published"))
+
+
+def refused(folder: Path, message: str, **options: Any) -> None:
+    out = folder.parent / "policy"
+    with pytest.raises(ValueError, match=message):
+        import_openvla_oft(folder, out, cameras=("fixed",), **options)
+    assert not out.exists()
+    assert not list(folder.parent.glob(".*tmp*"))
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """All tensors in one file, changed."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_missing_piece(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, r"model-00002-of-00002\.safetensors is missing, though the index")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "dataset_statistics.json", "preprocessor_config.json", "tokenizer.json"]
+)
+def test_a_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    refused(folder, f"{name} is missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("projector.fc2.bias"), r"projector\.fc2\.bias is missing"),
+        (lambda w: w.update({"language_model.extra": torch.ones(2)}), r"language_model\.extra is unknown"),
+        (
+            lambda w: w.update({"projector.fc1.weight": torch.ones(5, 80)}),
+            r"projector\.fc1\.weight has shape \[5, 80\].*expected \[320, 80\]",
+        ),
+        (
+            lambda w: w.update({"vision_backbone.featurizer.blocks.0.attn.qkv.bias": torch.ones(10)}),
+            r"attn\.qkv\.bias has shape \[10\]",
+        ),
+        (lambda w: w["projector.fc3.bias"].fill_(torch.inf), "isn't made of finite numbers"),
+        (lambda w: [w.pop(k) for k in list(w) if "fused_featurizer" in k], "holds no siglip tower"),
+        (lambda w: w.update({"language_model.lm_head.weight": torch.ones(32000, made.WIDTH)}), "has 32000 rows"),
+    ],
+)
+def test_tensors_that_lack_or_are_too_many(folder: Path, change: Any, message: str) -> None:
+    edit_weights(folder, change)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["text_config"].update(vocab_size=32000), "has 32064 rows; expected 32000, the vocab_size"),
+        (lambda c: c["text_config"].update(num_hidden_layers=3), r"layers\.2\..* is missing"),
+        (lambda c: c["text_config"].update(num_hidden_layers=1), r"layers\.1\..* is unknown"),
+        (lambda c: c["text_config"].update(model_type="phi"), "expected a Llama's"),
+        (lambda c: c.pop("text_config"), "text_config None"),
+        (lambda c: c.update(use_fused_vision_backbone=False), "use_fused_vision_backbone False; expected True"),
+        (lambda c: c.update(arch_specifier="gelu-mlp"), "arch_specifier 'gelu-mlp'"),
+        (lambda c: c.update(image_sizes=[28, 56]), r"image_sizes \[28, 56\]"),
+        (lambda c: c.update(image_sizes=[42, 42]), r"pos_embed has shape \[1, 4, 48\]"),
+        (lambda c: c.update(timm_model_ids=["resnet", "resnet"]), "dino tower 'resnet'"),
+    ],
+)
+def test_another_model_in_config(folder: Path, change: Any, message: str) -> None:
+    edit_json(folder / "config.json", change)
+    refused(folder, message)
+
+
+def test_a_wrong_statistics_key(folder: Path) -> None:
+    refused(folder, "statistics for libero_object_no_noops; expected 'libero_goal'", statistics_key="libero_goal")
+    report = import_openvla_oft(folder, folder.parent / "good", cameras=("fixed",), statistics_key="libero_object")
+    assert report.statistics_key == "libero_object_no_noops"
+    edit_json(folder / "dataset_statistics.json", lambda s: s.update(other=s[made.KEY]))
+    refused(folder, "libero_object_no_noops, other; expected one of them. Name one with --statistics-key")
+    edit_json(folder / "dataset_statistics.json", lambda s: s["other"]["action"].pop("q99"))
+    refused(folder, "action statistics of other without q99", statistics_key="other")
+
+
+def test_another_tokenizer(folder: Path) -> None:
+    edit_json(folder / "tokenizer.json", lambda t: t["model"]["vocab"].update({"▁": 31000, "unused31000": 29871}))
+    refused(folder, "expected Llama's 32000")
+    (folder / "tokenizer.json").write_text("{")
+    refused(folder, r"tokenizer\.json is damaged")
+
+
+def test_an_untrained_token_head_is_recognised(folder: Path) -> None:
+    (folder / "action_head--150000_checkpoint.pt").write_bytes(b"never read")
+    refused(
+        folder, r"regression or diffusion head \(action_head--150000_checkpoint\.pt\).*untrained.*RL finds no signal"
+    )
+
+
+def test_pixels_normalised_for_one_tower_only(folder: Path) -> None:
+    edit_json(folder / "preprocessor_config.json", lambda p: p.update(means=[[0.5, 0.5, 0.5]]))
+    refused(folder, "expected three numbers per tower")
+
+
+def test_an_existing_folder_is_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "policy"
+    assert main(["import", "openvla-oft", str(folder), str(out), "--cameras", "fixed"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "statistics of libero_object_no_noops" in printed
+    assert "in float32" in printed
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="exists already"):
+        import_openvla_oft(folder, out, cameras=("fixed",))
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_saved_policy_whose_files_disagree(folder: Path) -> None:
+    out = folder.parent / "policy"
+    import_openvla_oft(folder, out, cameras=("fixed",))
+    edit_json(out / "config.json", lambda c: c.update(chunk_length=0))
+    with pytest.raises(ValueError, match="chunk_length 0"):
+        load_policy(out)
+    edit_json(out / "config.json", lambda c: c.update(chunk_length=8, action_mask=[True]))
+    with pytest.raises(ValueError, match="action_mask has 1 entries; expected 7"):
+        load_policy(out)
+    edit_json(out / "config.json", lambda c: c.update(action_mask=[True] * 7, proprio=True))
+    with pytest.raises(ValueError, match=r"proprio\.fc1\.weight is missing"):
+        load_policy(out)
+
+
+def test_observations_that_dont_fit(folder: Path) -> None:
+    from simplevla.policies.base import ObservationBatch
+
+    import_openvla_oft(folder, folder.parent / "policy", cameras=("fixed",))
+    policy = load_policy(folder.parent / "policy")
+    images = {"wrist": torch.zeros(1, 28, 28, 3, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match="this policy also needs fixed"):
+        policy(ObservationBatch(images=images, state=torch.zeros(1, 8), instructions=["go"]))
+    images["fixed"] = images["wrist"]
+    with pytest.raises(ValueError, match="3 state dimensions; this policy takes 8"):
+        policy(ObservationBatch(images=images, state=torch.zeros(1, 3), instructions=["go"]))
