@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from simplevla.adapters.config import ContinualConfig
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
-from simplevla.recipes import continual, libero, metaworld, tabletop
+from simplevla.recipes import continual, libero, metaworld, openvla_oft, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
@@ -24,6 +24,7 @@ TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "libero_object_nano": libero.train,
     "metaworld_nano": metaworld.train,
     "paper": TrainConfig,
+    **openvla_oft.recipes(),
 }
 """`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""
 
