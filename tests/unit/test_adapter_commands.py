@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import small_tinyvla as small
 from adapted_tinyvla import LORA, base_tensors, make_bank, same
 from simplevla import cli
 from simplevla.adapters.bank import load_bank
@@ -26,6 +27,30 @@ def test_list_and_show(policy: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert all(word in text for word in ("first", "second", "lora", "lift the red block"))
     assert run("show", policy / "adapters" / "first") == 0
     assert '"rank": 4' in capsys.readouterr().out
+
+
+def test_a_new_adapter_is_what_training_then_trains(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_bank(policy)
+    base = tmp_path / "base"
+    small.make().save(base)
+    for folder, names in ((policy, ["first", "second", "third"]), (base, ["third"])):
+        out = tmp_path / f"{folder.name}_new"
+        settings = ("--adapter.rank", 2, "--adapter.targets", "language", "--instructions", "open the drawer")
+        assert run("new", folder, out, "--name", "third", *settings) == 0
+        bank = load_bank(out)
+        assert bank.names == names
+        assert (bank.entry("third").config.rank, bank.entry("third").instructions) == (2, ("open the drawer",))
+        trained = [name for name, parameter in bank.policy.named_parameters() if parameter.requires_grad]
+        assert trained
+        assert all(".third." in name and name.startswith("language.") for name in trained)
+    assert same(base_tensors(load_bank(tmp_path / "policy_new")), base_tensors(before))
+    assert run("new", policy, tmp_path / "on", "--name", "third", "--start-from", "first") == 0
+    assert load_bank(tmp_path / "on").entry("third").config == before.entry("first").config
+    assert run("new", policy, tmp_path / "taken", "--name", "first") == 2
+    assert "first" in capsys.readouterr().err
+    assert not (tmp_path / "taken").exists()
 
 
 def test_an_exported_adapter_goes_into_another_copy_of_its_base(policy: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import AdapterCard, list_cards, read_card
 
 POLICY = tyro.conf.Positional[Path]
@@ -51,6 +52,35 @@ class Export:
 
         load_bank(self.policy).export(self.name, self.out)
         print(f"adapter {self.name!r} is in {self.out}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class New:
+    """Write a copy of a policy with a new adapter; `simplevla train --policy OUT` then trains that adapter alone."""
+
+    policy: POLICY
+    out: tyro.conf.Positional[Path]
+    name: str
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    instructions: tuple[str, ...] = ()
+    """The tasks it is for; routing goes by them."""
+    start_from: str | None = None
+    """An adapter of the policy that the new one goes on from, with its settings; without, it begins as the identity."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from simplevla.adapters.bank import AdapterBank, bank_of
+        from simplevla.policies.load import BANK, load_policy
+
+        _require_new(self.out)
+        policy = load_policy(self.policy)
+        bank = bank_of(policy) if (self.policy / BANK).exists() else AdapterBank(policy)
+        config = None if self.start_from else self.adapter
+        bank.add(self.name, config, start_from=self.start_from, instructions=self.instructions, seed=self.seed)
+        bank.activate(self.name, training=True)
+        bank.save(self.out)
+        trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+        print(f"{self.out} has the adapters {', '.join(bank.names)}; {self.name!r} has {trained} parameters to train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +154,7 @@ class Route:
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[New, tyro.conf.subcommand("new")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Add, tyro.conf.subcommand("add")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]

@@ -51,7 +51,7 @@ def full(name: str) -> TrainConfig:
 
 
 def lora_24gb() -> TrainConfig:
-    """libero_spatial on one card of 24 GB, with an adapter (`simplevla adapters add`, rank 32) and an update of a quarter.
+    """libero_spatial on one card of 24 GB, with an adapter (`simplevla adapters new`, rank 32) and an update of a quarter.
 
     The learning rate is the adapters' of arXiv 2603.11653 (SPEC 5); not tried on a GPU by us.
     """

@@ -1,0 +1,31 @@
+import pytest
+
+from simplevla import recipes
+from simplevla.recipes.openvla_oft import PUBLISHED
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_recipes_have_the_published_numbers(name: str) -> None:
+    config = recipes.TRAIN[name]()
+    sampling, loss, optimizer = config.sampling, config.loss, config.optimizer
+    assert (sampling.groups, sampling.group_size, sampling.temperature) == (64, 8, 1.6)
+    assert (sampling.filter_low, sampling.filter_high, sampling.dynamic) == (0.1, 0.9, True)
+    assert (loss.clip_low, loss.clip_high, loss.aggregation) == (0.2, 0.28, "episode")
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.max_grad_norm) == (
+        5e-6,
+        (0.9, 0.999),
+        0.01,
+        1.0,
+    )
+    # 512 episodes in mini-batches of 128, evaluated every fourth update.
+    assert (config.minibatches, config.eval_every) == (4, 4)
+    suite = {"spatial": "libero_spatial", "object": "libero_object", "goal": "libero_goal", "long": "libero_10"}
+    assert config.suite.name == suite[name.split("_")[1]]
+    assert (config.suite.visuals, config.suite.horizon, config.suite.image_size) == ("stock", "simplevla", 256)
+
+
+def test_the_published_successes_average_to_the_papers_means() -> None:
+    for demos, sft, rl in (("one_demo", 48.9, 96.9), ("all_demos", 91.0, 99.1)):
+        found = [PUBLISHED[f"libero_{suite}_{demos}"] for suite in ("spatial", "object", "goal", "long")]
+        assert sum(x.sft for x in found) / 4 == pytest.approx(sft, abs=0.06)
+        assert sum(x.rl for x in found) / 4 == pytest.approx(rl, abs=0.06)
