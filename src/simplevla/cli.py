@@ -8,11 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from simplevla.training.loop import MakeEngine
 
 EXIT_PROBLEMS = 1
 EXIT_ERROR = 2
@@ -114,9 +117,25 @@ def _train(arguments: list[str]) -> int:
     resumed = _resumed(rest)
     config = load_config(TrainConfig, resumed) if resumed else _recipe(name, recipes.TRAIN, TrainConfig)
     parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
-    outcome = train(parsed.config, parsed.resume or _new_run(parsed.run), resume=parsed.resume is not None)
+    run = parsed.resume or _new_run(parsed.run)
+    outcome = train(parsed.config, run, resume=parsed.resume is not None, make_engine=_engine(parsed.config))
     print(outcome.message)
     return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
+
+
+def _engine(config: TrainConfig) -> "MakeEngine":
+    """Worker processes of this machine, or the actors of a Ray cluster."""
+    from simplevla.training.loop import local_engine
+
+    if not config.ray.actors:
+        return local_engine
+    try:
+        from simplevla.distributed.engine import RayEngine
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ValueError("ray.actors needs Ray: pip install 'simplevla-rl[ray]'; or leave ray.actors at 0") from None
+    return RayEngine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,30 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Rollouts on the actors of a Ray cluster; needs the extra `ray`."""
+
+    actors: int = 0
+    """Processes with environments and a replica of the policy each; 0: everything stays on this machine, without Ray."""
+    cpus: float = 1.0
+    """CPUs that Ray reserves for an actor, whose `rollout.workers` then share them."""
+    gpus: float = 0.0
+    """GPUs, or a part of one, that Ray reserves for an actor; its policy is there then, else on the CPU."""
+    address: str = ""
+    """Of a running cluster, `auto` for the one that this machine belongs to; empty starts one for the run."""
+    answer_timeout_s: float = 600.0
+    """An actor that says nothing for so long is replaced, and its episodes are run again."""
+
+    def __post_init__(self) -> None:
+        _require(self.actors >= 0, f"ray.actors is {self.actors}; expected 0 (no Ray) or more")
+        _require(
+            self.cpus > 0 and self.gpus >= 0,
+            f"ray.cpus is {self.cpus}, ray.gpus {self.gpus}; expected above 0, 0 or more",
+        )
+        _require(self.answer_timeout_s > 0, f"ray.answer_timeout_s is {self.answer_timeout_s}; expected above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """What is sampled for one update."""
 
@@ -254,6 +278,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
     eval_every: int = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""
     eval_episodes_per_task: int = 10

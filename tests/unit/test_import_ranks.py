@@ -24,8 +24,9 @@ RANKS = {
     "evaluation": 5,
     "training": 6,
     "report": 7,
-    "recipes": 8,
-    "cli": 9,
+    "distributed": 8,
+    "recipes": 9,
+    "cli": 10,
 }
 ALLOWED = {
     "mujoco": {"suites"},
@@ -35,6 +36,8 @@ ALLOWED = {
     "gymnasium": {"suites"},
     "transformers": {"policies", "adapters"},
     "peft": {"policies", "adapters"},
+    "accelerate": {"policies", "adapters"},
+    "ray": {"distributed"},
 }
 WITHOUT_TORCH = ("types.py", "config.py", "suites", "rollout/workers.py")
 

@@ -4,7 +4,6 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import rich.progress
 import torch
@@ -14,26 +13,13 @@ from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import check_fits_suite, load_policy
-from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 Progress = Callable[[int, int, int], None]
 """Called after every finished episode with (finished, total, solved)."""
-
-
-class Engine(Protocol):
-    """What evaluation needs of `rollout.scheduler.RolloutEngine`."""
-
-    def run(
-        self,
-        policy: Policy,
-        sampling: Sampling,
-        source: Callable[[], EpisodeRequest | None],
-        sink: Callable[[Episode], None],
-        record: bool = True,
-    ) -> object: ...
 
 
 def evaluate(

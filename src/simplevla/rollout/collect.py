@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from simplevla.algorithm.selection import is_mixed
 from simplevla.config import SamplingConfig
 from simplevla.policies.base import Policy, Sampling
-from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.scheduler import Engine
 from simplevla.rollout.states import StateSampler
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
@@ -103,7 +103,7 @@ class _Collector:
 
 
 def collect_groups(
-    engine: RolloutEngine, policy: Policy, sampler: StateSampler, config: SamplingConfig, seed: int, update: int
+    engine: Engine, policy: Policy, sampler: StateSampler, config: SamplingConfig, seed: int, update: int
 ) -> Collection:
     """Sample groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
 

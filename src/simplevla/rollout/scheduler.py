@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,21 @@ log = logging.getLogger(__name__)
 
 Source = Callable[[], EpisodeRequest | None]
 Sink = Callable[[Episode], None]
+
+
+class Engine(Protocol):
+    """What rolls episodes out: the one below, or one on other machines."""
+
+    stats: "RolloutStats"
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def reset_stats(self) -> None: ...
+
+    def run(self, policy: Policy, sampling: Sampling, source: Source, sink: Sink, record: bool = True) -> None: ...
+
 
 SLOW_RESET_TURNS = 24
 """Turns of its half that a slot which changes its task may miss, where that is slow, before the others wait for it: about as
@@ -187,6 +203,11 @@ class RolloutEngine:
     def close(self) -> None:
         """End the workers. May be called more than once."""
         self._close()
+
+    @property
+    def slots(self) -> int:
+        """Environments."""
+        return len(self._slots)
 
     def reset_stats(self) -> None:
         self.stats = RolloutStats()

@@ -1,6 +1,7 @@
 """The main loop of reinforcement learning: rollout, reward, advantage, selection, update, checkpoint, evaluation."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.rollout.collect import Collection, NoSignal, collect_groups
-from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
+from simplevla.rollout.scheduler import Engine, RolloutEngine, RolloutStats
 from simplevla.rollout.states import make_sampler
 from simplevla.storage import atomic_folder
 from simplevla.suites.base import Suite
@@ -47,11 +48,22 @@ class Progress:
     elapsed_s: float = 0.0
 
 
-def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
+MakeEngine = Callable[[TrainConfig, Policy], Engine]
+
+
+def local_engine(config: TrainConfig, policy: Policy) -> Engine:
+    """Worker processes of this machine."""
+    return RolloutEngine(config.suite, config.rollout, policy.chunk_length)
+
+
+def train(config: TrainConfig, run: Path, resume: bool = False, make_engine: MakeEngine = local_engine) -> Outcome:
     """Improve `config.policy` by RL and leave everything about it in the folder `run` (`run/policy` is the result).
 
     All that is random derives from (seed, update), so that a run that was killed and resumed ends bit for bit as the
     uninterrupted one does, with the same number of workers on CPU.
+
+    Args:
+        make_engine: what rolls episodes out; it is given the policy as it starts.
 
     Raises:
         ValueError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
@@ -78,7 +90,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False) -> Outcome:
     started = time.monotonic()
     with (
         deterministic(config.device),
-        RolloutEngine(config.suite, config.rollout, policy.chunk_length) as engine,
+        make_engine(config, policy) as engine,
         RunLog(run, keep_bytes, progress.update + 1) as log,
     ):
         if progress.update == 0 and config.eval_every:
@@ -201,7 +213,7 @@ def _rollout_metrics(collection: Collection, stats: RolloutStats, seconds: float
 
 
 def _evaluate(
-    engine: RolloutEngine, policy: Policy, suite: Suite, config: TrainConfig, run: Path, update: int, log: RunLog
+    engine: Engine, policy: Policy, suite: Suite, config: TrainConfig, run: Path, update: int, log: RunLog
 ) -> dict[str, Any]:
     """Greedy success on train states; the test states are never looked at during training."""
     log.stage(f"after update {update}: evaluating")

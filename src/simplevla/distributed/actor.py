@@ -1,0 +1,108 @@
+"""A process of a Ray cluster that holds environments and a replica of the policy."""
+
+import tempfile
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simplevla.config import DenoisingConfig, RolloutConfig, SuiteConfig
+from simplevla.policies.base import Sampling
+from simplevla.policies.load import load_policy
+from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
+from simplevla.types import Episode, EpisodeRequest
+
+WAIT_S = 0.5
+"""How long `take` waits for an episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What an actor hands over."""
+
+    episodes: list[Episode]
+    stats: RolloutStats
+    """Of this run so far."""
+
+
+class RolloutActor:
+    """Runs one `RolloutEngine`: `run` lasts as long as a rollout, while `give` brings requests and `take` fetches episodes.
+
+    Args:
+        files: a saved policy, path in its folder -> content.
+        device: of the replica.
+    """
+
+    def __init__(
+        self,
+        suite: SuiteConfig,
+        rollout: RolloutConfig,
+        denoising: DenoisingConfig,
+        files: dict[str, bytes],
+        device: str,
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / name).write_bytes(content)
+            self._policy = load_policy(folder)
+        self._policy.set_denoising(denoising)
+        self._policy.to(torch.device(device))
+        self._engine = RolloutEngine(suite, rollout, self._policy.chunk_length)
+        self._changed = threading.Condition()
+        self._requests: deque[EpisodeRequest] = deque()
+        self._episodes: list[Episode] = []
+        self._stopped = True
+
+    def slots(self) -> int:
+        """Environments; an answer also says that the actor is ready."""
+        return self._engine.slots
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Replace the named parameters."""
+        parameters = dict(self._policy.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+
+    def run(self, sampling: Sampling, record: bool) -> None:
+        """Roll out what `give` brings until `stop`."""
+        self._engine.reset_stats()
+        self._stopped = False
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._requests or self._stopped)
+                if self._stopped:
+                    return
+            self._engine.run(self._policy, sampling, self._next, self._finish, record)
+
+    def give(self, requests: list[EpisodeRequest]) -> None:
+        """Take on more requests."""
+        with self._changed:
+            self._requests.extend(requests)
+            self._changed.notify_all()
+
+    def take(self) -> Finished:
+        """What has finished since the last time; after a short wait nothing, if that is so."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._episodes, timeout=WAIT_S)
+            episodes, self._episodes = self._episodes, []
+        return Finished(episodes=episodes, stats=self._engine.stats)
+
+    def stop(self) -> None:
+        """Let `run` return; nothing may be in flight."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _next(self) -> EpisodeRequest | None:
+        with self._changed:
+            return self._requests.popleft() if self._requests else None
+
+    def _finish(self, episode: Episode) -> None:
+        with self._changed:
+            self._episodes.append(episode)
+            self._changed.notify_all()

@@ -1,0 +1,191 @@
+"""Rollouts on a Ray cluster against the local engine: the same episodes, the same update, nothing lost."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from fake_suite import HORIZON
+from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.distributed.engine import RayEngine, check_resources
+from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.load import load_policy
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.rollout.collect import Collection, collect_groups
+from simplevla.rollout.scheduler import Engine, RolloutEngine
+from simplevla.rollout.states import make_sampler
+from simplevla.suites.registry import make_suite
+from simplevla.training.learner import Learner
+from simplevla.training.loop import train
+from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
+from small_tinyvla import plain_statistics
+
+TASKS = ("reach", "far")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random policy: on this suite chance is enough for both outcomes."""
+    policy = TinyVLA.create(
+        "nano",
+        cameras=("front", "wrist"),
+        state_dim=3,
+        action_dim=2,
+        chunk_length=4,
+        instructions=[f"do {task}" for task in TASKS],
+        statistics=plain_statistics(3, 2),
+    )
+    folder = tmp_path_factory.mktemp("base") / "policy"
+    policy.save(folder)
+    return folder
+
+
+def config(base: Path, actors: int = 1, **changes: Any) -> TrainConfig:
+    values = {
+        "suite": SuiteConfig(name="fake_suite:make", tasks=TASKS),
+        "policy": str(base),
+        "updates": 2,
+        "minibatches": 2,
+        "sampling": SamplingConfig(groups=4, group_size=4, temperature=1.0),
+        "optimizer": OptimizerConfig(lr=1e-4),
+        "rollout": RolloutConfig(workers=1, slots_per_worker=4),
+        "ray": RayConfig(actors=actors, answer_timeout_s=60),
+        "eval_every": 1,
+        "eval_episodes_per_task": 2,
+    }
+    return TrainConfig(**(values | changes))
+
+
+def collected(engine: Engine, policy: Policy, settings: TrainConfig, update: int = 1) -> Collection:
+    sampler = make_sampler(make_suite(settings.suite), settings.sampling, settings.seed)
+    return collect_groups(engine, policy, sampler, settings.sampling, settings.seed, update)
+
+
+def same_groups(got: Collection, expected: Collection) -> None:
+    assert (got.sampled, got.mixed, got.success_by_task) == (expected.sampled, expected.mixed, expected.success_by_task)
+    assert len(got.groups) == len(expected.groups) > 0
+    for mine, theirs in zip(got.groups, expected.groups, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert (a.request, a.status, a.env_steps) == (b.request, b.status, b.env_steps)
+            for name in ("trace", "executed", "actions", "state"):
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+            assert all((a.images[name] == b.images[name]).all() for name in b.images)
+            # Other batches round the last bits otherwise.
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+
+
+def test_two_actors_give_the_local_episodes_before_and_after_an_update(base: Path) -> None:
+    settings, policy = config(base, actors=2), load_policy(base)
+    with RayEngine(settings, policy) as rays:
+        got = collected(rays, policy, settings)
+        counted = rays.stats
+        with RolloutEngine(settings.suite, settings.rollout, policy.chunk_length) as engine:
+            expected = collected(engine, policy, settings)
+            assert counted.env_steps == engine.stats.env_steps
+            assert counted.episodes == 4 * got.sampled
+            same_groups(got, expected)
+            # What was trained reaches the actors.
+            Learner(policy, settings).update(expected.groups, 1)
+            again, then = (collected(either, policy, settings, update=2) for either in (rays, engine))
+            same_groups(again, then)
+            old = load_policy(base)
+            logprobs = [g[0].logprobs for g in collected(engine, old, settings, update=2).groups]
+        assert any(
+            len(x) != len(y[0].logprobs) or not np.allclose(x, y[0].logprobs, atol=1e-5)
+            for x, y in zip(logprobs, then.groups, strict=False)
+        )
+
+
+def test_a_whole_run_is_the_local_one(base: Path, tmp_path: Path) -> None:
+    settings = config(base)
+    train(replace(settings, ray=RayConfig()), tmp_path / "local")
+    train(settings, tmp_path / "ray", make_engine=RayEngine)
+    local, remote = (load_policy(tmp_path / name / "policy").state_dict() for name in ("local", "ray"))
+    for name, value in local.items():
+        torch.testing.assert_close(remote[name], value, atol=1e-6, rtol=0)
+
+
+def actor_process(engine: RayEngine, number: int) -> int:
+    pid = engine._replicas[number].handle.__ray_call__.remote(lambda self: os.getpid())
+    return int(ray.get(pid))
+
+
+def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
+    settings, policy = config(base, actors=2), load_policy(base)
+    suite = make_suite(settings.suite)
+    (task, *_) = suite.tasks
+    requests = [EpisodeRequest(task=task, initial_state=n % 8, seed=(7, n), group=n) for n in range(40)]
+
+    def rolled_out(engine: Engine, at: Callable[[int], None] = lambda n: None) -> dict[int, Episode]:
+        queue, found = iter(requests), []
+
+        def sink(episode: Episode) -> None:
+            found.append(episode)
+            at(len(found))
+
+        engine.run(policy, Sampling(), lambda: next(queue, None), sink)
+        assert len(found) == len(requests)
+        return {episode.request.group: episode for episode in found}
+
+    with RolloutEngine(settings.suite, settings.rollout, policy.chunk_length) as engine:
+        expected = rolled_out(engine)
+    with RayEngine(settings, policy) as rays:
+        pid = actor_process(rays, 1)
+        got = rolled_out(rays, lambda n: os.kill(pid, signal.SIGKILL) if n == 5 else None)
+        assert rays.stats.worker_restarts == 1
+        assert rays.stats.retries > 0
+        assert "replaced" in rays.stats.last_error
+        assert actor_process(rays, 1) != pid
+    assert {n: (e.status, e.env_steps) for n, e in got.items()} == {
+        n: (e.status, e.env_steps) for n, e in expected.items()
+    }
+    assert all(e.status is not EpisodeStatus.ENV_ERROR and e.env_steps <= HORIZON for e in got.values())
+    for number, episode in expected.items():
+        np.testing.assert_array_equal(got[number].trace, episode.trace)
+
+
+def test_an_actor_that_never_answers_is_replaced(base: Path) -> None:
+    settings, policy = config(base, ray=RayConfig(actors=1, answer_timeout_s=5)), load_policy(base)
+    task = make_suite(settings.suite).tasks[0]
+    queue = iter([EpisodeRequest(task=task, initial_state=n, seed=(3, n), group=n) for n in range(12)])
+    found: list[Episode] = []
+    with RayEngine(settings, policy) as rays:
+        pid = actor_process(rays, 0)
+
+        def sink(episode: Episode) -> None:
+            found.append(episode)
+            if len(found) == 1:
+                os.kill(pid, signal.SIGSTOP)
+
+        try:
+            rays.run(policy, Sampling(), lambda: next(queue, None), sink)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert rays.stats.worker_restarts == 1
+        assert "no answer for 5 s" in rays.stats.last_error
+    assert sorted(episode.request.group for episode in found) == list(range(12))
+
+
+def test_a_cluster_without_enough_is_refused_at_once(base: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"ray\.actors 9 .* need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing"
+    ):
+        RayEngine(config(base, actors=9), load_policy(base))
+    with pytest.raises(ValueError, match="2 GPUs are missing"):
+        check_resources(RayConfig(actors=2, gpus=1), {"CPU": 8.0})
