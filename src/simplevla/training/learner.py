@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.training.ranks import add_up, divided_like, place_among_ranks, whole
 from simplevla.types import Episode
 
 REUSED_LOGPROB_GAP = 0.005
@@ -72,6 +73,14 @@ class Decisions:
     def trace(self) -> Tensor:
         """What the policy sampled, [D, ...]."""
         return torch.from_numpy(np.stack([episode.trace[t] for episode, t in self.where]))
+
+
+def share_out(parts: list[Decisions], rank: int, ranks: int) -> list[Decisions]:
+    """This rank's micro-batches. All ranks get as many, since they meet after each: a surplus place weighs nothing."""
+    mine = parts[rank::ranks]
+    if len(mine) < -(-len(parts) // ranks):
+        mine.append(replace(parts[-1], weights=torch.zeros_like(parts[-1].weights)))
+    return mine
 
 
 def pack(
@@ -192,13 +201,14 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         sampling = Sampling.of(self.config.sampling)
         clip = self.config.loss
+        rank, ranks = place_among_ranks()
         scale_U, discount_U = (
             torch.from_numpy(values).to(self.device)
             for values in (self.policy.unit_clip_scale, self.policy.unit_discount)
         )
         sums: dict[str, float] = {}
         lowest, highest = math.inf, 0.0
-        for part in batch.split(self.config.microbatch_decisions):
+        for part in share_out(list(batch.split(self.config.microbatch_decisions)), rank, ranks):
             logprobs_DU, entropy_DU = self.policy.score(
                 part.observations().to(self.device), part.trace().to(self.device), sampling
             )
@@ -218,18 +228,24 @@ class Learner:
                 "loss": float(result.loss.detach()),
                 "entropy": float((weights_DU * entropy_DU.detach()).sum()),
             }
-            if not math.isfinite(stats["loss"]):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise UpdateRefused(
-                    f"the loss is {stats['loss']} in {place}; this step was not taken. Lower optimizer.lr, or look for "
-                    "extreme observations; the last checkpoint is intact."
-                )
-            torch.autograd.backward(result.loss)
+            # Several ranks average their gradients.
+            torch.autograd.backward(result.loss * ranks)
             ratio = (logprobs_DU.detach() - old_DU)[part.mask.to(self.device)].exp()
             lowest, highest = min(lowest, float(ratio.min())), max(highest, float(ratio.max()))
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return {**sums, "ratio_min": lowest, "ratio_max": highest}
+        totals = {
+            **add_up(sums, "sum"),
+            **add_up({"ratio_min": lowest}, "min"),
+            **add_up({"ratio_max": highest}, "max"),
+        }
+        if not math.isfinite(totals["loss"]):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise UpdateRefused(
+                f"the loss is {totals['loss']} in {place}; this step was not taken. Lower optimizer.lr, or look for "
+                "extreme observations; the last checkpoint is intact."
+            )
+        return totals
 
     def _score_again(self, episodes: Sequence[Episode]) -> None:
         """Replace the episodes' log-probabilities by those that this policy computes now."""
@@ -246,7 +262,7 @@ class Learner:
 
     def _step(self, place: str) -> float:
         settings = self.config.optimizer
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)))
         if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise UpdateRefused(
@@ -264,7 +280,7 @@ class Learner:
     def optimizer_state(self) -> dict[str, Tensor]:
         """AdamW's `exp_avg`, `exp_avg_sq` and `step`, each as `kind/parameter name`."""
         return {
-            f"{kind}/{name}": value.detach().cpu().contiguous()
+            f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
             for name, parameter in self.trainable.items()
             for kind, value in self.optimizer.state.get(parameter, {}).items()
         }
@@ -290,7 +306,7 @@ class Learner:
                     f"{tuple(expected.shape)}: it comes from another architecture. Resume with the policy that "
                     "started the run."
                 )
-            states.setdefault(name, {})[kind] = value.clone() if kind == "step" else value.clone().to(self.device)
+            states.setdefault(name, {})[kind] = value.clone() if kind == "step" else divided_like(value, expected)
         self.optimizer.state.clear()
         for name, state in states.items():
             self.optimizer.state[self.trainable[name]] = state
