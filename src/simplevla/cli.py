@@ -15,7 +15,7 @@ import tyro
 from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from simplevla.training.loop import MakeEngine
+    from simplevla.training.loop import MakeEngine, MakeLearner
 
 EXIT_PROBLEMS = 1
 EXIT_ERROR = 2
@@ -118,24 +118,29 @@ def _train(arguments: list[str]) -> int:
     config = load_config(TrainConfig, resumed) if resumed else _recipe(name, recipes.TRAIN, TrainConfig)
     parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
     run = parsed.resume or _new_run(parsed.run)
-    outcome = train(parsed.config, run, resume=parsed.resume is not None, make_engine=_engine(parsed.config))
+    engine, learner = _rooms(parsed.config)
+    outcome = train(parsed.config, run, parsed.resume is not None, make_engine=engine, make_learner=learner)
     print(outcome.message)
     return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
 
 
-def _engine(config: TrainConfig) -> "MakeEngine":
-    """Worker processes of this machine, or the actors of a Ray cluster."""
+def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
+    """What rolls out and what trains: this process and its workers, or the actors of a Ray cluster."""
+    from simplevla.training.learner import Learner
     from simplevla.training.loop import local_engine
 
-    if not config.ray.actors:
-        return local_engine
+    if not config.ray.actors and not config.ray.learners:
+        return local_engine, Learner
     try:
         from simplevla.distributed.engine import RayEngine
+        from simplevla.distributed.learner import RayLearner
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ValueError("ray.actors needs Ray: pip install 'simplevla-rl[ray]'; or leave ray.actors at 0") from None
-    return RayEngine
+        raise ValueError(
+            "ray.actors and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave both at 0"
+        ) from None
+    return RayEngine if config.ray.actors else local_engine, RayLearner if config.ray.learners else Learner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,13 @@ class RayConfig:
     """Of a running cluster, `auto` for the one that this machine belongs to; empty starts one for the run."""
     answer_timeout_s: float = 600.0
     """An actor that says nothing for so long is replaced, and its episodes are run again."""
+    learners: int = 0
+    """Processes that train the policy together; 0: this one, alone."""
+    learner_cpus: float = 1.0
+    learner_gpus: float = 0.0
+    """What Ray reserves for each of them; with a GPU they train there."""
+    divide: Literal["full", "copies"] = "full"
+    """`full`: each learner keeps its part of parameters and optimizer (FSDP2); `copies`: all of them keep all (DDP)."""
 
     def __post_init__(self) -> None:
         _require(self.actors >= 0, f"ray.actors is {self.actors}; expected 0 (no Ray) or more")
@@ -109,6 +116,8 @@ class RayConfig:
             self.cpus > 0 and self.gpus >= 0,
             f"ray.cpus is {self.cpus}, ray.gpus {self.gpus}; expected above 0, 0 or more",
         )
+        _require(self.learners >= 0, f"ray.learners is {self.learners}; expected 0 (this process) or more")
+        _require(self.divide in ("full", "copies"), f"ray.divide is {self.divide!r}; expected 'full' or 'copies'")
         _require(self.answer_timeout_s > 0, f"ray.answer_timeout_s is {self.answer_timeout_s}; expected above 0")
 
 

@@ -183,7 +183,8 @@ def test_an_actor_that_never_answers_is_replaced(base: Path) -> None:
 
 def test_a_cluster_without_enough_is_refused_at_once(base: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"ray\.actors 9 .* need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing"
+        ValueError,
+        match=r"9 rollout actors and 0 learners need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing",
     ):
         RayEngine(config(base, actors=9), load_policy(base))
     with pytest.raises(ValueError, match="2 GPUs are missing"):

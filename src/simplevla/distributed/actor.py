@@ -1,17 +1,15 @@
 """A process of a Ray cluster that holds environments and a replica of the policy."""
 
-import tempfile
 import threading
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from simplevla.config import DenoisingConfig, RolloutConfig, SuiteConfig
+from simplevla.distributed.files import unpacked
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
 from simplevla.types import Episode, EpisodeRequest
 
@@ -44,11 +42,7 @@ class RolloutActor:
         files: dict[str, bytes],
         device: str,
     ) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
-            self._policy = load_policy(folder)
+        self._policy = unpacked(files)
         self._policy.set_denoising(denoising)
         self._policy.to(torch.device(device))
         self._engine = RolloutEngine(suite, rollout, self._policy.chunk_length)

@@ -7,10 +7,8 @@ episodes are run again; which groups an update is made of doesn't depend on any 
 
 import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from simplevla.config import RayConfig, TrainConfig
 from simplevla.distributed.actor import Finished, RolloutActor
+from simplevla.distributed.files import packed
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.scheduler import RolloutStats, Sink, Source
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S
@@ -60,10 +59,10 @@ class RayEngine:
         self.stats = RolloutStats()
         self._replicas: list[_Replica] = []
         self._own_cluster = not ray.is_initialized()
-        _connect(self._settings)
+        connect(self._settings)
         try:
             check_resources(self._settings, ray.cluster_resources())
-            self._files = ray.put(_saved(policy))
+            self._files = ray.put(packed(policy))
             self._weights: Any = None
             self._version: tuple[int, ...] | None = None
             self._replicas = [_Replica(self._new_actor()) for _ in range(self._settings.actors)]
@@ -110,7 +109,7 @@ class RayEngine:
             ray.get([replica.handle.stop.remote() for replica in self._replicas])
             ray.get([replica.running for replica in self._replicas])
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         finally:
             for replica in self._replicas:
                 self._add_stats(replica)
@@ -211,7 +210,7 @@ class RayEngine:
                 "others use, or lower ray.actors"
             ) from None
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         except RayActorError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"a rollout actor couldn't be made: {reason}") from None
@@ -253,15 +252,18 @@ def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    needed = {"CPU": settings.actors * settings.cpus, "GPU": settings.actors * settings.gpus}
+    needed = {
+        "CPU": settings.actors * settings.cpus + settings.learners * settings.learner_cpus,
+        "GPU": settings.actors * settings.gpus + settings.learners * settings.learner_gpus,
+    }
     missing = {
         name: count - resources.get(name, 0.0) for name, count in needed.items() if count > resources.get(name, 0.0)
     }
     if missing:
         raise ValueError(
-            f"ray.actors {settings.actors} with {settings.cpus:g} CPUs and {settings.gpus:g} GPUs each need {_listed(needed)}; the cluster has "
+            f"{settings.actors} rollout actors and {settings.learners} learners need {_listed(needed)}; the cluster has "
             f"{_listed({name: resources.get(name, 0.0) for name in needed})}: {_listed(missing)} are missing. Add nodes, or lower ray.actors, "
-            "ray.cpus or ray.gpus"
+            "ray.learners or what each of them reserves"
         )
 
 
@@ -269,7 +271,12 @@ def _listed(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources[name]:g} {name}s" for name in ("CPU", "GPU") if name in resources)
 
 
-def _connect(settings: RayConfig) -> None:
+def connect(settings: RayConfig) -> None:
+    """Join the cluster at `settings.address`, or start one, unless this process has one already.
+
+    Raises:
+        ValueError: there is none.
+    """
     if ray.is_initialized():
         return
     try:
@@ -280,18 +287,11 @@ def _connect(settings: RayConfig) -> None:
         ) from None
 
 
-def _saved(policy: Policy) -> dict[str, bytes]:
-    """The policy's folder, path -> content."""
-    with tempfile.TemporaryDirectory() as folder:
-        policy.save(Path(folder))
-        return {str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
-
-
 def _key(request: EpisodeRequest) -> Key:
     return (*request.seed, request.group)
 
 
-def _cause(error: RayTaskError) -> Exception:
+def cause_of(error: RayTaskError) -> Exception:
     """What was raised inside the actor, as the local engine would raise it."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else error

@@ -13,7 +13,11 @@ def checkpoint_towers(policy: nn.Module) -> None:
     towers = [module for module in policy.modules() if isinstance(module, PreTrainedModel)]
     for tower in towers:
         tower.activation_checkpointing_enable({"use_reentrant": False})
-    for module in policy.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            # The layer alone: its children stay in evaluation mode, without dropout.
-            module.training = True
+    for layer in layers(policy):
+        # The layer alone: its children stay in evaluation mode, without dropout.
+        layer.training = True
+
+
+def layers(policy: nn.Module) -> list[nn.Module]:
+    """The transformer layers of all towers: what is recomputed, or gathered from several processes, at a time."""
+    return [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]

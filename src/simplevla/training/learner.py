@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -106,6 +107,18 @@ def pack(
         mask=mask_DU,
         weights=unit_weights(mask_DU, episode_D, len(episodes), aggregation),
     )
+
+
+class Trainer(Protocol):
+    """What trains a policy: the learner below, or several that share the work."""
+
+    optimizer_steps: int
+
+    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]: ...
+
+    def optimizer_state(self) -> dict[str, Tensor]: ...
+
+    def load_optimizer_state(self, tensors: dict[str, Tensor], optimizer_steps: int) -> None: ...
 
 
 class Learner:

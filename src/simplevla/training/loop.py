@@ -22,7 +22,7 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.determinism import deterministic
-from simplevla.training.learner import Learner
+from simplevla.training.learner import Learner, Trainer
 from simplevla.training.runlog import RunLog, environment_facts, load_config
 
 
@@ -49,6 +49,7 @@ class Progress:
 
 
 MakeEngine = Callable[[TrainConfig, Policy], Engine]
+MakeLearner = Callable[[Policy, TrainConfig], Trainer]
 
 
 def local_engine(config: TrainConfig, policy: Policy) -> Engine:
@@ -56,7 +57,13 @@ def local_engine(config: TrainConfig, policy: Policy) -> Engine:
     return RolloutEngine(config.suite, config.rollout, policy.chunk_length)
 
 
-def train(config: TrainConfig, run: Path, resume: bool = False, make_engine: MakeEngine = local_engine) -> Outcome:
+def train(
+    config: TrainConfig,
+    run: Path,
+    resume: bool = False,
+    make_engine: MakeEngine = local_engine,
+    make_learner: MakeLearner = Learner,
+) -> Outcome:
     """Improve `config.policy` by RL and leave everything about it in the folder `run` (`run/policy` is the result).
 
     All that is random derives from (seed, update), so that a run that was killed and resumed ends bit for bit as the
@@ -64,6 +71,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False, make_engine: Mak
 
     Args:
         make_engine: what rolls episodes out; it is given the policy as it starts.
+        make_learner: what trains the policy.
 
     Raises:
         ValueError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
@@ -77,7 +85,7 @@ def train(config: TrainConfig, run: Path, resume: bool = False, make_engine: Mak
     check_fits_suite(policy, suite.spec)
     if config.rollout.compile:
         policy.compile_towers()
-    learner = Learner(policy, config)
+    learner = make_learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0
     if checkpoint:
