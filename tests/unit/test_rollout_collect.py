@@ -8,7 +8,7 @@ from fake_policy import FakePolicy
 from simplevla.config import SamplingConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.collect import Collection, NoSignal, collect_groups
-from simplevla.rollout.scheduler import RolloutEngine, RolloutStats, Sink, Source
+from simplevla.rollout.scheduler import RolloutStats, Sink, Source
 from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
@@ -17,7 +17,7 @@ SUITE = SuiteConfig(name="fake_suite:make")
 OUTCOMES = {"1": EpisodeStatus.SUCCESS, "0": EpisodeStatus.TIMEOUT, "x": EpisodeStatus.ENV_ERROR}
 
 
-class ScriptedEngine(RolloutEngine):
+class ScriptedEngine:
     """Ends the episodes of group g as `outcomes[g]` says (`1` solved, `0` not, `x` broken).
 
     Which of those in flight ends next is up to `choose`.
