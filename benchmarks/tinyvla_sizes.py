@@ -169,7 +169,7 @@ Command: `python benchmarks/tinyvla_sizes.py {size}`. Machine: {machine}. Commit
 |---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-The word embedding has the small vocabulary of `tabletop`'s instructions, not Pythia's 50,304 words (26 M parameters more for S). Random weights solve nothing: for the update one of {SIBLINGS} siblings is called solved.
+Random weights solve nothing: for the update one of {SIBLINGS} siblings is called solved.
 """
     write_atomically(RESULTS / f"{size}.md", text.encode())
 

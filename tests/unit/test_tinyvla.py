@@ -4,10 +4,12 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 
 import small_tinyvla as small
 from simplevla.policies.base import Sampling
 from simplevla.policies.tinyvla.config import TinyVLAConfig
+from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import make_preset
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 
@@ -208,3 +210,20 @@ def test_a_state_far_from_the_demonstrations_is_clipped() -> None:
     with torch.no_grad():
         assert torch.equal(logits(-0.98), logits(50.0))
         assert not torch.equal(logits(-0.995), logits(-0.98))
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("tinyvla_s", 409), ("tinyvla_b", 728), ("tinyvla_h", 1305)])
+def test_the_published_sizes_have_their_parameters(preset: str, millions: int) -> None:
+    with init_empty_weights():
+        policy = TinyVLA.create(
+            preset,
+            cameras=small.CAMERAS,
+            state_dim=7,
+            action_dim=10,
+            chunk_length=16,
+            instructions=small.INSTRUCTIONS,
+            statistics=small.plain_statistics(7, 10),
+            head="diffusion",
+        )
+    assert round(sum(p.numel() for p in policy.parameters()) / 1e6) == millions
+    assert policy.language.embed_in.num_embeddings == 50304

@@ -118,7 +118,7 @@ class LanguageConfig:
     heads: int = 4
     mlp_size: int = 256
     vocab_size: int = 512
-    """At creation: the largest vocabulary the tokenizer may learn; in a saved policy: the tokenizer's."""
+    """At creation: the largest vocabulary the tokenizer may learn; in a saved policy: rows of the word embedding."""
     max_instruction_tokens: int = 64
     init_std: float = 0.06
     """Std of the initial weights; GPT-NeoX's own 0.02 is meant for wide models."""

@@ -19,7 +19,7 @@ from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, Tiny
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
 from simplevla.policies.tinyvla.head import TokenHead
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
-from simplevla.policies.tinyvla.presets import make_preset
+from simplevla.policies.tinyvla.presets import PYTHIA_VOCABULARY, make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
@@ -116,6 +116,8 @@ class TinyVLA(Policy):
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
         vision, language, diffusion = make_preset(preset)
         tokenizer = train_tokenizer(instructions, language.vocab_size)
+        # The published sizes keep Pythia's rows, whatever the instructions need.
+        rows = PYTHIA_VOCABULARY if language.vocab_size == PYTHIA_VOCABULARY else tokenizer.get_vocab_size()
         config = TinyVLAConfig(
             cameras=tuple(cameras),
             state_dim=state_dim,
@@ -124,7 +126,7 @@ class TinyVLA(Policy):
             head=head,
             diffusion=diffusion,
             vision=vision,
-            language=replace(language, vocab_size=tokenizer.get_vocab_size()),
+            language=replace(language, vocab_size=rows),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
