@@ -16,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
 
+from simplevla.policies.normalization import Statistics
+
 DINO = {"width": 48, "layers": 3, "heads": 16, "mlp": 192}
 SIGLIP = {"width": 32, "layers": 3, "heads": 16, "mlp": 40}
 WIDTH, LAYERS, LLAMA_HEADS, MLP = 32, 2, 2, 48
@@ -106,6 +108,15 @@ def statistics(seed: int = 0) -> dict[str, Any]:
         parts["action"][name][-1] = value
     parts["action"]["mask"] = [True] * (ACTION - 1) + [False]
     return {KEY: {**parts, "num_transitions": 100, "num_trajectories": 5}}
+
+
+def published_units(ours: Statistics) -> dict[str, Any]:
+    """Statistics of LIBERO demonstrations as dataset_statistics.json has them: the gripper from 0 (closed) to 1 (open)."""
+    action = {name: list(values) for name, values in ours.action.items()}
+    for low, high in (("min", "max"), ("q01", "q99")):
+        action[low][-1], action[high][-1] = 0.0, 1.0
+    action["mean"][-1], action["std"][-1] = (1 - action["mean"][-1]) / 2, action["std"][-1] / 2
+    return {KEY: {"action": {**action, "mask": [True] * (ACTION - 1) + [False]}, "proprio": ours.state}}
 
 
 def tokenizer() -> Tokenizer:
