@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from simplevla.adapters.bank import load_bank
+from adapted_tinyvla import disturb
+from simplevla.adapters.bank import AdapterBank, load_bank
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
 from simplevla.adapters.files import read_card
 from simplevla.config import (
@@ -20,12 +23,15 @@ from simplevla.config import (
     SuiteConfig,
     TrainConfig,
 )
+from simplevla.policies.base import Sampling
+from simplevla.policies.load import load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
+from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
 from simplevla.training.runlog import read_rows
-from small_tinyvla import plain_statistics
+from small_tinyvla import observations, plain_statistics, rows
 
 TASKS = ("reach", "near", "far")
 ORDER = ("reach", "far")
@@ -105,6 +111,33 @@ def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path,
     page = write_continual_report(run).read_text()
     assert "after 2: far" in page
     assert "mean over k &lt; T" in page
+
+
+def test_rows_are_evaluated_with_their_own_tasks_adapters(base: Path) -> None:
+    policy = load_policy(base)
+    bank = AdapterBank(policy)
+    for number, task in enumerate(ORDER):
+        bank.add(task, AdapterConfig(rank=2, alpha=2.0), instructions=[f"do {task}"])
+        disturb(bank, task, seed=number)
+    bank.activate("far", training=True)
+    suite = make_suite(config(base).train.suite)
+    deployed = room._as_deployed(config(base), policy, suite)
+    used = {"reach": "reach", "far": "far", "near": None}
+    batch = observations([f"do {task}" for task in used])
+    logprobs, traces = [], []
+    for row, adapter in enumerate(used.values()):
+        with bank.selected(adapter):
+            sample = policy.act(rows(batch, [row]), Sampling(greedy=True), [np.random.default_rng(0)])
+        logprobs.append(sample.logprobs[0])
+        traces.append(sample.trace[0])
+    got = deployed.act(batch, Sampling(greedy=True), [np.random.default_rng(0)] * 3)
+    assert torch.equal(got.trace, torch.stack(traces))
+    torch.testing.assert_close(got.logprobs, torch.stack(logprobs), atol=1e-5, rtol=0)
+    # What was trained last, for every row, would be something else.
+    last = policy.act(batch, Sampling(greedy=True), [np.random.default_rng(0)] * 3)
+    assert ((last.logprobs - got.logprobs).abs().amax(dim=1) > 1e-3).tolist() == [True, False, True]
+    for structure in ("shared", "merge_then_new", "full"):
+        assert room._as_deployed(config(base, structure=structure), policy, suite) is policy
 
 
 def test_shared_merged_and_full(base: Path, tmp_path: Path) -> None:
