@@ -16,6 +16,7 @@ import torch
 from fake_suite import HORIZON
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.engine import RayEngine, check_resources
+from simplevla.distributed.learner import RayLearner
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -117,6 +118,37 @@ def test_a_whole_run_is_the_local_one(base: Path, tmp_path: Path) -> None:
     local, remote = (load_policy(tmp_path / name / "policy").state_dict() for name in ("local", "ray"))
     for name, value in local.items():
         torch.testing.assert_close(remote[name], value, atol=1e-6, rtol=0)
+
+
+def test_learners_on_the_cluster_and_their_loss(base: Path, tmp_path: Path) -> None:
+    settings = config(base, ray=RayConfig(learners=2), eval_every=0)
+    train(replace(settings, ray=RayConfig()), tmp_path / "local")
+    kept: list[RayLearner] = []
+
+    def make_learner(policy: Policy, settings: TrainConfig) -> RayLearner:
+        kept.append(RayLearner(policy, settings))
+        return kept[-1]
+
+    def lost_after_one_update(policy: Policy, settings: TrainConfig) -> RayLearner:
+        learner = make_learner(policy, settings)
+        update = learner.update
+
+        def once(groups: Any, number: int) -> dict[str, float]:
+            if number == 2:
+                ray.kill(learner._ranks[1])
+            return update(groups, number)
+
+        learner.update = once  # type: ignore[method-assign]
+        return learner
+
+    with pytest.raises(ValueError, match=r"a learner process was lost .* simplevla train --resume"):
+        train(settings, tmp_path / "ray", make_learner=lost_after_one_update)
+    train(settings, tmp_path / "ray", resume=True, make_learner=make_learner)
+    local, remote = (load_policy(tmp_path / name / "policy").state_dict() for name in ("local", "ray"))
+    for name, value in local.items():
+        torch.testing.assert_close(remote[name], value, atol=1e-5, rtol=0)
+    for learner in kept:
+        learner.close()
 
 
 def actor_process(engine: RayEngine, number: int) -> int:

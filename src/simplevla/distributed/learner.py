@@ -136,6 +136,11 @@ class RayLearner:
         _result([rank.load_optimizer_state.remote(shared, optimizer_steps) for rank in self._ranks])
         self.optimizer_steps = optimizer_steps
 
+    def close(self) -> None:
+        """End the ranks; so does the end of the process."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
 
 def _result(futures: list[Any]) -> list[Any]:
     """What all ranks say.
