@@ -331,7 +331,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The config that `to_dict` wrote.
 
     Raises:
-        ValueError: on an unknown key, naming it and the nearest ones.
+        ValueError: on an unknown key, naming it and the nearest ones, or if one without a default is missing.
     """
     import difflib
 
@@ -347,4 +347,10 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
         elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
             value = tuple(value)
         known[key] = value
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    required = [f.name for f in fields if f.default is none and f.default_factory is none]
+    missing = [name for name in required if name not in known]
+    if missing:
+        raise ValueError(f"{cls.__name__} lacks {', '.join(map(repr, missing))}; expected all of {', '.join(required)}")
     return cls(**known)

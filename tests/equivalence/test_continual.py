@@ -22,6 +22,7 @@ from simplevla.config import (
     SFTConfig,
     SuiteConfig,
     TrainConfig,
+    to_dict,
 )
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
@@ -221,6 +222,10 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     assert timeless(result) == timeless(whole)
     for file in ("model.safetensors", "adapters/far/adapter.safetensors"):
         assert weights(cut / "2_far/rl/policy" / file) == weights(tmp_path / "whole" / "2_far/rl/policy" / file)
+    # A run that was begun before a setting existed has its default.
+    written = json.loads((cut / "config.json").read_text())
+    del written["train"]["ray"], written["warmup_demos"]
+    (cut / "config.json").write_text(json.dumps(written))
     before = calls["train"]
     monkeypatch.setattr(room, "commit", lambda: "a later one")
     assert continual(settings, cut, resume=True) == result
@@ -257,5 +262,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="exists already"):
         continual(config(base), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"another config: train, tasks, structure"):
+    with pytest.raises(ValueError, match=r"ContinualConfig lacks 'train', 'tasks'"):
+        continual(config(base), tmp_path / "run", resume=True)
+    other = config(base, structure="shared", tasks=("far",))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(other)))
+    with pytest.raises(ValueError, match=r"another config: tasks, structure differ"):
         continual(config(base), tmp_path / "run", resume=True)

@@ -39,7 +39,7 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
-from simplevla.training.runlog import read_rows
+from simplevla.training.runlog import load_config, read_rows
 
 SHARED = "shared"
 FOLD_STATES = 4
@@ -98,7 +98,7 @@ def _open(config: ContinualConfig, run: Path, resume: bool) -> None:
             raise ValueError(f"{run} exists already; give another --run, or go on with it: --resume {run}")
         write_json(run / "config.json", values)
     else:
-        before = read_json(run / "config.json")
+        before = to_dict(load_config(ContinualConfig, run))
         # As JSON has it: a tuple comes back as a list.
         differing = [key for key in values if not _same(values[key], before.get(key))]
         if differing:
