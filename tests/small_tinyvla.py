@@ -1,5 +1,6 @@
 """Small TinyVLA policies and observations for tests."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -43,6 +44,19 @@ def make(
         statistics=statistics(),
         head=head,
         seed=seed,
+    )
+
+
+def for_fake_suite(tasks: Sequence[str]) -> TinyVLA:
+    """A random policy for fake_suite, where chance is enough for both outcomes."""
+    return TinyVLA.create(
+        "nano",
+        cameras=CAMERAS,
+        state_dim=3,
+        action_dim=2,
+        chunk_length=4,
+        instructions=[f"do {task}" for task in tasks],
+        statistics=plain_statistics(3, 2),
     )
 
 

@@ -26,13 +26,12 @@ from simplevla.config import (
 )
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
-from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
 from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
 from simplevla.training.runlog import read_rows
-from small_tinyvla import observations, plain_statistics, rows
+from small_tinyvla import for_fake_suite, observations, rows
 
 TASKS = ("reach", "near", "far")
 ORDER = ("reach", "far")
@@ -40,18 +39,8 @@ ORDER = ("reach", "far")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random policy: on this suite chance is enough for both outcomes."""
-    policy = TinyVLA.create(
-        "nano",
-        cameras=("front", "wrist"),
-        state_dim=3,
-        action_dim=2,
-        chunk_length=4,
-        instructions=[f"do {task}" for task in TASKS],
-        statistics=plain_statistics(3, 2),
-    )
     folder = tmp_path_factory.mktemp("base") / "policy"
-    policy.save(folder)
+    for_fake_suite(TASKS).save(folder)
     return folder
 
 

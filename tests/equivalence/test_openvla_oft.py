@@ -203,6 +203,20 @@ def test_both_towers_see_the_same_pixels_each_in_its_way(tmp_path: Path) -> None
         torch.testing.assert_close(policy.vision.normalise(pixels, name), (pixels - mean) / std)
 
 
+def test_patches_are_timms_of_the_second_last_block(tmp_path: Path) -> None:
+    policy, tensors = imported(tmp_path).double(), {name: x.double() for name, x in made.tensors().items()}
+    image = observations(count=1).images["fixed"]
+    pixels = prepare_pixels(image, made.IMAGE, 0.9)[0].permute(2, 0, 1).double() / 255
+    expected = []
+    for number, (name, sizes) in enumerate((("featurizer", made.DINO), ("fused_featurizer", made.SIGLIP))):
+        mean, std = (torch.tensor(x[number]).double().view(3, 1, 1) for x in (made.MEANS, made.STDS))
+        expected.append(made.tower(tensors, f"vision_backbone.{name}.", sizes, (pixels - mean) / std))
+    with torch.no_grad():
+        got = policy.vision([image])[0]
+    # Tight enough to tell exact GELU, timm's, from its tanh approximation.
+    torch.testing.assert_close(got, torch.cat(expected, dim=1), atol=2e-6, rtol=0)
+
+
 def test_saved_and_loaded_it_acts_the_same(tmp_path: Path) -> None:
     policy = imported(tmp_path)
     policy.save(tmp_path / "again")

@@ -19,7 +19,6 @@ from simplevla.distributed.engine import RayEngine, check_resources
 from simplevla.distributed.learner import RayLearner
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import load_policy
-from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.rollout.collect import Collection, collect_groups
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import make_sampler
@@ -27,7 +26,7 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.learner import Learner
 from simplevla.training.loop import train
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
-from small_tinyvla import plain_statistics
+from small_tinyvla import for_fake_suite
 
 TASKS = ("reach", "far")
 
@@ -41,18 +40,8 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random policy: on this suite chance is enough for both outcomes."""
-    policy = TinyVLA.create(
-        "nano",
-        cameras=("front", "wrist"),
-        state_dim=3,
-        action_dim=2,
-        chunk_length=4,
-        instructions=[f"do {task}" for task in TASKS],
-        statistics=plain_statistics(3, 2),
-    )
     folder = tmp_path_factory.mktemp("base") / "policy"
-    policy.save(folder)
+    for_fake_suite(TASKS).save(folder)
     return folder
 
 
@@ -182,6 +171,11 @@ def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
         assert rays.stats.retries > 0
         assert "replaced" in rays.stats.last_error
         assert actor_process(rays, 1) != pid
+        # Lost while nobody rolls out.
+        os.kill(actor_process(rays, 0), signal.SIGKILL)
+        again = rolled_out(rays)
+        assert rays.stats.worker_restarts == 2
+        assert {n: e.env_steps for n, e in again.items()} == {n: e.env_steps for n, e in got.items()}
     assert {n: (e.status, e.env_steps) for n, e in got.items()} == {
         n: (e.status, e.env_steps) for n, e in expected.items()
     }

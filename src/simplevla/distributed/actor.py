@@ -49,7 +49,8 @@ class RolloutActor:
         self._changed = threading.Condition()
         self._requests: deque[EpisodeRequest] = deque()
         self._episodes: list[Episode] = []
-        self._stopped = True
+        self._ended = 0
+        """Number of the last rollout that was stopped."""
 
     def slots(self) -> int:
         """Environments; an answer also says that the actor is ready."""
@@ -62,14 +63,13 @@ class RolloutActor:
             for name, value in weights.items():
                 parameters[name].copy_(value)
 
-    def run(self, sampling: Sampling, record: bool) -> None:
-        """Roll out what `give` brings until `stop`."""
+    def run(self, number: int, sampling: Sampling, record: bool) -> None:
+        """Roll out what `give` brings until `stop` of this number, which may come before."""
         self._engine.reset_stats()
-        self._stopped = False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._requests or self._stopped)
-                if self._stopped:
+                self._changed.wait_for(lambda: self._requests or self._ended >= number)
+                if self._ended >= number:
                     return
             self._engine.run(self._policy, sampling, self._next, self._finish, record)
 
@@ -86,10 +86,10 @@ class RolloutActor:
             episodes, self._episodes = self._episodes, []
         return Finished(episodes=episodes, stats=self._engine.stats)
 
-    def stop(self) -> None:
-        """Let `run` return; nothing may be in flight."""
+    def stop(self, number: int) -> None:
+        """Let the `run` of this number return; nothing may be in flight."""
         with self._changed:
-            self._stopped = True
+            self._ended = number
             self._changed.notify_all()
 
     def _next(self) -> EpisodeRequest | None:

@@ -5,6 +5,7 @@ object store, and what is trained travels once per update. An actor that is lost
 episodes are run again; which groups an update is made of doesn't depend on any of that.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -45,6 +46,8 @@ class _Replica:
     outstanding: dict[Key, EpisodeRequest] = field(default_factory=dict)
     """Given to it and not yet back."""
     stats: RolloutStats = field(default_factory=RolloutStats)
+    version: tuple[int, ...] | None = None
+    """Of its weights; None: as it was made."""
 
 
 class RayEngine:
@@ -64,7 +67,8 @@ class RayEngine:
             check_resources(self._settings, ray.cluster_resources())
             self._files = ray.put(packed(policy))
             self._weights: Any = None
-            self._version: tuple[int, ...] | None = None
+            self._version: tuple[int, ...] = ()
+            self._rollouts = 0
             self._replicas = [_Replica(self._new_actor()) for _ in range(self._settings.actors)]
             for replica in self._replicas:
                 self._greet(replica)
@@ -97,23 +101,43 @@ class RayEngine:
             ValueError: actors keep dying, or what the local engine raises.
         """
         started = time.perf_counter()
-        rollout = _Rollout(sampling=sampling, source=source, sink=sink, record=record)
+        self._rollouts += 1
+        rollout = _Rollout(number=self._rollouts, sampling=sampling, source=source, sink=sink, record=record)
         try:
-            self._send_weights(policy)
+            self._put_weights(policy)
             for replica in self._replicas:
-                replica.running = replica.handle.run.remote(sampling, record)
+                self._start(replica, rollout)
             self._fill(rollout)
             while any(replica.outstanding for replica in self._replicas):
                 self._turn(rollout)
                 self._fill(rollout)
-            ray.get([replica.handle.stop.remote() for replica in self._replicas])
-            ray.get([replica.running for replica in self._replicas])
+            self._end(rollout)
         except RayTaskError as error:
             raise cause_of(error) from None
         finally:
             for replica in self._replicas:
                 self._add_stats(replica)
             self.stats.wall_s += time.perf_counter() - started
+
+    def _start(self, replica: _Replica, rollout: "_Rollout") -> None:
+        """Bring the actor's weights up to date and let it begin; replace it if it was lost meanwhile."""
+        try:
+            if replica.version != self._version:
+                ray.get(replica.handle.load_weights.remote(self._weights), timeout=self._settings.answer_timeout_s)
+                replica.version = self._version
+            else:
+                ray.get(replica.handle.slots.remote(), timeout=self._settings.answer_timeout_s)
+            replica.running = replica.handle.run.remote(rollout.number, rollout.sampling, rollout.record)
+        except (RayActorError, GetTimeoutError) as error:
+            self._replace(replica, f"lost between rollouts: {str(error).splitlines()[0]}", rollout)
+
+    def _end(self, rollout: "_Rollout") -> None:
+        """Let the actors' `run` return. One that is lost here has delivered everything; the next rollout replaces it."""
+        for replica in self._replicas:
+            with contextlib.suppress(RayActorError, GetTimeoutError):
+                waiting = [replica.handle.stop.remote(rollout.number), replica.running]
+                ray.get(waiting, timeout=self._settings.answer_timeout_s)
+            replica.answer = None
 
     def _fill(self, rollout: "_Rollout") -> None:
         """Give the actors as many requests as their slots and `AHEAD` hold, the emptiest first."""
@@ -173,10 +197,9 @@ class RayEngine:
         self.stats.last_error = f"a rollout actor was replaced: {reason}"
         ray.kill(replica.handle)
         replica.handle, replica.answer, replica.outstanding = self._new_actor(), None, {}
+        replica.version = None
         self._greet(replica)
-        if self._weights is not None:
-            ray.get(replica.handle.load_weights.remote(self._weights))
-        replica.running = replica.handle.run.remote(rollout.sampling, rollout.record)
+        self._start(replica, rollout)
         for request in lost:
             failures = rollout.failures[_key(request)] = rollout.failures.get(_key(request), 0) + 1
             if failures >= self._config.rollout.max_attempts:
@@ -215,15 +238,13 @@ class RayEngine:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"a rollout actor couldn't be made: {reason}") from None
 
-    def _send_weights(self, policy: Policy) -> None:
-        """What is trained, if it has changed since the last time; adapters alone where adapters train."""
+    def _put_weights(self, policy: Policy) -> None:
+        """Into the object store: what is trained, if it has changed since the last time; adapters alone where adapters train."""
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         version = (id(policy), *(parameter._version for parameter in trained.values()))
-        if version == self._version:
-            return
-        self._weights = ray.put({name: parameter.detach().cpu() for name, parameter in trained.items()})
-        ray.get([replica.handle.load_weights.remote(self._weights) for replica in self._replicas])
-        self._version = version
+        if version != self._version:
+            self._weights = ray.put({name: parameter.detach().cpu() for name, parameter in trained.items()})
+            self._version = version
 
     def _add_stats(self, replica: _Replica) -> None:
         for name in ("env_steps", "decisions", "worker_restarts", "retries", "env_errors", "policy_s"):
@@ -236,6 +257,7 @@ class RayEngine:
 class _Rollout:
     """One call of `run`."""
 
+    number: int
     sampling: Sampling
     source: Source
     sink: Sink

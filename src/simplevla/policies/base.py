@@ -97,6 +97,22 @@ class Policy(nn.Module, ABC):
     def set_denoising(self, denoising: DenoisingConfig) -> None:
         """How a policy that denoises is trained by RL; others have nothing to set."""
 
+    def check_observations(self, batch: ObservationBatch) -> None:
+        """Refuse observations that this policy wasn't made for.
+
+        Raises:
+            ValueError: a camera is missing, or the state has another size.
+        """
+        missing = [camera for camera in self.cameras if camera not in batch.images]
+        if missing:
+            raise ValueError(
+                f"observations have cameras {', '.join(batch.images)}; this policy also needs {', '.join(missing)}"
+            )
+        if batch.state.shape[1] != self.state_dim:
+            raise ValueError(
+                f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.state_dim}"
+            )
+
     @abstractmethod
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]

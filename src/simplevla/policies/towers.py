@@ -1,5 +1,8 @@
 """What policies do with the transformers models inside them."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,6 +19,14 @@ def checkpoint_towers(policy: nn.Module) -> None:
     for layer in layers(policy):
         # The layer alone: its children stay in evaluation mode, without dropout.
         layer.training = True
+
+
+def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Run them through torch.compile from now on."""
+    # CUDA graphs need fixed shapes; on CPU one kernel for any batch is better.
+    graphs = device.type == "cuda"
+    for module in modules:
+        module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
 
 
 def layers(policy: nn.Module) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from simplevla.policies.openvla_oft.actions import BINS, Actions, Bounds
 from simplevla.policies.openvla_oft.config import ARCHITECTURE, LlamaSizes, OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.prompt import BEGIN, STOP, PromptTokens
 from simplevla.policies.openvla_oft.vision import FusedVision, Projector, ProprioProjector
-from simplevla.policies.towers import MASKED, checkpoint_towers
+from simplevla.policies.towers import MASKED, checkpoint_towers, compile_modules
 
 
 class OpenVLAOFT(Policy):
@@ -75,9 +75,7 @@ class OpenVLAOFT(Policy):
         checkpoint_towers(self)
 
     def compile_towers(self) -> None:
-        graphs = self.device.type == "cuda"
-        for module in (self.language, self.vision.dino, self.vision.siglip):
-            module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
+        compile_modules([self.language, self.vision.dino, self.vision.siglip], self.device)
 
     def adapter_groups(self) -> dict[str, list[str]]:
         return {
@@ -90,7 +88,7 @@ class OpenVLAOFT(Policy):
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """float32 logits [B, U, 256] of the action tokens."""
-        self._check(batch)
+        self.check_observations(batch)
         distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
         ids, valid = (x.to(self.device) for x in self.prompts.batch(list(distinct)))
@@ -111,17 +109,6 @@ class OpenVLAOFT(Policy):
             use_cache=False,
         ).last_hidden_state
         return self.head(outputs[:, -self.units - 2 : -2]).float()
-
-    def _check(self, batch: ObservationBatch) -> None:
-        missing = [camera for camera in self.cameras if camera not in batch.images]
-        if missing:
-            raise ValueError(
-                f"observations have cameras {', '.join(batch.images)}; this policy also needs {', '.join(missing)}"
-            )
-        if batch.state.shape[1] != self.state_dim:
-            raise ValueError(
-                f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.state_dim}"
-            )
 
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]

@@ -23,7 +23,7 @@ from simplevla.policies.tinyvla.presets import PYTHIA_VOCABULARY, make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
-from simplevla.policies.towers import MASKED, checkpoint_towers
+from simplevla.policies.towers import MASKED, checkpoint_towers, compile_modules
 
 SMALLEST_STD = 1e-3
 """A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
@@ -174,10 +174,7 @@ class TinyVLA(Policy):
         checkpoint_towers(self)
 
     def compile_towers(self) -> None:
-        # CUDA graphs need fixed shapes; on CPU one kernel for any batch is better.
-        graphs = self.device.type == "cuda"
-        for module in (self.language, self.vision):
-            module.compile(mode="reduce-overhead" if graphs else "default", dynamic=None if graphs else True)
+        compile_modules([self.language, self.vision], self.device)
 
     def adapter_groups(self) -> dict[str, list[str]]:
         return {
@@ -190,7 +187,7 @@ class TinyVLA(Policy):
 
     def forward(self, batch: ObservationBatch) -> Tensor:
         """What the head decides from: logits [B, U, bins] of a token head, the condition [B, width] of a diffusion head."""
-        self._check(batch)
+        self.check_observations(batch)
         distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
         ids, valid = (x.to(self.device) for x in self.instruction_tokens.batch(list(distinct)))
@@ -252,17 +249,6 @@ class TinyVLA(Policy):
         seen[:, :, :prefix, prefix:] = False
         mask = torch.zeros(seen.shape, device=valid.device).masked_fill_(~seen, MASKED)
         return positions[None], mask
-
-    def _check(self, batch: ObservationBatch) -> None:
-        missing = [camera for camera in self.config.cameras if camera not in batch.images]
-        if missing:
-            raise ValueError(
-                f"observations have cameras {', '.join(batch.images)}; this policy also needs {', '.join(missing)}"
-            )
-        if batch.state.shape[1] != self.config.state_dim:
-            raise ValueError(
-                f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.config.state_dim}"
-            )
 
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
