@@ -11,10 +11,12 @@ import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from simplevla.config import EvalConfig, OptimizerConfig, SamplingConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
+from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.policies.load import load_policy
@@ -32,6 +34,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 IMAGE = 84
 TASK = "pick_up_the_alphabet_soup_and_place_it_in_the_basket"
 SUITE = SuiteConfig(name="libero_object", visuals="lite", stepping="fast", image_size=IMAGE, tasks=(TASK,))
+SPLITS: dict[Literal["train", "test"], str] = {"test": "held out", "train": "trained on"}
 SFT_CONFIG = SFTConfig(
     batches=1500, batch_size=32, optimizer=OptimizerConfig(lr=5e-4, warmup_steps=50), shift_pixels=0, validate_every=500
 )
@@ -78,15 +81,19 @@ def main() -> None:
         outcome = train(settings, RUN / "rl", resume=(RUN / "rl" / "config.json").exists())
         print(outcome.message)
     results = {
-        name: evaluate_folder(RUN / name / "policy", SUITE, EvalConfig(), libero.train().rollout)
+        (name, split): evaluate_folder(RUN / name / "policy", SUITE, libero.train().rollout, EvalConfig(split=split))
         for name in ("sft", "rl")
+        for split in SPLITS
     }
+    paired = {split: compare(results["sft", split], results["rl", split]) for split in SPLITS}
     rows = [row for row in read_rows(RUN / "rl") if "train_success" in row]
     summary = {
         "parameters": parameters,
         "success": {
-            name: [r.overall.solved, r.overall.n, r.overall.low, r.overall.high] for name, r in results.items()
+            f"{name} {split}": [r.overall.solved, r.overall.n, r.overall.low, r.overall.high]
+            for (name, split), r in results.items()
         },
+        "mcnemar_p": {split: paired[split].overall.p_value for split in SPLITS},
         "sampled_in_training": [row["train_success"] for row in rows],
         "greedy_on_train_states": [row["eval_success"] for row in read_rows(RUN / "rl") if "eval_success" in row],
         "minutes_rl": read_rows(RUN / "rl")[-1].get("elapsed_s", 0.0) / 60,
@@ -95,18 +102,20 @@ def main() -> None:
     }
     write_json(RESULTS / "openvla_small.json", summary)
     lines = "\n".join(
-        f"| {name} | {100 * r.overall.rate:.0f} % ({100 * r.overall.low:.0f} to {100 * r.overall.high:.0f}) | {r.overall.n} |"
-        for name, r in results.items()
+        f"| {name} | {SPLITS[split]} | {100 * r.overall.rate:.0f} % ({100 * r.overall.low:.0f} to {100 * r.overall.high:.0f}) | {r.overall.n} |"
+        for (name, split), r in results.items()
     )
     sampled = ", ".join(f"{100 * x:.0f}" for x in summary["sampled_in_training"])
     text = f"""# A small OpenVLA-OFT on LIBERO, end to end
 
 Command: `python benchmarks/openvla_small.py`. Machine: {summary["machine"]}. Commit {summary["commit"]}. One training seed. {parameters / 1e6:.1f} M parameters, random, written in the published layout and imported; one task of
-libero_object (`{TASK}`), `lite` and `fast`, two cameras of {IMAGE} pixels, the state read; 30 demonstrations, {SFT_CONFIG.batches} SFT batches of {SFT_CONFIG.batch_size}, {TRAIN_CONFIG.updates} RL updates. Greedy, held-out initial states. Data: `openvla_small.json`.
+libero_object (`{TASK}`), `lite` and `fast`, two cameras of {IMAGE} pixels, the state read; 30 demonstrations, {SFT_CONFIG.batches} SFT batches of {SFT_CONFIG.batch_size}, {TRAIN_CONFIG.updates} RL updates of {TRAIN_CONFIG.sampling.groups} groups of {TRAIN_CONFIG.sampling.group_size} ({summary["minutes_rl"]:.0f} minutes). Greedy. Data: `openvla_small.json`.
 
-| policy | success (95 % Wilson) | n |
-|---|---|---|
+| policy | initial states | success (95 % Wilson) | n |
+|---|---|---|---|
 {lines}
+
+McNemar's exact test, SFT against RL on the same states: p = {paired["test"].overall.p_value:.2g} held out, {paired["train"].overall.p_value:.2g} trained on.
 
 Sampled success in training, update by update, %: {sampled}.
 """

@@ -287,6 +287,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rollouts_ahead: bool = False
+    """Roll out for the next update while this one trains, with weights that are one update old; the ratio is to them."""
     ray: RayConfig = field(default_factory=RayConfig)
     eval_every: int = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""
@@ -308,6 +310,11 @@ class TrainConfig:
             self.denoising.ratio == "entry" or max(self.loss.clip_low, self.loss.clip_high) <= CHUNK_CLIP,
             f"denoising.ratio is 'chunk' with loss clips {self.loss.clip_low} / {self.loss.clip_high}; expected at most "
             f"{CHUNK_CLIP}, such as 0.01 both, or ratio 'entry'",
+        )
+        _require(
+            not (self.rollouts_ahead and self.rollout.bfloat16),
+            "rollouts_ahead with rollout.bfloat16; expected one of them, since log-probabilities of a policy that is gone can't be "
+            "computed again in another precision",
         )
         _require(
             self.microbatch_decisions >= 1, f"microbatch_decisions is {self.microbatch_decisions}; expected at least 1"

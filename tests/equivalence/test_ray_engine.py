@@ -100,13 +100,16 @@ def test_two_actors_give_the_local_episodes_before_and_after_an_update(base: Pat
         assert any(not torch.equal(start[name], value) for name, value in now.items())
 
 
-def test_a_whole_run_is_the_local_one(base: Path, tmp_path: Path) -> None:
-    settings = config(base)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_whole_run_is_the_local_one(base: Path, tmp_path: Path, ahead: bool) -> None:
+    settings = config(base, rollouts_ahead=ahead, updates=3 if ahead else 2)
     train(replace(settings, ray=RayConfig()), tmp_path / "local")
     train(settings, tmp_path / "ray", make_engine=RayEngine)
     local, remote = (load_policy(tmp_path / name / "policy").state_dict() for name in ("local", "ray"))
     for name, value in local.items():
-        torch.testing.assert_close(remote[name], value, atol=1e-6, rtol=0)
+        # A bias of attention's keys changes nothing: its gradient is rounding noise, which AdamW scales up to the learning rate.
+        tolerance = settings.optimizer.lr if name.endswith("query_key_value.bias") else 1e-6
+        torch.testing.assert_close(remote[name], value, atol=tolerance, rtol=0)
 
 
 def test_learners_on_the_cluster_and_their_loss(base: Path, tmp_path: Path) -> None:

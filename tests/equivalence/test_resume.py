@@ -17,7 +17,8 @@ from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, Sui
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
 
-TIMES = {"elapsed_s", "update_s", "collect_s", "eval_s", "policy_s", "wait_s", "env_steps_per_s", "decisions_per_s"}
+TIMES = {"elapsed_s", "update_s", "collect_s", "eval_s", "policy_s", "wait_s", "rollout_wait_s"}
+TIMES |= {"env_steps_per_s", "decisions_per_s"}
 
 KILL = """
 import json, os, signal, sys
@@ -75,7 +76,7 @@ if __name__ == "__main__":
 """
 
 
-def config_for(policy: Path) -> TrainConfig:
+def config_for(policy: Path, ahead: bool) -> TrainConfig:
     return TrainConfig(
         suite=SuiteConfig(name="fake_suite:make"),
         policy=str(policy),
@@ -84,6 +85,7 @@ def config_for(policy: Path) -> TrainConfig:
         optimizer=OptimizerConfig(lr=0.02, warmup_steps=6),
         minibatches=2,
         rollout=RolloutConfig(workers=2, slots_per_worker=3),
+        rollouts_ahead=ahead,
         eval_every=2,
         eval_episodes_per_task=2,
     )
@@ -100,12 +102,12 @@ def without_times(state: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in state.items() if key != "metrics_bytes"}, "progress": progress}
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+@pytest.fixture(scope="module", params=[False, True], ids=["in turn", "ahead"])
+def straight(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[TrainConfig, Path]:
     """The config, and the folder of the run that nobody interrupts."""
     folder = tmp_path_factory.mktemp("straight")
     FakePolicy().save(folder / "start")
-    config = config_for(folder / "start")
+    config = config_for(folder / "start", ahead=request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "load_policy", load_fake_policy)
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
@@ -128,7 +130,9 @@ def test_the_run_moves_the_policy_and_counts(straight: tuple[TrainConfig, Path])
         assert row["episodes"] == 4 * row["groups_sampled"]
         solved, n = np.array(list(row["success_by_task"].values())).sum(axis=0)
         assert (n, row["train_success"]) == (row["episodes"], solved / n)
-        assert row["logprob_gap"] < 1e-5
+        if row["staleness"] == 0:
+            assert row["logprob_gap"] < 1e-5
+    assert [row["staleness"] for row in metrics[1:]] == ([0, 1, 1, 1] if config.rollouts_ahead else [0, 0, 0, 0])
     assert metrics[-1]["episodes_total"] == sum(row["episodes"] for row in metrics[1:])
     assert metrics[-1]["env_steps_total"] == sum(row["env_steps"] for row in metrics[1:])
     assert [row["optimizer_steps"] for row in metrics[1:]] == [2, 2, 2, 2]

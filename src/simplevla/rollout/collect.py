@@ -1,6 +1,7 @@
 """Which episodes one update is made of: groups of siblings, sampled until enough of them carry a signal (SPEC 1.3)."""
 
 import math
+import threading
 from dataclasses import dataclass, field
 
 from simplevla.algorithm.selection import is_mixed
@@ -39,6 +40,10 @@ class Collection:
     """Task -> (solved, n) over all sampled episodes that have a reward."""
 
 
+class Cancelled(Exception):
+    """Nobody waits for these rollouts any more."""
+
+
 class _Collector:
     """The source and the sink of one collection.
 
@@ -46,10 +51,13 @@ class _Collector:
     number of good ones is sampled: nothing is surplus, and no group is preferred for being quick.
     """
 
-    def __init__(self, sampler: StateSampler, config: SamplingConfig, seed: int, update: int) -> None:
+    def __init__(
+        self, sampler: StateSampler, config: SamplingConfig, seed: int, update: int, cancelled: threading.Event
+    ) -> None:
         self.sampler = sampler
         self.config = config
         self.seed = (seed, update)
+        self.cancelled = cancelled
         self.limit = math.floor(config.groups * config.max_oversampling) if config.dynamic else config.groups
         self.result = Collection()
         self.kept: dict[int, list[Episode]] = {}
@@ -59,6 +67,8 @@ class _Collector:
         self.queue: list[EpisodeRequest] = []
 
     def source(self) -> EpisodeRequest | None:
+        if self.cancelled.is_set():
+            raise Cancelled
         if not self.queue:
             if self.result.sampled == self.limit or len(self.kept) + len(self.open) >= self.config.groups:
                 return None
@@ -103,17 +113,27 @@ class _Collector:
 
 
 def collect_groups(
-    engine: Engine, policy: Policy, sampler: StateSampler, config: SamplingConfig, seed: int, update: int
+    engine: Engine,
+    policy: Policy,
+    sampler: StateSampler,
+    config: SamplingConfig,
+    seed: int,
+    update: int,
+    cancelled: threading.Event | None = None,
 ) -> Collection:
     """Sample groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
 
     An episode's noise follows from (seed, update, group number, sibling). With `config.dynamic` off, exactly
     `config.groups` are sampled and every complete one trains.
 
+    Args:
+        cancelled: set by another thread, it ends the rollouts as soon as an episode ends.
+
     Raises:
+        Cancelled: it was set.
         NoSignal: not a single group can train.
     """
-    collector = _Collector(sampler, config, seed, update)
+    collector = _Collector(sampler, config, seed, update, cancelled or threading.Event())
     sampler.begin(update, config.group_size)
     engine.run(policy, Sampling.of(config), collector.source, collector.sink)
     result = collector.result

@@ -175,7 +175,6 @@ class RolloutEngine:
         self._workers: list[Worker] = []
         self._close = weakref.finalize(self, _shut_down, self._workers, self._selector)
         count = config.workers or _cores()
-        self._policy_threads = max(1, _cores() - count)
         slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
         try:
             for _ in range(count):
@@ -232,7 +231,7 @@ class RolloutEngine:
         self._check_fit(policy)
         started = time.perf_counter()
         try:
-            with _evaluation_mode(policy), _threads(self._policy_threads):
+            with _evaluation_mode(policy), _threads(policy_threads(self.config)):
                 self._waiting = []
                 self._fill(source)
                 half = 0
@@ -463,6 +462,11 @@ def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:
 def _cores() -> int:
     """Processor cores that this process may use."""
     return os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
+
+
+def policy_threads(config: RolloutConfig) -> int:
+    """Threads that the policy's process may use, since the workers need their cores."""
+    return max(1, _cores() - (config.workers or _cores()))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
     policy/                 what `Policy.save` writes
     optimizer.safetensors   AdamW's moments, by parameter name
+    behaviour.safetensors   where rollouts run ahead: trained parameters of the policy that had begun the next ones
     state.json              counters, sampler position, length of metrics.jsonl
     manifest.json           size and sha256 of every other file
 
@@ -49,9 +50,20 @@ class Checkpoint:
         """The tensors of `Learner.optimizer_state`."""
         return safetensors.torch.load_file(self.folder / "optimizer.safetensors")
 
+    def behaviour(self) -> dict[str, Tensor]:
+        """What `save_checkpoint` was given; empty if it was nothing."""
+        file = self.folder / "behaviour.safetensors"
+        return safetensors.torch.load_file(file) if file.exists() else {}
+
 
 def save_checkpoint(
-    folder: Path, update: int, policy: Policy, optimizer: dict[str, Tensor], state: dict[str, Any], keep: int
+    folder: Path,
+    update: int,
+    policy: Policy,
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+    behaviour: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint after `update` updates into `folder` and delete all but the newest `keep`.
 
@@ -63,6 +75,8 @@ def save_checkpoint(
         (temporary / "policy").mkdir()
         policy.save(temporary / "policy")
         (temporary / "optimizer.safetensors").write_bytes(safetensors.torch.save(optimizer))
+        if behaviour:
+            (temporary / "behaviour.safetensors").write_bytes(safetensors.torch.save(behaviour))
         (temporary / "state.json").write_text(json.dumps({**state, "update": update}, indent=1) + "\n")
         manifest = {"format": FORMAT, "files": _describe(temporary)}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

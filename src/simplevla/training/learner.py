@@ -185,7 +185,8 @@ class Learner:
             stats = self.accumulate_gradients(batch, place)
             if not stepped:
                 _require_small_gap(stats, place)
-                recomputed = stats["abs_log_ratio"] > REUSED_LOGPROB_GAP
+                # Those of a policy that rolled out ahead belong to it and stay as they are.
+                recomputed = stats["abs_log_ratio"] > REUSED_LOGPROB_GAP and not self.config.rollouts_ahead
                 if recomputed:
                     gap = {name: stats[name] for name in ("abs_log_ratio", "ratio_outside")}
                     self._score_again([episode for group in groups for episode in group])
@@ -333,7 +334,8 @@ def _require_small_gap(stats: dict[str, float], place: str) -> None:
             f"before the first optimizer step ({place}) the policy's log-probabilities differ from the rollout's by "
             f"{gap:.3f} nats on average, {stats['ratio_outside']:.1%} of the units outside the clip band; expected at "
             f"most {MAX_LOGPROB_GAP}. Rollout and update disagree: look for another temperature, dtype, dropout or "
-            "preprocessing between the policy's act() and score()."
+            "preprocessing between the policy's act() and score(); with rollouts_ahead the policy may have moved as far: "
+            "lower optimizer.lr, or switch it off."
         )
 
 

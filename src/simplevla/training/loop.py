@@ -14,15 +14,16 @@ from simplevla.evaluation.provenance import read_json, write_json
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy
-from simplevla.rollout.collect import Collection, NoSignal, collect_groups
-from simplevla.rollout.scheduler import Engine, RolloutEngine, RolloutStats
-from simplevla.rollout.states import make_sampler
+from simplevla.rollout.collect import NoSignal
+from simplevla.rollout.scheduler import Engine, RolloutEngine
+from simplevla.rollout.states import StateSampler, make_sampler
 from simplevla.storage import atomic_folder
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner, Trainer
+from simplevla.training.rollouts import Rolled, Rollouts, RolloutsAhead
 from simplevla.training.runlog import RunLog, environment_facts, load_config
 
 
@@ -83,8 +84,6 @@ def train(
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
     policy.to(torch.device(config.device))
     check_fits_suite(policy, suite.spec)
-    if config.rollout.compile:
-        policy.compile_towers()
     learner = make_learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0
@@ -99,28 +98,30 @@ def train(
     with (
         deterministic(config.device),
         make_engine(config, policy) as engine,
+        _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
         RunLog(run, keep_bytes, progress.update + 1) as log,
     ):
         if progress.update == 0 and config.eval_every:
+            rollouts.settle()
             log.write({"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)})
         while progress.update < config.updates and not _reached(config, run, progress.update):
             update = progress.update + 1
             torch.manual_seed(1_000_003 * config.seed + update)
             log.stage(f"update {update} of {config.updates}: rolling out")
-            engine.reset_stats()
-            collect_started = time.monotonic()
+            waited = time.monotonic()
             try:
-                groups = collect_groups(engine, policy, sampler, config.sampling, config.seed, update)
+                rolled = rollouts.of(update)
             except NoSignal as stop:
                 return _stop(stop, policy, run, progress)
-            collect_s = time.monotonic() - collect_started
-            row = {"update": update, **_rollout_metrics(groups, engine.stats, collect_s)}
+            waited = time.monotonic() - waited
+            row = {"update": update, **_rollout_metrics(rolled), "rollout_wait_s": waited}
             log.stage(f"update {update} of {config.updates}: learning")
-            row |= learner.update(groups.groups, update)
+            row |= learner.update(rolled.collection.groups, update)
             progress.update = update
-            progress.episodes += engine.stats.episodes
-            progress.env_steps += engine.stats.env_steps
+            progress.episodes += rolled.stats.episodes
+            progress.env_steps += rolled.stats.env_steps
             if config.eval_every and (update % config.eval_every == 0 or update == config.updates):
+                rollouts.settle()
                 row |= _evaluate(engine, policy, suite, config, run, update, log)
             progress.elapsed_s = before + time.monotonic() - started
             row |= {
@@ -133,20 +134,36 @@ def train(
                 log.stage(f"update {update} of {config.updates}: writing the checkpoint")
                 state = {
                     "progress": asdict(progress),
-                    "sampler": sampler.state_dict(),
+                    "sampler": rollouts.sampler_state(),
                     "optimizer_steps": learner.optimizer_steps,
                     "metrics_bytes": log.length,
                     "seed": config.seed,
                     "randomness": "every generator is derived from (seed, update); there is no other state",
                 }
-                optimizer = learner.optimizer_state()
-                save_checkpoint(run / "checkpoints", update, policy, optimizer, state, config.keep_checkpoints)
+                optimizer, behaviour = learner.optimizer_state(), rollouts.behaviour()
+                save_checkpoint(
+                    run / "checkpoints", update, policy, optimizer, state, config.keep_checkpoints, behaviour
+                )
     _save_policy(policy, run)
     return Outcome(
         reason="reached" if _reached(config, run, progress.update) else "finished",
         update=progress.update,
         message=f"{progress.update} updates done, {progress.episodes} episodes; the policy is in {run / 'policy'}",
     )
+
+
+def _rollouts(
+    engine: Engine,
+    policy: Policy,
+    sampler: StateSampler,
+    config: TrainConfig,
+    done: int,
+    checkpoint: Checkpoint | None,
+) -> Rollouts:
+    if not config.rollouts_ahead:
+        return Rollouts(engine, policy, sampler, config)
+    behaviour = checkpoint.behaviour() if checkpoint else {}
+    return RolloutsAhead(engine, policy, sampler, config, done + 1, behaviour)
 
 
 def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None:
@@ -194,7 +211,8 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resu
         write_json(environment, {**facts, "resumed": []})
 
 
-def _rollout_metrics(collection: Collection, stats: RolloutStats, seconds: float) -> dict[str, Any]:
+def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
+    collection, stats, seconds = rolled.collection, rolled.stats, rolled.seconds
     solved = sum(solved for solved, _ in collection.success_by_task.values())
     episodes = sum(n for _, n in collection.success_by_task.values())
     return {
@@ -217,6 +235,7 @@ def _rollout_metrics(collection: Collection, stats: RolloutStats, seconds: float
         "policy_s": stats.policy_s,
         "wait_s": stats.wait_s,
         "collect_s": seconds,
+        "staleness": rolled.staleness,
     }
 
 

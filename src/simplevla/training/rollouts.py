@@ -1,0 +1,139 @@
+"""Where an update's groups come from: rolled out when they are asked for, or while the update before trains."""
+
+import copy
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simplevla.config import TrainConfig
+from simplevla.policies.base import Policy
+from simplevla.rollout.collect import Collection, collect_groups
+from simplevla.rollout.scheduler import Engine, RolloutStats, policy_threads
+from simplevla.rollout.states import StateSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rolled:
+    """What an update is made of."""
+
+    collection: Collection
+    stats: RolloutStats
+    seconds: float
+    """Of the rollouts."""
+    staleness: int
+    """How many updates the policy that sampled is behind the one that is to be updated."""
+
+
+class Rollouts:
+    """Rolls out for an update when the loop asks for it, with the policy that is to be updated. Use as a context manager."""
+
+    def __init__(self, engine: Engine, policy: Policy, sampler: StateSampler, config: TrainConfig) -> None:
+        self._engine, self._policy, self._sampler, self._config = engine, policy, sampler, config
+        self._cancelled = threading.Event()
+        if config.rollout.compile:
+            policy.compile_towers()
+
+    def __enter__(self) -> "Rollouts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def of(self, update: int) -> Rolled:
+        """The groups of this update.
+
+        Raises:
+            NoSignal: none of them can train.
+        """
+        return self._collect(update, staleness=0)
+
+    def settle(self) -> None:
+        """Return when the engine is free."""
+
+    def sampler_state(self) -> dict[str, Any]:
+        """With which the rollouts of the next update come out as they will."""
+        return self._sampler.state_dict()
+
+    def behaviour(self) -> dict[str, Tensor]:
+        """Trained parameters, on the CPU, of the policy that rolls out for the next update, where it isn't the trained one."""
+        return {}
+
+    def _collect(self, update: int, staleness: int) -> Rolled:
+        engine, config = self._engine, self._config
+        engine.reset_stats()
+        started = time.monotonic()
+        collection = collect_groups(
+            engine, self._policy, self._sampler, config.sampling, config.seed, update, self._cancelled
+        )
+        seconds, stats = time.monotonic() - started, engine.stats
+        # What runs next, an evaluation perhaps, counts apart.
+        engine.reset_stats()
+        return Rolled(collection=collection, stats=stats, seconds=seconds, staleness=staleness)
+
+
+class RolloutsAhead(Rollouts):
+    """Rolls out for update k + 1 in a thread while update k trains, with the weights from before update k.
+
+    From the second update on the policy that samples is one update behind, never more, never less: what is sampled doesn't
+    depend on timing, and a resumed run is the uninterrupted one. The ratio is to that policy's log-probabilities.
+
+    Args:
+        update: the first one to be asked for.
+        behaviour: what `behaviour()` gave for the checkpoint that the run goes on from; empty at its beginning.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        sampler: StateSampler,
+        config: TrainConfig,
+        update: int,
+        behaviour: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(engine, copy.deepcopy(policy), sampler, config)
+        self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
+        # The number is the whole process's: as the engine sets it, lest it change in the middle of an update.
+        torch.set_num_threads(min(self._threads, policy_threads(config.rollout)))
+        self._begin(update, behaviour or self._trained, staleness=1 if behaviour else 0)
+
+    def __exit__(self, *_: object) -> None:
+        self._cancelled.set()
+        self._pool.shutdown(wait=True)
+        torch.set_num_threads(self._threads)
+
+    def of(self, update: int) -> Rolled:
+        """The groups of this update; those of the next one are begun with the policy as it is now."""
+        rolled = self._future.result()
+        if update < self._config.updates:
+            self._begin(update + 1, self._trained, staleness=1)
+        else:
+            self._state = self._sampler.state_dict()
+        return rolled
+
+    def settle(self) -> None:
+        # What went wrong is raised where the groups are asked for.
+        self._future.exception()
+
+    def sampler_state(self) -> dict[str, Any]:
+        return self._state
+
+    def behaviour(self) -> dict[str, Tensor]:
+        acting = dict(self._policy.named_parameters())
+        return {name: acting[name].detach().cpu().contiguous() for name in self._trained}
+
+    def _begin(self, update: int, weights: Mapping[str, Tensor], staleness: int) -> None:
+        parameters = dict(self._policy.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(value)
+        self._state = self._sampler.state_dict()
+        self._future: Future[Rolled] = self._pool.submit(self._collect, update, staleness)
