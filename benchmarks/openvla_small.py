@@ -18,7 +18,7 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate_folder
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
 from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.recipes import libero
@@ -98,6 +98,7 @@ def main() -> None:
         "greedy_on_train_states": [row["eval_success"] for row in read_rows(RUN / "rl") if "eval_success" in row],
         "minutes_rl": read_rows(RUN / "rl")[-1].get("elapsed_s", 0.0) / 60,
         "commit": commit(),
+        "commit_of_training": read_json(RUN / "rl" / "environment.json")["commit"],
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
     }
     write_json(RESULTS / "openvla_small.json", summary)
@@ -108,7 +109,7 @@ def main() -> None:
     sampled = ", ".join(f"{100 * x:.0f}" for x in summary["sampled_in_training"])
     text = f"""# A small OpenVLA-OFT on LIBERO, end to end
 
-Command: `python benchmarks/openvla_small.py`. Machine: {summary["machine"]}. Commit {summary["commit"]}. One training seed. {parameters / 1e6:.1f} M parameters, random, written in the published layout and imported; one task of
+Command: `python benchmarks/openvla_small.py`. Machine: {summary["machine"]}. Commit {summary["commit"]}, trained at {summary["commit_of_training"]}. One training seed. {parameters / 1e6:.1f} M parameters, random, written in the published layout and imported; one task of
 libero_object (`{TASK}`), `lite` and `fast`, two cameras of {IMAGE} pixels, the state read; 30 demonstrations, {SFT_CONFIG.batches} SFT batches of {SFT_CONFIG.batch_size}, {TRAIN_CONFIG.updates} RL updates of {TRAIN_CONFIG.sampling.groups} groups of {TRAIN_CONFIG.sampling.group_size} ({summary["minutes_rl"]:.0f} minutes). Greedy. Data: `openvla_small.json`.
 
 | policy | initial states | success (95 % Wilson) | n |

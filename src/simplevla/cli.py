@@ -129,18 +129,21 @@ def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
     from simplevla.training.learner import Learner
     from simplevla.training.loop import local_engine
 
-    if not config.ray.actors and not config.ray.learners:
+    settings = config.ray
+    if not (settings.actors or settings.simulators or settings.learners):
         return local_engine, Learner
     try:
         from simplevla.distributed.engine import RayEngine
         from simplevla.distributed.learner import RayLearner
+        from simplevla.distributed.simulators import engine_with_remote_simulators
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise ValueError(
-            "ray.actors and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave both at 0"
+            "ray.actors, ray.simulators and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0"
         ) from None
-    return RayEngine if config.ray.actors else local_engine, RayLearner if config.ray.learners else Learner
+    engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
+    return engine, RayLearner if settings.learners else Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +231,10 @@ def _continual(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """Closed-loop success per task: simplevla eval --policy DIR --suite.name NAME [--split test] [--out FILE]."""
+    """Closed-loop success per task: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test] [--out FILE].
+
+    With a recipe of `simplevla train`, suite, rollout and device are its own, and published successes are compared.
+    """
 
     config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
     policy: Path
@@ -241,9 +247,16 @@ class EvalArguments:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=arguments)
-
     from rich.console import Console
+
+    from simplevla import recipes
+    from simplevla.recipes.openvla_oft import PUBLISHED
+    from simplevla.recipes.parity import parity
+
+    name, rest = _take_name(arguments)
+    recipe = _recipe(name, recipes.TRAIN, TrainConfig)
+    default = EvalArguments(policy=tyro.MISSING, suite=recipe.suite, rollout=recipe.rollout, device=recipe.device)
+    parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=rest, default=default)
 
     from simplevla.evaluation.evaluate import evaluate_folder
     from simplevla.evaluation.result import result_table, write_result
@@ -252,6 +265,8 @@ def _evaluate(arguments: list[str]) -> int:
     if parsed.out is not None:
         write_result(parsed.out, result)
     Console().print(result_table(result))
+    if name in PUBLISHED:
+        print(parity(name, result))
     return 0
 
 

@@ -102,6 +102,10 @@ class RayConfig:
     """Of a running cluster, `auto` for the one that this machine belongs to; empty starts one for the run."""
     answer_timeout_s: float = 600.0
     """An actor that says nothing for so long is replaced, and its episodes are run again."""
+    simulators: int = 0
+    """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no actors; 0:
+    `rollout.workers` processes beside each policy."""
+    simulator_cpus: float = 1.0
     learners: int = 0
     """Processes that train the policy together; 0: this one, alone."""
     learner_cpus: float = 1.0
@@ -115,6 +119,9 @@ class RayConfig:
         _require(
             self.cpus > 0 and self.gpus >= 0,
             f"ray.cpus is {self.cpus}, ray.gpus {self.gpus}; expected above 0, 0 or more",
+        )
+        _require(
+            self.simulators >= 0, f"ray.simulators is {self.simulators}; expected 0 (workers beside the policy) or more"
         )
         _require(self.learners >= 0, f"ray.learners is {self.learners}; expected 0 (this process) or more")
         _require(self.divide in ("full", "copies"), f"ray.divide is {self.divide!r}; expected 'full' or 'copies'")
@@ -220,7 +227,8 @@ class OptimizerConfig:
 class EvalConfig:
     """Closed-loop success on given initial states."""
 
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "test", "all"] = "test"
+    """`all` is both together, as published figures often are: no held-out states then."""
     episodes_per_task: int = 0
     """Initial states per task, the first ones of the split; 0 means all."""
     greedy: bool = True

@@ -15,7 +15,8 @@ import torch
 
 from fake_suite import HORIZON
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
-from simplevla.distributed.engine import RayEngine, check_resources
+from simplevla.distributed.cluster import check_resources
+from simplevla.distributed.engine import RayEngine
 from simplevla.distributed.learner import RayLearner
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import load_policy
@@ -213,7 +214,7 @@ def test_an_actor_that_never_answers_is_replaced(base: Path) -> None:
 def test_a_cluster_without_enough_is_refused_at_once(base: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"9 rollout actors and 0 learners need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing",
+        match=r"9 rollout actors, 0 simulators and 0 learners need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing",
     ):
         RayEngine(config(base, actors=9), load_policy(base))
     with pytest.raises(ValueError, match="2 GPUs are missing"):

@@ -73,6 +73,19 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert not (tmp_path / "demos").exists()
 
 
+def test_ray_missing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("simplevla.distributed")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    run = tmp_path / "run"
+    for flag in ("--ray.actors", "--ray.simulators", "--ray.learners"):
+        line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run), flag, "1")
+        assert "need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0" in line
+    assert not run.exists()
+
+
 def test_a_module_of_ones_own_that_python_does_not_find(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = error_of(capsys, "check-suite", "no_such_module:make")
     assert "'no_such_module:make' can't be imported" in line
@@ -255,5 +268,10 @@ def test_eval_writes_what_compare_reads(
     capsys.readouterr()
     assert cli.main(["compare", str(tmp_path / "test.json"), str(tmp_path / "test.json")]) == 0
     assert "McNemar" in capsys.readouterr().out
+    # With a recipe's name its published success is compared, or why it can't be.
+    assert cli.main(["eval", "libero_spatial_one_demo", *flags, "--suite.visuals", "None", "--suite.horizon", "None",
+                     "--suite.image-size", "None", "--device", "cpu"]) == 0  # fmt: skip
+    assert "published: SFT 63.6 %" in capsys.readouterr().out
+    assert "Did you mean 'libero_goal_one_demo'?" in error_of(capsys, "eval", "libero_gaol_one_demo", *flags)
     line = error_of(capsys, "compare", str(tmp_path / "test.json"), str(tmp_path / "train.json"))
     assert "split differs: 'test'" in line

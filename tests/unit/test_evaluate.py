@@ -102,6 +102,18 @@ def test_the_first_states_of_the_train_split_on_request():
     assert result.split == "train"
 
 
+def test_all_states_are_those_of_both_splits():
+    asked = [
+        [
+            (r.task.name, r.initial_state)
+            for r in run(lambda task, state: EpisodeStatus.SUCCESS, split=split)[0].requests
+        ]
+        for split in ("train", "test", "all")
+    ]
+    assert set(asked[2]) == set(asked[0]) | set(asked[1])
+    assert len(asked[2]) == len(asked[0]) + len(asked[1])
+
+
 def test_sampled_evaluation_uses_the_temperature_and_distinct_noise():
     engine, result = run(lambda task, state: EpisodeStatus.TIMEOUT, greedy=False, temperature=1.6, seed=3)
     assert (engine.sampling.greedy, engine.sampling.temperature) == (False, 1.6)

@@ -1,7 +1,9 @@
 import pytest
 
 from simplevla import recipes
+from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.recipes.openvla_oft import PUBLISHED
+from simplevla.recipes.parity import parity
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -22,6 +24,38 @@ def test_the_papers_recipes_have_the_published_numbers(name: str) -> None:
     suite = {"spatial": "libero_spatial", "object": "libero_object", "goal": "libero_goal", "long": "libero_10"}
     assert config.suite.name == suite[name.split("_")[1]]
     assert (config.suite.visuals, config.suite.horizon, config.suite.image_size) == ("stock", "simplevla", 256)
+
+
+def evaluated(solved: int, n: int, split: str) -> EvaluationResult:
+    outcomes = tuple(Outcome(task="a", initial_state=i, success=i < solved, env_steps=1) for i in range(n))
+    return EvaluationResult(
+        suite="libero_spatial",
+        split=split,
+        protocol={},
+        horizons={"a": 512},
+        greedy=True,
+        temperature=None,
+        seed=0,
+        episodes=outcomes,
+        broken=(),
+        wall_s=1.0,
+        versions={},
+        commit="",
+        policy=None,
+        policy_sha256=None,
+    )
+
+
+def test_parity_with_the_published_success() -> None:
+    # 318 and 491 of 500 were published. 290 of 500: z = (0.636 - 0.58) / sqrt(2 * 0.608 * 0.392 / 500) = 1.81, p = 0.07.
+    sft, rl = parity("libero_spatial_one_demo", evaluated(290, 500, "all")).splitlines()
+    assert sft == "published SFT 63.6 %, here 58.0 %: p = 0.08, no difference seen"
+    assert rl.startswith("published SFT + RL 98.2 %, here 58.0 %: p = ")
+    assert rl.endswith("differs")
+    # 250 of 500: z = 4.3.
+    assert parity("libero_spatial_one_demo", evaluated(250, 500, "all")).splitlines()[0].endswith("differs")
+    assert parity("libero_spatial_one_demo", evaluated(491, 500, "all")).splitlines()[1].endswith("no difference seen")
+    assert "these are 100 of split 'test'" in parity("libero_spatial_one_demo", evaluated(60, 100, "test"))
 
 
 def test_the_published_successes_average_to_the_papers_means() -> None:

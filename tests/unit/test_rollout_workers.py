@@ -3,7 +3,15 @@ import pytest
 
 from fake_suite import FakeSuite
 from simplevla.config import SuiteConfig
-from simplevla.rollout.workers import Reset, SlotArrays, Step, SuiteError, _Slots, check_observation, check_result
+from simplevla.rollout.workers import (
+    Reset,
+    SimulatorSlots,
+    SlotArrays,
+    Step,
+    SuiteError,
+    check_observation,
+    check_result,
+)
 from simplevla.suites.registry import make_suite
 from simplevla.types import ChunkResult, Observation
 
@@ -39,7 +47,7 @@ def test_slot_arrays_partition_the_memory() -> None:
 def test_nobody_looks_at_the_end_of_an_episode(forward: float, last: bool, renders: int, success: bool) -> None:
     memory = bytearray(SlotArrays.nbytes(SPEC, slots=1, chunk_length=4))
     arrays = SlotArrays.over(memory, SPEC, slots=1, chunk_length=4)
-    server = _Slots(make_suite(SuiteConfig(name="fake_suite:make")), 1, arrays)
+    server = SimulatorSlots(make_suite(SuiteConfig(name="fake_suite:make")), 1, arrays)
     assert server.execute(Reset(0, "reach", 0)).kind == "done"
     arrays.actions[0, :, 0] = forward
     reply = server.execute(Step(0, 4, last))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simplevla.config import DenoisingConfig, RolloutConfig, SuiteConfig
+from simplevla.config import DenoisingConfig, RayConfig, RolloutConfig, SuiteConfig
 from simplevla.distributed.files import unpacked
+from simplevla.distributed.simulators import remote_simulators
 from simplevla.policies.base import Sampling
 from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
 from simplevla.types import Episode, EpisodeRequest
@@ -38,6 +39,7 @@ class RolloutActor:
         self,
         suite: SuiteConfig,
         rollout: RolloutConfig,
+        ray: RayConfig,
         denoising: DenoisingConfig,
         files: dict[str, bytes],
         device: str,
@@ -45,7 +47,11 @@ class RolloutActor:
         self._policy = unpacked(files)
         self._policy.set_denoising(denoising)
         self._policy.to(torch.device(device))
-        self._engine = RolloutEngine(suite, rollout, self._policy.chunk_length)
+        length = self._policy.chunk_length
+        if ray.simulators:
+            self._engine = remote_simulators(suite, rollout, ray, length)
+        else:
+            self._engine = RolloutEngine(suite, rollout, length)
         self._changed = threading.Condition()
         self._requests: deque[EpisodeRequest] = deque()
         self._episodes: list[Episode] = []

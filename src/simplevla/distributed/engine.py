@@ -6,8 +6,6 @@ episodes are run again; which groups an update is made of doesn't depend on any 
 """
 
 import contextlib
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from simplevla.config import RayConfig, TrainConfig
+from simplevla.config import TrainConfig
 from simplevla.distributed.actor import Finished, RolloutActor
+from simplevla.distributed.cluster import cause_of, check_resources, connect, listed, surroundings
 from simplevla.distributed.files import packed
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.scheduler import RolloutStats, Sink, Source
@@ -37,6 +36,8 @@ class _Replica:
     """One actor, as the driver sees it."""
 
     handle: Any
+    starting: Any
+    """The future of its number of slots, until it is ready."""
     slots: int = 1
     running: Any = None
     """The future of its `run`."""
@@ -69,7 +70,9 @@ class RayEngine:
             self._weights: Any = None
             self._version: tuple[int, ...] = ()
             self._rollouts = 0
-            self._replicas = [_Replica(self._new_actor()) for _ in range(self._settings.actors)]
+            for _ in range(self._settings.actors):
+                handle = self._new_actor()
+                self._replicas.append(_Replica(handle, handle.slots.remote()))
             for replica in self._replicas:
                 self._greet(replica)
         except BaseException:
@@ -106,9 +109,10 @@ class RayEngine:
         try:
             self._put_weights(policy)
             for replica in self._replicas:
-                self._start(replica, rollout)
+                if replica.starting is None:
+                    self._start(replica, rollout)
             self._fill(rollout)
-            while any(replica.outstanding for replica in self._replicas):
+            while not rollout.drained or rollout.waiting or any(replica.outstanding for replica in self._replicas):
                 self._turn(rollout)
                 self._fill(rollout)
             self._end(rollout)
@@ -134,6 +138,8 @@ class RayEngine:
     def _end(self, rollout: "_Rollout") -> None:
         """Let the actors' `run` return. One that is lost here has delivered everything; the next rollout replaces it."""
         for replica in self._replicas:
+            if replica.starting is not None:
+                continue
             with contextlib.suppress(RayActorError, GetTimeoutError):
                 waiting = [replica.handle.stop.remote(rollout.number), replica.running]
                 ray.get(waiting, timeout=self._settings.answer_timeout_s)
@@ -142,8 +148,9 @@ class RayEngine:
     def _fill(self, rollout: "_Rollout") -> None:
         """Give the actors as many requests as their slots and `AHEAD` hold, the emptiest first."""
         given: dict[_Replica, list[EpisodeRequest]] = {}
-        while room := [r for r in self._replicas if len(r.outstanding) < r.slots + AHEAD]:
+        while room := [r for r in self._replicas if r.starting is None and len(r.outstanding) < r.slots + AHEAD]:
             request = rollout.waiting.pop(0) if rollout.waiting else rollout.source()
+            rollout.drained = request is None
             if request is None:
                 break
             emptiest = min(room, key=lambda replica: len(replica.outstanding) / replica.slots)
@@ -158,12 +165,15 @@ class RayEngine:
             if replica.answer is None and replica.outstanding:
                 replica.answer, replica.asked = replica.handle.take.remote(), time.monotonic()
         waited = time.perf_counter()
-        futures = [x for r in self._replicas for x in (r.answer, r.running) if x is not None]
+        futures = [x for r in self._replicas for x in (r.starting, r.answer, r.running) if x is not None]
         done, _ = ray.wait(futures, num_returns=1, timeout=1.0)
         self.stats.wait_s += time.perf_counter() - waited
         for replica in self._replicas:
             try:
-                if replica.answer in done:
+                if replica.starting in done:
+                    self._greet(replica)
+                    self._start(replica, rollout)
+                elif replica.answer in done:
                     finished: Finished = ray.get(replica.answer)
                     replica.answer, replica.stats = None, finished.stats
                     self._deliver(replica, finished.episodes, rollout)
@@ -174,16 +184,25 @@ class RayEngine:
                     self._replace(replica, f"no answer for {self._settings.answer_timeout_s:g} s", rollout)
             except RayActorError as error:
                 self._replace(replica, str(error).splitlines()[0], rollout)
+        self._require_one(rollout)
+
+    def _require_one(self, rollout: "_Rollout") -> None:
+        """Wait for lost actors to be placed again, but not for ever if all of them are lost."""
+        if any(replica.starting is None for replica in self._replicas):
+            rollout.alone_since = time.monotonic()
+        elif time.monotonic() - rollout.alone_since > STARTUP_TIMEOUT_S:
+            raise _not_ready()
 
     def _deliver(self, replica: _Replica, episodes: list[Episode], rollout: "_Rollout") -> None:
         for episode in episodes:
             # One that was given to an actor which was taken for dead may come twice.
             if replica.outstanding.pop(_key(episode.request), None) is not None:
                 self.stats.episodes += 1
+                rollout.drained = False
                 rollout.sink(episode)
 
     def _replace(self, replica: _Replica, reason: str, rollout: "_Rollout") -> None:
-        """Put a new actor in the place of one that is lost, and let its episodes be run again."""
+        """Ask for a new actor in the place of one that is lost, and let its episodes be run again, by whoever is ready."""
         rollout.deaths += 1
         if rollout.deaths > MAX_DEATHS:
             raise ValueError(
@@ -196,15 +215,14 @@ class RayEngine:
         self.stats.retries += len(lost)
         self.stats.last_error = f"a rollout actor was replaced: {reason}"
         ray.kill(replica.handle)
-        replica.handle, replica.answer, replica.outstanding = self._new_actor(), None, {}
-        replica.version = None
-        self._greet(replica)
-        self._start(replica, rollout)
+        replica.handle, replica.answer, replica.running, replica.outstanding = self._new_actor(), None, None, {}
+        replica.starting, replica.version = replica.handle.slots.remote(), None
         for request in lost:
             failures = rollout.failures[_key(request)] = rollout.failures.get(_key(request), 0) + 1
             if failures >= self._config.rollout.max_attempts:
                 self.stats.episodes += 1
                 self.stats.env_errors += 1
+                rollout.drained = False
                 rollout.sink(Episode(request=request, status=EpisodeStatus.ENV_ERROR))
             else:
                 rollout.waiting.append(request)
@@ -216,22 +234,19 @@ class RayEngine:
             "num_gpus": settings.gpus,
             # `run` lasts, and `give`, `take` and `stop` come meanwhile.
             "max_concurrency": 4,
-            # A suite of the user's own must be found there as it is here.
-            "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+            "runtime_env": surroundings(),
         }
         device = "cuda" if settings.gpus else "cpu"
         remote = ray.remote(RolloutActor).options(**options)
-        return remote.remote(config.suite, config.rollout, config.denoising, self._files, device)
+        return remote.remote(config.suite, config.rollout, settings, config.denoising, self._files, device)
 
     def _greet(self, replica: _Replica) -> None:
         """Wait until the actor is ready."""
         try:
-            replica.slots = ray.get(replica.handle.slots.remote(), timeout=STARTUP_TIMEOUT_S)
+            replica.slots = ray.get(replica.starting, timeout=STARTUP_TIMEOUT_S)
+            replica.starting = None
         except GetTimeoutError:
-            raise ValueError(
-                f"a rollout actor wasn't ready after {STARTUP_TIMEOUT_S:g} s; the cluster has {_listed(ray.available_resources())} free. Free what "
-                "others use, or lower ray.actors"
-            ) from None
+            raise _not_ready() from None
         except RayTaskError as error:
             raise cause_of(error) from None
         except RayActorError as error:
@@ -262,58 +277,22 @@ class _Rollout:
     source: Source
     sink: Sink
     record: bool
+    drained: bool = False
+    """The source had nothing to start when it was last asked, and nothing has changed since."""
+    alone_since: float = field(default_factory=time.monotonic)
+    """When an actor was last ready."""
     waiting: list[EpisodeRequest] = field(default_factory=list)
     """To be run again."""
     failures: dict[Key, int] = field(default_factory=dict)
     deaths: int = 0
 
 
-def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
-    """Refuse at once what the cluster could never place.
-
-    Raises:
-        ValueError: naming what is missing.
-    """
-    needed = {
-        "CPU": settings.actors * settings.cpus + settings.learners * settings.learner_cpus,
-        "GPU": settings.actors * settings.gpus + settings.learners * settings.learner_gpus,
-    }
-    missing = {
-        name: count - resources.get(name, 0.0) for name, count in needed.items() if count > resources.get(name, 0.0)
-    }
-    if missing:
-        raise ValueError(
-            f"{settings.actors} rollout actors and {settings.learners} learners need {_listed(needed)}; the cluster has "
-            f"{_listed({name: resources.get(name, 0.0) for name in needed})}: {_listed(missing)} are missing. Add nodes, or lower ray.actors, "
-            "ray.learners or what each of them reserves"
-        )
-
-
-def _listed(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources[name]:g} {name}s" for name in ("CPU", "GPU") if name in resources)
-
-
-def connect(settings: RayConfig) -> None:
-    """Join the cluster at `settings.address`, or start one, unless this process has one already.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=settings.address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    except ConnectionError as error:
-        raise ValueError(
-            f"no Ray cluster at {settings.address!r} ({error}); start one with `ray start --head`, or leave ray.address empty"
-        ) from None
-
-
 def _key(request: EpisodeRequest) -> Key:
     return (*request.seed, request.group)
 
 
-def cause_of(error: RayTaskError) -> Exception:
-    """What was raised inside the actor, as the local engine would raise it."""
-    cause = error.cause
-    return cause if isinstance(cause, Exception) else error
+def _not_ready() -> ValueError:
+    return ValueError(
+        f"no rollout actor was ready after {STARTUP_TIMEOUT_S:g} s; the cluster has {listed(ray.available_resources())} free. Free what "
+        "others use, add nodes, or lower ray.actors"
+    )

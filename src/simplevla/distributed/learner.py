@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from simplevla.config import TrainConfig
-from simplevla.distributed.engine import cause_of, check_resources, connect
+from simplevla.distributed.cluster import cause_of, check_resources, connect, surroundings
 from simplevla.distributed.files import packed, unpacked
 from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
@@ -108,7 +108,9 @@ class RayLearner:
         self.policy, self.optimizer_steps = policy, 0
         policy.set_denoising(config.denoising)
         files = ray.put(packed(policy))
-        remote = ray.remote(LearnerActor).options(num_cpus=config.ray.learner_cpus, num_gpus=config.ray.learner_gpus)
+        remote = ray.remote(LearnerActor).options(
+            num_cpus=config.ray.learner_cpus, num_gpus=config.ray.learner_gpus, runtime_env=surroundings()
+        )
         self._ranks = [remote.remote(rank, config, files) for rank in range(config.ray.learners)]
         address = _result([self._ranks[0].address.remote()])[0]
         _result([rank.join.remote(address) for rank in self._ranks])

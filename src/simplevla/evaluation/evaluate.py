@@ -16,7 +16,7 @@ from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
-from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
+from simplevla.types import SPLITS, Episode, EpisodeRequest, EpisodeStatus, Split, Task
 
 Progress = Callable[[int, int, int], None]
 """Called after every finished episode with (finished, total, solved)."""
@@ -122,7 +122,8 @@ def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]
         raise ValueError(f"eval.temperature is {config.temperature}; expected above 0, or greedy")
     pairs: list[tuple[Task, int]] = []
     for task in suite.tasks:
-        states = suite.initial_states(task, config.split)
+        splits: tuple[Split, ...] = SPLITS if config.split == "all" else (config.split,)
+        states = [state for split in splits for state in suite.initial_states(task, split)]
         if not states or len(states) < wanted:
             raise ValueError(
                 f"task {task.name!r} of {suite.name!r} has {len(states)} {config.split} initial states; "

@@ -23,6 +23,7 @@ from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, Reset, Step, SuiteError, Worker, close_all
+from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Source = Callable[[], EpisodeRequest | None]
 Sink = Callable[[Episode], None]
+MakeWorker = Callable[[SuiteConfig, SuiteSpec, int, int], Worker]
 
 
 class Engine(Protocol):
@@ -155,12 +157,15 @@ class RolloutEngine:
         suite: built here for its specification, and in every worker.
         config: processes, slots, timeouts.
         chunk_length: H of the policies that will be run.
+        make_worker: of (suite, its spec, slots, chunk_length); local processes unless told otherwise.
 
     Raises:
         SuiteError: an environment can't be built.
     """
 
-    def __init__(self, suite: SuiteConfig, config: RolloutConfig, chunk_length: int) -> None:
+    def __init__(
+        self, suite: SuiteConfig, config: RolloutConfig, chunk_length: int, make_worker: MakeWorker = Worker
+    ) -> None:
         keep_freed_memory()
         built = make_suite(suite)
         self.spec = built.spec
@@ -178,7 +183,7 @@ class RolloutEngine:
         slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
         try:
             for _ in range(count):
-                self._workers.append(Worker(suite, self.spec, slots_per_worker, chunk_length))
+                self._workers.append(make_worker(suite, self.spec, slots_per_worker, chunk_length))
                 self._selector.register(self._workers[-1].connection, selectors.EVENT_READ, self._workers[-1])
             self._slots = [
                 _Slot(worker, index, (index + number) % 2)
@@ -231,7 +236,7 @@ class RolloutEngine:
         self._check_fit(policy)
         started = time.perf_counter()
         try:
-            with _evaluation_mode(policy), _threads(policy_threads(self.config)):
+            with _evaluation_mode(policy), _threads(self._policy_threads()):
                 self._waiting = []
                 self._fill(source)
                 half = 0
@@ -250,6 +255,9 @@ class RolloutEngine:
             raise
         finally:
             self.stats.wall_s += time.perf_counter() - started
+
+    def _policy_threads(self) -> int:
+        return policy_threads(self.config) if self._workers[0].shares_cores else _cores()
 
     def _check_fit(self, policy: Policy) -> None:
         if policy.action_dim != len(self.spec.action_names):

@@ -140,7 +140,7 @@ def check_result(result: object, count: int) -> None:
         )
 
 
-class _Slots:
+class SimulatorSlots:
     """The environments of one worker, each built when its slot is first used."""
 
     def __init__(self, suite: Suite, slots: int, arrays: SlotArrays) -> None:
@@ -209,7 +209,7 @@ def serve(
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         suite = make_suite(config)
-        server = _Slots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length))
+        server = SimulatorSlots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length))
     except Exception:
         text = f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}"
         connection.send([Reply("suite_error", text=text)])
@@ -264,6 +264,9 @@ def _worker_surroundings() -> Iterator[None]:
 class Worker:
     """The parent's end of one worker process, which it can kill and replace; shared memory outlives the process."""
 
+    shares_cores = True
+    """Whether it is on this machine, where the policy must leave it a core."""
+
     def __init__(self, config: SuiteConfig, spec: SuiteSpec, slots: int, chunk_length: int) -> None:
         self._context = multiprocessing.get_context("spawn")
         # RawArray's memory has no name in the file system, so nothing is left behind however either side dies.
@@ -275,17 +278,21 @@ class Worker:
 
     def start(self) -> None:
         """Start a process; its first reply is `ready` or the reason why not."""
+        self._begin()
         self.connection, theirs = self._context.Pipe()
         self.process = self._context.Process(target=serve, args=(theirs, *self._arguments), daemon=True)
+        self._finished.value = 0
+        with _worker_surroundings():
+            self.process.start()
+        theirs.close()
+
+    def _begin(self) -> None:
         self.ready = False
         self.pending: deque[int] = deque()
         """Slots whose commands have no reply yet, oldest first."""
         self._outbox: list[Reset | Step] = []
-        self._answered = self._finished.value = 0
+        self._answered = 0
         self._heard = time.monotonic()
-        with _worker_surroundings():
-            self.process.start()
-        theirs.close()
 
     def send(self, command: Reset | Step) -> None:
         """Queue a command for the next `flush`."""

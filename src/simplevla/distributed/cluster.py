@@ -1,0 +1,70 @@
+"""What all that runs on Ray needs: a cluster with enough resources, the same surroundings everywhere, errors as they were."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import ray
+from ray.exceptions import RayTaskError
+
+from simplevla.config import RayConfig
+
+RENDERING = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+"""Variables that say how pictures are drawn."""
+
+
+def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
+    """Refuse at once what the cluster could never place.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    simulators = settings.simulators * max(settings.actors, 1)
+    needed = {
+        "CPU": settings.actors * settings.cpus
+        + simulators * settings.simulator_cpus
+        + settings.learners * settings.learner_cpus,
+        "GPU": settings.actors * settings.gpus + settings.learners * settings.learner_gpus,
+    }
+    missing = {
+        name: count - resources.get(name, 0.0) for name, count in needed.items() if count > resources.get(name, 0.0)
+    }
+    if missing:
+        raise ValueError(
+            f"{settings.actors} rollout actors, {simulators} simulators and {settings.learners} learners need {listed(needed)}; the cluster has "
+            f"{listed({name: resources.get(name, 0.0) for name in needed})}: {listed(missing)} are missing. Add nodes, or lower ray.actors, "
+            "ray.simulators, ray.learners or what each of them reserves"
+        )
+
+
+def listed(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources[name]:g} {name}s" for name in ("CPU", "GPU") if name in resources)
+
+
+def surroundings(variables: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+    """Ray's `runtime_env` of an actor: a suite of the user's own is found there as it is here, and pictures are drawn alike."""
+    path = os.pathsep.join(filter(None, sys.path))
+    drawn = {name: os.environ[name] for name in RENDERING if name in os.environ}
+    return {"env_vars": {"PYTHONPATH": path, **drawn, **(variables or {})}}
+
+
+def connect(settings: RayConfig) -> None:
+    """Join the cluster at `settings.address`, or start one, unless this process has one already.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=settings.address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster at {settings.address!r} ({error}); start one with `ray start --head`, or leave ray.address empty"
+        ) from None
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """What was raised inside the actor, as the local engine would raise it."""
+    cause = error.cause
+    return cause if isinstance(cause, Exception) else error

@@ -1,0 +1,148 @@
+"""Environments on other nodes than the policy: Ray actors in the place of a `RolloutEngine`'s worker processes."""
+
+import logging
+import multiprocessing
+import queue
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
+from simplevla.distributed.cluster import check_resources, connect, surroundings
+from simplevla.policies.base import Policy
+from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.workers import WORKER_VARIABLES, Reply, Reset, SimulatorSlots, SlotArrays, Step, Worker
+from simplevla.suites.base import SuiteSpec
+from simplevla.suites.registry import make_suite
+
+log = logging.getLogger(__name__)
+
+
+class Simulator:
+    """The actor: the environments of one worker."""
+
+    def __init__(self, suite: SuiteConfig, slots: int, chunk_length: int) -> None:
+        self._making = suite, slots, chunk_length
+
+    def ready(self) -> Reply:
+        """Build the first environment."""
+        config, slots, chunk_length = self._making
+        try:
+            suite = make_suite(config)
+            memory = bytearray(SlotArrays.nbytes(suite.spec, slots, chunk_length))
+            self._arrays = SlotArrays.over(memory, suite.spec, slots, chunk_length)
+            self._slots = SimulatorSlots(suite, slots, self._arrays)
+        except Exception:
+            text = f"suite {config.name!r} can't build environments on a node of the cluster:\n{traceback.format_exc()}"
+            return Reply("suite_error", text=text)
+        return Reply("ready")
+
+    def execute(
+        self, commands: list[Reset | Step], actions: Mapping[int, np.ndarray]
+    ) -> list[tuple[Reply, np.ndarray, dict[str, np.ndarray]]]:
+        """(reply, state, images) of each command, in their order.
+
+        Args:
+            actions: float32 [length, A] for the slots that step.
+        """
+        answers = []
+        for command in commands:
+            if isinstance(command, Step):
+                self._arrays.actions[command.slot, : command.length] = actions[command.slot]
+            reply = self._slots.execute(command)
+            images = {name: rows[command.slot] for name, rows in self._arrays.images.items()}
+            answers.append((reply, self._arrays.state[command.slot], images))
+        return answers
+
+
+class RemoteWorker(Worker):
+    """Has a local worker's interface. A thread waits for the actor, copies what comes and answers through a pipe."""
+
+    shares_cores = False
+
+    def __init__(self, cpus: float, config: SuiteConfig, spec: SuiteSpec, slots: int, chunk_length: int) -> None:
+        self.arrays = SlotArrays.over(
+            bytearray(SlotArrays.nbytes(spec, slots, chunk_length)), spec, slots, chunk_length
+        )
+        self._remote = ray.remote(Simulator).options(num_cpus=cpus, runtime_env=surroundings(WORKER_VARIABLES))
+        self._making = config, slots, chunk_length
+        self.start()
+
+    def start(self) -> None:
+        """Ask Ray for an actor; its first reply is `ready` or the reason why not."""
+        self._begin()
+        self.connection, theirs = multiprocessing.Pipe()
+        self._actor = self._remote.remote(*self._making)
+        self._commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, args=(self._actor, self._commands, theirs), daemon=True).start()
+
+    def flush(self) -> None:
+        """Send what is queued, in one message; a dead actor is noticed at the next `receive`."""
+        if self._outbox:
+            actions = {
+                command.slot: self.arrays.actions[command.slot, : command.length].copy()
+                for command in self._outbox
+                if isinstance(command, Step)
+            }
+            self._commands.put((self._outbox, actions))
+            self._outbox = []
+
+    def _serve(self, actor: Any, commands: "queue.SimpleQueue[Any]", connection: Connection) -> None:
+        with connection:
+            try:
+                connection.send([ray.get(actor.ready.remote())])
+                while (sent := commands.get()) is not None:
+                    replies = []
+                    for reply, state, images in ray.get(actor.execute.remote(*sent)):
+                        self.arrays.state[reply.slot] = state
+                        for name, image in images.items():
+                            self.arrays.images[name][reply.slot] = image
+                        replies.append(reply)
+                    connection.send(replies)
+            except (RayError, OSError) as error:
+                # The closed pipe says so to the engine.
+                log.warning("a simulator on the cluster was lost: %s", str(error).strip().splitlines()[-1])
+
+    @property
+    def executing(self) -> int | None:
+        """Not known from here."""
+        return None
+
+    def kill(self) -> int | None:
+        self._commands.put(None)
+        ray.kill(self._actor)
+        self.connection.close()
+        return None
+
+    def ask_to_close(self) -> None:
+        """Nothing: an actor's process ends with it."""
+
+    def wait_closed(self, deadline: float) -> None:
+        """Nothing."""
+
+
+def remote_simulators(
+    suite: SuiteConfig, rollout: RolloutConfig, settings: RayConfig, chunk_length: int
+) -> RolloutEngine:
+    """An engine whose environments are on the cluster, while the policy is in this process."""
+    rollout = replace(rollout, workers=settings.simulators)
+    return RolloutEngine(suite, rollout, chunk_length, partial(RemoteWorker, settings.simulator_cpus))
+
+
+def engine_with_remote_simulators(config: TrainConfig, policy: Policy) -> RolloutEngine:
+    """The same, for a run.
+
+    Raises:
+        ValueError: the cluster can't be reached or lacks what `config.ray` asks for.
+    """
+    connect(config.ray)
+    check_resources(config.ray, ray.cluster_resources())
+    return remote_simulators(config.suite, config.rollout, config.ray, policy.chunk_length)
