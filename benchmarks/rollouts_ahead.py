@@ -1,0 +1,66 @@
+"""Rollouts in turn with the updates and ahead of them, from the same supervised policies, seeds and number of updates:
+`python benchmarks/rollouts_ahead.py --seeds 0 1 2 --updates 15` after benchmarks/training_seeds.py has made the policies.
+
+Writes docs/results/rollouts_ahead.json and .md. Runs that are finished in --runs are not run again.
+"""
+
+import os
+import platform
+from dataclasses import replace
+
+import numpy as np
+import tyro
+from exploration_tricks import RESULTS, Arguments, Variants, run_one
+
+from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.training.runlog import read_rows
+
+VARIANTS: Variants = {
+    "in_turn": ("in turn", lambda c: c),
+    "ahead": ("ahead", lambda c: replace(c, rollouts_ahead=True)),
+}
+MEANS = ("collect_s", "rollout_wait_s", "update_s", "logprob_gap", "ratio_outside")
+
+
+def main(arguments: Arguments) -> None:
+    runs = []
+    for seed in arguments.seeds:
+        for name in VARIANTS:
+            run = arguments.runs / f"ahead_{name}_seed{seed}"
+            row = run_one(run, name, VARIANTS, seed, arguments)
+            updates = [metrics for metrics in read_rows(run) if metrics["update"] > 0]
+            loop_s = sum(metrics["rollout_wait_s"] + metrics["update_s"] for metrics in updates)
+            runs.append(row | {key: float(np.mean([m[key] for m in updates])) for key in MEANS} | {"loop_s": loop_s})
+    result = {
+        "runs": runs,
+        "updates": arguments.updates,
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+    }
+    write_json(RESULTS / "rollouts_ahead.json", result)
+    lines = []
+    for name, (title, _) in VARIANTS.items():
+        some = [run for run in runs if run["variant"] == name]
+        each = ", ".join(f"{100 * run['test_success']:.1f}" for run in some)
+        seconds = ", ".join(f"{run['loop_s']:.0f}" for run in some)
+        means = {key: np.mean([run[key] for run in some]) for key in ("test_success", *MEANS)}
+        lines.append(
+            f"| {title} | {each} | {100 * means['test_success']:.1f} | {seconds} | {means['collect_s']:.2f} | {means['rollout_wait_s']:.2f} "
+            f"| {means['update_s']:.2f} | {means['logprob_gap']:.4f} | {100 * means['ratio_outside']:.2f} |"
+        )
+    text = f"""# Rollouts ahead of the update
+
+Command: `python benchmarks/rollouts_ahead.py --seeds {" ".join(map(str, arguments.seeds))} --updates {arguments.updates}`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop_nano` from the same
+supervised policy per seed; greedy success on the held-out initial states (n = {runs[0]["n"]} per run). Both variants of a seed ran one after the other. Seconds of rollouts and updates without evaluations
+and checkpoints. Data: `rollouts_ahead.json`.
+
+| rollouts | success per seed, % | mean | s per run | rollout, s | waited for it, s | update, s | gap before the first step, nats | ratio outside of the clip, % |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+    write_atomically(RESULTS / "rollouts_ahead.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
