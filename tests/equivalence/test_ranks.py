@@ -170,11 +170,11 @@ def test_two_processes_update_as_one_does(how: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("case", "how", "tolerance"),
-    [("bfloat16", "full", 0.1), ("bfloat16", "copies", 0.1), ("lora", "full", 0.1), ("8bit", "full", 0.1)],
+    [("bfloat16", "full", 0.05), ("bfloat16", "copies", 0.05), ("lora", "full", 1e-5), ("8bit", "full", 2e-3)],
 )
 def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, tmp_path: Path) -> None:
-    """How far two processes' step lies from one's, as a share of the step: gradients are rounded to bfloat16 elsewhere,
-    and moments are quantised in other blocks."""
+    """`tolerance`: how far two processes' steps lie from one's, as a share of them. Gradients of bfloat16 parameters are
+    rounded elsewhere, and moments that are small enough on a rank aren't quantised; adapters are float32."""
     write_bfloat16(tmp_path)
     two_updates(case, "alone", tmp_path)
     together(two_updates, case, how, tmp_path)
@@ -185,7 +185,6 @@ def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tol
         torch.cat([(end[f"after/{name}"] - start[f"{part}/{name}"]).flatten() for name in names])
         for end, start, part in ((alone, alone, "before"), (both, alone, "after"))
     )
-    print(case, how, float(apart.norm() / step.norm()))
     assert 0 < float(apart.norm() / step.norm()) < tolerance
     assert float(step.abs().max()) > 1e-4
     kinds = {name.removeprefix("state/").split("/")[0] for name in both if name.startswith("state/")}
@@ -203,5 +202,5 @@ def test_ranks_share_the_scoring_of_what_differs(how: str, tmp_path: Path) -> No
         torch.testing.assert_close(
             ranks[0][name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    start = dict(small.make().named_parameters())
+    start = {name: p.detach() for name, p in small.make().named_parameters()}
     assert sum(float((alone[name] - p).abs().max()) > 5e-5 for name, p in start.items()) > 0.8 * len(start)
