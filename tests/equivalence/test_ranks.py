@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import made_openvla_checkpoint as made
 import small_tinyvla as small
@@ -25,6 +27,7 @@ from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.learner import Learner, UpdateRefused
+from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import whole
 from simplevla.types import Episode
 
@@ -139,6 +142,33 @@ def scored_again(case: Case, how: Literal["alone", "full", "copies"], folder: Pa
     save_file({**masters(learner), "logprobs": torch.from_numpy(got)}, folder / f"{how}_{rank}.safetensors")
 
 
+def unequal_parts(case: Case, how: str, folder: Path) -> None:
+    """Three steps on tensors that two ranks divide equally (the first) and unequally, the last after a resume."""
+    weights = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in ((32, 256), (33, 256), (65, 128))
+    ]
+    if how == "full":
+        mesh = init_device_mesh("cpu", (RANKS,))
+        weights = [distribute_tensor(weight, mesh, [Shard(0)]) for weight in weights]
+    settings = EIGHT.optimizer if case == "8bit" else CONFIG.optimizer
+    optimizer = MasterAdamW({str(i): weight.requires_grad_() for i, weight in enumerate(weights)}, settings)
+    for number in range(3):
+        for i, weight in enumerate(optimizer.parameters.values()):
+            weight.grad = torch.sin(weight.detach() * (i + number + 1))
+        if number == 2:
+            state = {name: value.clone() for name, value in optimizer.state().items()}
+            optimizer.load_state(state)
+            for name, value in optimizer.state().items():
+                assert torch.equal(value, state[name]), name
+        optimizer.step(1e-4)
+    kinds = {name for name in optimizer.state() if "codes" in name}
+    if how == "full":
+        assert kinds == {"exp_avg.codes/0", "exp_avg_sq.codes/0"}
+    tensors = {name: whole(p.detach()).contiguous().clone() for name, p in optimizer.parameters.items()}
+    if how == "alone" or dist.get_rank() == 0:
+        save_file(tensors, folder / f"{case}_{how}.safetensors")
+
+
 def rank(number: int, work: Any, case: Case, how: Any, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=RANKS)
@@ -187,9 +217,22 @@ def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tol
     )
     assert 0 < float(apart.norm() / step.norm()) < tolerance
     assert float(step.abs().max()) > 1e-4
+    assert float(both["stat/grad_norm"]) == pytest.approx(float(alone["stat/grad_norm"]), rel=0.01)
     kinds = {name.removeprefix("state/").split("/")[0] for name in both if name.startswith("state/")}
     assert ("master" in kinds) == (case == "bfloat16")
     assert ("exp_avg.codes" in kinds) == (case == "8bit")
+
+
+def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(tmp_path: Path) -> None:
+    unequal_parts("8bit", "alone", tmp_path)
+    unequal_parts("float32", "alone", tmp_path)
+    together(unequal_parts, "8bit", "full", tmp_path)
+    names = ("8bit_alone", "float32_alone", "8bit_full")
+    quantised, exact, both = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    assert torch.equal(both["0"], quantised["0"]), "the same blocks"
+    for name in ("1", "2"):
+        torch.testing.assert_close(both[name], exact[name], atol=1e-6, rtol=0)
+    assert not torch.allclose(quantised["1"], exact["1"], atol=1e-6, rtol=0), "alone its moments have 8 bits"
 
 
 @pytest.mark.parametrize("how", ["full", "copies"])

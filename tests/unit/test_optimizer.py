@@ -243,6 +243,13 @@ def test_moments_of_8_bits_step_as_those_of_32_nearly_do() -> None:
     rough, fine = (after(settings, 10).masters["w"].detach() - start for settings in (EIGHT, exact))
     assert float((rough - fine).norm() / fine.norm()) < 0.05
     assert not torch.equal(rough, fine)
+    # The rate is that of the step, not that of the settings.
+    slow = MasterAdamW({"w": parameter(0.02 * random(16, 256))}, replace(EIGHT, weight_decay=0.0))
+    slow.parameters["w"].grad = torch.ones(16, 256, dtype=torch.bfloat16)
+    slow.collect_gradients()
+    slow.step(2e-5)
+    assert slow.lr == pytest.approx(2e-5)
+    torch.testing.assert_close(start - slow.masters["w"].detach(), torch.full_like(start, 2e-5), atol=1e-8, rtol=0)
     # A code is a value of the map between -1 and 1, times the block's largest moment.
     state = after(EIGHT, 3).state()
     scale = state["exp_avg.scale/w"]
