@@ -33,7 +33,7 @@ class MasterAdamW:
     ) -> None:
         self.parameters = dict(parameters)
         self.settings = settings
-        self.fused = fused
+        self.fused = fused and settings.states == "float32"
         self.masters = {
             name: p.detach().float().requires_grad_() if p.dtype.itemsize < 4 else p
             for name, p in self.parameters.items()
@@ -49,7 +49,7 @@ class MasterAdamW:
             keep_unequal_parts(self.adamw, self.masters.values())
         else:
             self.adamw = torch.optim.AdamW(
-                groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
+                groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=self.fused
             )
 
     @property
