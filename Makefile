@@ -35,7 +35,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
-	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,bench]'
+	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,eightbit,bench]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv

@@ -1,6 +1,6 @@
 """Small policies with adapters that do something, for tests of the adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 import small_tinyvla as small
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
-from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
@@ -68,12 +68,20 @@ def generators(count: int, seed: int = 0) -> list[np.random.Generator]:
     return [np.random.default_rng((seed, row)) for row in range(count)]
 
 
-def sampled_group(policy: Policy, temperature: float = 1.6) -> list[Episode]:
-    """Four siblings of two decisions each, two of them successful, sampled from `policy` on random observations."""
+def sampled_group(
+    policy: Policy,
+    temperature: float = 1.6,
+    observations: Callable[[list[str], int], ObservationBatch] = small.observations,
+) -> list[Episode]:
+    """Four siblings of two decisions each, two of them successful, sampled from `policy` on random observations.
+
+    Args:
+        observations: of instructions and a seed.
+    """
     task = Task(name="lift", instruction=small.INSTRUCTIONS[0], horizon=9, horizon_reason="test")
     episodes = []
     for sibling in range(4):
-        batch = small.observations([task.instruction] * 2, seed=sibling)
+        batch = observations([task.instruction] * 2, sibling)
         with torch.no_grad():
             sample = policy.act(batch, Sampling(temperature=temperature), generators(2, seed=sibling))
         episodes.append(

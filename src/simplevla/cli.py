@@ -1,6 +1,7 @@
 """The command line: parses, then calls one room. Rooms are imported only by the command that needs them."""
 
 import difflib
+import logging
 import os
 import subprocess
 import sys
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
     if not debug:
         warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+        # Where torchao is installed transformers imports it, and it complains of CUDA libraries that a CPU build lacks.
+        for name in ("torchao", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         name = arguments[0]
         if name not in COMMANDS:

@@ -88,7 +88,7 @@ def test_training_an_adapter_leaves_the_base_and_the_others_alone(architecture: 
             computed[name] = outputs(policy)
     bank.activate(trained, training=True)
     learner = Learner(policy, TRAINING)
-    bank.check_optimizer(learner.optimizer)
+    bank.check_optimizer(learner.optimizer.adamw)
     for update in range(1, 4):
         stats = learner.update([sampled_group(policy)], update)
         assert stats["optimizer_steps"] == 1

@@ -2,6 +2,8 @@
 
 import math
 import socket
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,39 +12,92 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import multiprocessing
+from torch import Tensor, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+import made_openvla_checkpoint as made
 import small_tinyvla as small
 from adapted_tinyvla import sampled_group
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
 from simplevla.config import OptimizerConfig, TrainConfig
 from simplevla.distributed.learner import divide
-from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.policies.base import ObservationBatch, Policy
+from simplevla.policies.load import load_policy
+from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.learner import Learner, UpdateRefused
+from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import whole
 from simplevla.types import Episode
 
 CONFIG = TrainConfig(minibatches=2, microbatch_decisions=3, optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1))
+EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, states="8bit"))
 RANKS = 2
 
+Case = Literal["float32", "bfloat16", "lora", "8bit"]
 
-def groups(policy: TinyVLA) -> list[list[Episode]]:
+
+def make(case: Case, folder: Path) -> Policy:
+    if case in ("float32", "8bit"):
+        return small.make()
+    policy = load_policy(folder / "policy")
+    if case == "lora":
+        bank = AdapterBank(policy)
+        bank.add("milk", AdapterConfig(rank=4, alpha=8.0))
+        bank.activate("milk", training=True)
+    return policy
+
+
+def write_bfloat16(folder: Path) -> None:
+    """An OpenVLA-OFT of bfloat16, for all ranks to load."""
+    made.write(folder / "published", {name: tensor.bfloat16() for name, tensor in made.tensors().items()})
+    import_openvla_oft(folder / "published", folder / "policy", cameras=("fixed",))
+
+
+def seen_by_openvla(instructions: list[str], seed: int) -> ObservationBatch:
+    rng = np.random.default_rng(seed)
+    count = len(instructions)
+    return ObservationBatch(
+        images={"fixed": torch.from_numpy(rng.integers(0, 256, (count, 40, 40, 3), np.uint8))},
+        state=torch.from_numpy(rng.normal(size=(count, made.STATE)).astype(np.float32)),
+        instructions=instructions,
+    )
+
+
+def groups(policy: Policy, case: Case) -> list[list[Episode]]:
     """Two groups; five micro-batches of the first don't divide by two."""
-    return [sampled_group(policy), sampled_group(policy)]
+    observations = small.observations if case in ("float32", "8bit") else seen_by_openvla
+    sample = partial(sampled_group, policy, observations=observations)
+    return [sample(), sample()]
 
 
-def two_updates(how: Literal["alone", "full", "copies"], folder: Path) -> None:
-    """Write the policy and the optimizer after two updates, the second after a resume, and the first one's metrics."""
-    policy = small.make()
-    wanted = [groups(policy), groups(policy)]
+def masters(learner: Learner) -> dict[str, Tensor]:
+    """What is trained, in full precision."""
+    return {name: whole(p.detach()).contiguous().clone() for name, p in learner.optimizer.masters.items()}
+
+
+def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Path) -> None:
+    """Write the parameters and the optimizer after two updates, the second after a resume, and the first one's metrics."""
+    policy = make(case, folder)
+    wanted = [groups(policy, case), groups(policy, case)]
     if how != "alone":
         divide(policy, how)
-    learner = Learner(policy, CONFIG)
+    config = EIGHT if case == "8bit" else CONFIG
+    learner = Learner(policy, config)
+    before = masters(learner)
     stats = learner.update(wanted[0], 1)
-    state = learner.optimizer_state()
-    again = Learner(policy, CONFIG)
+    state = {name: value.clone() for name, value in learner.optimizer_state().items()}
+    again = Learner(policy, config)
     again.load_optimizer_state(state, learner.optimizer_steps)
+    restored = again.optimizer_state()
+    assert restored.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(restored[name], value), name
     again.update(wanted[1], 2)
-    tensors = {name: whole(p.detach()).contiguous().clone() for name, p in policy.named_parameters()}
+    tensors = masters(again)
+    for name, p in again.trainable.items():
+        assert torch.equal(whole(p.detach()), tensors[name].to(p.dtype)), "a parameter is its master, rounded"
     if how == "full":
         # Each rank keeps half of what it can divide.
         kept = sum(p.to_local().numel() for p in policy.parameters())  # type: ignore[operator]
@@ -53,31 +108,142 @@ def two_updates(how: Literal["alone", "full", "copies"], folder: Path) -> None:
         again.update(wanted[0], 3)
     if how == "alone" or dist.get_rank() == 0:
         metrics = {f"stat/{name}": torch.tensor(value) for name, value in stats.items() if name != "update_s"}
+        parts = {"before": before, "after": tensors, "state": state}
         save_file(
-            tensors | {f"state/{name}": value for name, value in state.items()} | metrics, folder / f"{how}.safetensors"
+            {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()} | metrics,
+            folder / f"{how}.safetensors",
         )
 
 
-def rank(number: int, how: Any, folder: Path, port: int) -> None:
+def scored_again(case: Case, how: Literal["alone", "full", "copies"], folder: Path) -> None:
+    """Write what an update makes of log-probabilities that are off by 0.05 nats, and the policy after it."""
+    policy = make(case, folder)
+    wanted = groups(policy, case)
+    exact = np.concatenate([episode.logprobs for group in wanted for episode in group])
+    for episode in (episode for group in wanted for episode in group):
+        episode.logprobs = episode.logprobs - np.float32(0.05)
+    if how != "alone":
+        divide(policy, how)
+    learner = Learner(policy, replace(CONFIG, microbatch_decisions=6))
+    score, calls = policy.score, []
+
+    def counted(*inputs: Any) -> tuple[Tensor, Tensor]:
+        calls.append(torch.is_grad_enabled())
+        return score(*inputs)
+
+    policy.score = counted  # type: ignore[method-assign]
+    stats = learner.update(wanted, 1)
+    assert stats["logprobs_recomputed"] == 1.0
+    # Sixteen decisions are three micro-batches: alone all of them, and two for each of two ranks.
+    assert calls.count(False) == (3 if how == "alone" else 2)
+    got = np.concatenate([episode.logprobs for group in wanted for episode in group])
+    np.testing.assert_allclose(got, exact, atol=1e-5)
+    rank = 0 if how == "alone" else dist.get_rank()
+    save_file({**masters(learner), "logprobs": torch.from_numpy(got)}, folder / f"{how}_{rank}.safetensors")
+
+
+def unequal_parts(case: Case, how: str, folder: Path) -> None:
+    """Three steps on tensors that two ranks divide equally (the first) and unequally, the last after a resume."""
+    weights = [
+        torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in ((32, 256), (33, 256), (65, 128))
+    ]
+    if how == "full":
+        mesh = init_device_mesh("cpu", (RANKS,))
+        weights = [distribute_tensor(weight, mesh, [Shard(0)]) for weight in weights]
+    settings = EIGHT.optimizer if case == "8bit" else CONFIG.optimizer
+    optimizer = MasterAdamW({str(i): weight.requires_grad_() for i, weight in enumerate(weights)}, settings)
+    for number in range(3):
+        for i, weight in enumerate(optimizer.parameters.values()):
+            weight.grad = torch.sin(weight.detach() * (i + number + 1))
+        if number == 2:
+            state = {name: value.clone() for name, value in optimizer.state().items()}
+            optimizer.load_state(state)
+            for name, value in optimizer.state().items():
+                assert torch.equal(value, state[name]), name
+        optimizer.step(1e-4)
+    kinds = {name for name in optimizer.state() if "codes" in name}
+    if how == "full":
+        assert kinds == {"exp_avg.codes/0", "exp_avg_sq.codes/0"}
+    tensors = {name: whole(p.detach()).contiguous().clone() for name, p in optimizer.parameters.items()}
+    if how == "alone" or dist.get_rank() == 0:
+        save_file(tensors, folder / f"{case}_{how}.safetensors")
+
+
+def rank(number: int, work: Any, case: Case, how: Any, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=RANKS)
-    two_updates(how, folder)
+    work(case, how, folder)
     dist.destroy_process_group()
+
+
+def together(work: Any, case: Case, how: str, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(rank, (work, case, how, folder, port), RANKS)
 
 
 @pytest.mark.parametrize("how", ["full", "copies"])
 def test_two_processes_update_as_one_does(how: str, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    two_updates("alone", tmp_path)
-    multiprocessing.spawn(rank, (how, tmp_path, port), RANKS)
-    alone, together = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", how))
-    assert alone.keys() == together.keys()
-    start = dict(small.make().named_parameters())
+    two_updates("float32", "alone", tmp_path)
+    together(two_updates, "float32", how, tmp_path)
+    alone, both = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", how))
+    assert alone.keys() == both.keys()
     for name, value in alone.items():
         torch.testing.assert_close(
-            together[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            both[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    moved = [name for name, value in start.items() if (alone[name] - value).abs().max() > 1e-4]
-    assert len(moved) > 0.8 * len(start)
+    names = [name.removeprefix("after/") for name in alone if name.startswith("after/")]
+    moved = [name for name in names if (alone[f"after/{name}"] - alone[f"before/{name}"]).abs().max() > 1e-4]
+    assert len(moved) > 0.8 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("case", "how", "tolerance"),
+    [("bfloat16", "full", 0.05), ("bfloat16", "copies", 0.05), ("lora", "full", 1e-5), ("8bit", "full", 2e-3)],
+)
+def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, tmp_path: Path) -> None:
+    """`tolerance`: how far two processes' steps lie from one's, as a share of them. Gradients of bfloat16 parameters are
+    rounded elsewhere, and moments that are small enough on a rank aren't quantised; adapters are float32."""
+    write_bfloat16(tmp_path)
+    two_updates(case, "alone", tmp_path)
+    together(two_updates, case, how, tmp_path)
+    alone, both = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", how))
+    names = [name.removeprefix("after/") for name in alone if name.startswith("after/")]
+    assert {alone[f"after/{name}"].dtype for name in names} == {torch.float32}
+    step, apart = (
+        torch.cat([(end[f"after/{name}"] - start[f"{part}/{name}"]).flatten() for name in names])
+        for end, start, part in ((alone, alone, "before"), (both, alone, "after"))
+    )
+    assert 0 < float(apart.norm() / step.norm()) < tolerance
+    assert float(step.abs().max()) > 1e-4
+    assert float(both["stat/grad_norm"]) == pytest.approx(float(alone["stat/grad_norm"]), rel=0.01)
+    kinds = {name.removeprefix("state/").split("/")[0] for name in both if name.startswith("state/")}
+    assert ("master" in kinds) == (case == "bfloat16")
+    assert ("exp_avg.codes" in kinds) == (case == "8bit")
+
+
+def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(tmp_path: Path) -> None:
+    unequal_parts("8bit", "alone", tmp_path)
+    unequal_parts("float32", "alone", tmp_path)
+    together(unequal_parts, "8bit", "full", tmp_path)
+    names = ("8bit_alone", "float32_alone", "8bit_full")
+    quantised, exact, both = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    assert torch.equal(both["0"], quantised["0"]), "the same blocks"
+    for name in ("1", "2"):
+        torch.testing.assert_close(both[name], exact[name], atol=1e-6, rtol=0)
+    assert not torch.allclose(quantised["1"], exact["1"], atol=1e-6, rtol=0), "alone its moments have 8 bits"
+
+
+@pytest.mark.parametrize("how", ["full", "copies"])
+def test_ranks_share_the_scoring_of_what_differs(how: str, tmp_path: Path) -> None:
+    scored_again("float32", "alone", tmp_path)
+    together(scored_again, "float32", how, tmp_path)
+    alone, *ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone_0", f"{how}_0", f"{how}_1"))
+    assert torch.equal(ranks[0]["logprobs"], ranks[1]["logprobs"])
+    for name, value in alone.items():
+        torch.testing.assert_close(
+            ranks[0][name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    start = {name: p.detach() for name, p in small.make().named_parameters()}
+    assert sum(float((alone[name] - p).abs().max()) > 5e-5 for name, p in start.items()) > 0.8 * len(start)

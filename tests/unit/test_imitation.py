@@ -228,11 +228,11 @@ def test_gradients_are_clipped(config: SFTConfig, monkeypatch: pytest.MonkeyPatc
     policy = small.make()
     optimizer = Optimizer(policy, replace(config, optimizer=OptimizerConfig(max_grad_norm=0.25)))
     norms: list[float] = []
-    step: Callable[[], None] = optimizer.adamw.step
+    step: Callable[[float], None] = optimizer.adamw.step
 
-    def look() -> None:
+    def look(lr: float) -> None:
         norms.append(float(torch.linalg.vector_norm(policy.queries.grad)))  # type: ignore[arg-type]
-        step()
+        step(lr)
 
     monkeypatch.setattr(optimizer.adamw, "step", look)
     # The gradient of 3 q0 + 4 q1 has norm 5.

@@ -38,6 +38,7 @@ ALLOWED = {
     "peft": {"policies", "adapters"},
     "accelerate": {"policies", "adapters"},
     "ray": {"distributed"},
+    "torchao": {"training"},
 }
 WITHOUT_TORCH = ("types.py", "config.py", "suites", "rollout/workers.py")
 

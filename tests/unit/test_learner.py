@@ -232,7 +232,7 @@ def test_warmup_then_constant() -> None:
     rates = []
     for update in range(1, 7):
         learner.update([sampled_group(policy, update, [1, 0, 0, 1])], update)
-        rates.append(learner.optimizer.param_groups[0]["lr"])
+        rates.append(learner.optimizer.lr)
     assert rates == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.004, 0.004])
 
 

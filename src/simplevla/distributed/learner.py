@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 from torch.distributed._composable import replicate
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from simplevla.config import TrainConfig
 from simplevla.distributed.cluster import cause_of, check_resources, connect, surroundings
@@ -29,7 +29,8 @@ def divide(policy: Policy, how: Literal["full", "copies"]) -> None:
 
     Args:
         how: `full`: each rank keeps its part of every parameter, gathered layer by layer when needed (FSDP2); `copies`:
-            each rank keeps all, and gradients are averaged (DDP).
+            each rank keeps all, and gradients are averaged (DDP). Gradients of bfloat16 parameters are averaged in
+            float32 by `full` and in bfloat16 by `copies`.
     """
     for parameter in policy.parameters():
         parameter.data = parameter.data.contiguous()
@@ -37,9 +38,8 @@ def divide(policy: Policy, how: Literal["full", "copies"]) -> None:
         replicate(policy)
         return
     mesh = init_device_mesh(next(policy.parameters()).device.type, (dist.get_world_size(),))
-    for layer in layers(policy):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    for module in (*layers(policy), policy):
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
 
 
 class LearnerActor:
@@ -62,8 +62,9 @@ class LearnerActor:
 
     def join(self, address: str) -> None:
         """Meet the other ranks, and divide the policy with them."""
-        backend = "nccl" if self._device.type == "cuda" else "gloo"
         settings = self._config.ray
+        # Sums of metrics are on the CPU.
+        backend = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"tcp://{address}", rank=self._rank, world_size=settings.learners)
         policy = unpacked(self._files)
         policy.to(self._device)

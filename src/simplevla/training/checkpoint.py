@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill, a full disk and a damaged file. A checkpoint is a folder `update_000012/`:
 
     policy/                 what `Policy.save` writes
-    optimizer.safetensors   AdamW's moments, by parameter name
+    optimizer.safetensors   AdamW's moments and float32 masters, by parameter name
     behaviour.safetensors   where rollouts run ahead: trained parameters of the policy that had begun the next ones
     state.json              counters, sampler position, length of metrics.jsonl
     manifest.json           size and sha256 of every other file

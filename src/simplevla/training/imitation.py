@@ -29,6 +29,7 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
 from simplevla.training.determinism import deterministic
+from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.runlog import environment_facts
 
 LOG_EVERY = 25
@@ -59,7 +60,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     optimizer = Optimizer(policy, config)
     if checkpoint:
-        optimizer.load_state(checkpoint.optimizer())
+        optimizer.adamw.load_state(checkpoint.optimizer())
     first = int(checkpoint.state["update"]) if checkpoint else 0
     frames = dataset.load_all(progress=True)
     train_starts, validation_starts = split_episodes(frames.episode_index, config.validation_fraction, config.seed)
@@ -94,7 +95,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
                 if trial is not None:
                     log.write(done, trial.metrics(policy))
                 state = {"config": to_dict(config), "metrics_bytes": log.bytes}
-                save_checkpoint(run / "checkpoints", done, policy, optimizer.state(), state, KEEP_CHECKPOINTS)
+                save_checkpoint(run / "checkpoints", done, policy, optimizer.adamw.state(), state, KEEP_CHECKPOINTS)
     with atomic_folder(run / "policy") as folder:
         policy.save(folder)
     return run / "policy"
@@ -175,18 +176,8 @@ class Optimizer:
         self.config = config
         self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and not n.endswith(self.NOT_DECAYED)}
-        settings = config.optimizer
-        groups: list[dict[str, Any]] = [
-            {"params": [p for n, p in self.parameters.items() if n in decayed]},
-            {"params": [p for n, p in self.parameters.items() if n not in decayed], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(
-            groups,
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        undecayed = self.parameters.keys() - decayed
+        self.adamw = MasterAdamW(self.parameters, config.optimizer, undecayed, fused=True)
 
     def lr(self, number: int) -> float:
         """Learning rate of batch `number`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
@@ -203,35 +194,15 @@ class Optimizer:
             ValueError: loss or gradient isn't finite; no step is taken then.
         """
         torch.autograd.backward(loss)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.max_grad_norm))
+        self.adamw.collect_gradients()
+        norm = self.adamw.clip_gradients()
         if not math.isfinite(norm):
             raise ValueError(
                 f"the gradient norm is {norm} (loss {float(loss.detach())}) in batch {number + 1}; no step was taken. "
                 "Lower optimizer.lr, or look for extreme values in the dataset."
             )
-        for group in self.adamw.param_groups:
-            group["lr"] = self.lr(number)
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.adamw.step(self.lr(number))
         return norm
-
-    def state(self) -> dict[str, Tensor]:
-        """AdamW's moments and counts, each as `kind/parameter name`."""
-        return {
-            f"{kind}/{name}": value.detach().cpu().contiguous()
-            for name, parameter in self.parameters.items()
-            for kind, value in self.adamw.state.get(parameter, {}).items()
-        }
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on with what `state` returned, for the same policy."""
-        self.adamw.state.clear()
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            parameter = self.parameters[name]
-            # The fused optimizer pairs elements by their place in memory, so moments need the parameter's strides.
-            restored = value.clone() if kind == "step" else torch.empty_like(parameter.detach()).copy_(value)
-            self.adamw.state[parameter][kind] = restored
 
 
 class Window:

@@ -14,7 +14,8 @@ from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
-from simplevla.training.ranks import add_up, divided_like, place_among_ranks, whole
+from simplevla.training.optimizer import MasterAdamW
+from simplevla.training.ranks import add_up, exchange, place_among_ranks
 from simplevla.types import Episode
 
 REUSED_LOGPROB_GAP = 0.005
@@ -137,10 +138,7 @@ class Learner:
             raise ValueError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
         self.device = next(iter(self.trainable.values())).device
         self.optimizer_steps = 0
-        settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
+        self.optimizer = MasterAdamW(self.trainable, config.optimizer, fused=self.device.type == "cuda")
 
     def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
         """One pass over `groups` in `config.minibatches` optimizer steps; returns the metrics of docs/metrics.md.
@@ -202,17 +200,17 @@ class Learner:
             "units": float(units),
             "episode_env_steps": float(np.mean([episode.env_steps for episode in episodes])),
             "optimizer_steps": float(len(stepped)),
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "lr": self.optimizer.lr,
             "update_s": time.perf_counter() - started,
         }
 
     def accumulate_gradients(self, batch: Decisions, place: str) -> dict[str, float]:
-        """Leave the gradient of the mini-batch's loss in the parameters; independent of the micro-batch size.
+        """Leave the gradient of the mini-batch's loss in the optimizer; independent of the micro-batch size.
 
         Args:
             place: names update and mini-batch in an error.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         sampling = Sampling.of(self.config.sampling)
         clip = self.config.loss
         rank, ranks = place_among_ranks()
@@ -244,6 +242,7 @@ class Learner:
             }
             # Several ranks average their gradients.
             torch.autograd.backward(result.loss * ranks)
+            self.optimizer.collect_gradients()
             ratio = (logprobs_DU.detach() - old_DU)[part.mask.to(self.device)].exp()
             lowest, highest = min(lowest, float(ratio.min())), max(highest, float(ratio.max()))
             for name, value in stats.items():
@@ -254,7 +253,7 @@ class Learner:
             **add_up({"ratio_max": highest}, "max"),
         }
         if not math.isfinite(totals["loss"]):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             raise UpdateRefused(
                 f"the loss is {totals['loss']} in {place}; this step was not taken. Lower optimizer.lr, or look for "
                 "extreme observations; the last checkpoint is intact."
@@ -262,68 +261,45 @@ class Learner:
         return totals
 
     def _score_again(self, episodes: Sequence[Episode]) -> None:
-        """Replace the episodes' log-probabilities by those that this policy computes now."""
+        """Replace the episodes' log-probabilities by those that this policy computes now, each rank a share of them."""
         packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
         sampling = Sampling.of(self.config.sampling)
-        with torch.no_grad():
-            scores = [
-                self.policy.score(part.observations().to(self.device), part.trace().to(self.device), sampling)[0].cpu()
-                for part in packed.split(self.config.microbatch_decisions)
-            ]
+        rank, ranks = place_among_ranks()
+        parts = list(packed.split(self.config.microbatch_decisions))
+        rows = [torch.zeros_like(part.old_logprobs) for part in parts]
+        for number, part in enumerate(share_out(parts, rank, ranks)):
+            with torch.no_grad():
+                scores, _ = self.policy.score(
+                    part.observations().to(self.device), part.trace().to(self.device), sampling
+                )
+            if rank + number * ranks < len(parts):
+                rows[rank + number * ranks] = scores.float().cpu()
         ends = np.cumsum([len(episode.executed) for episode in episodes])
-        for episode, logprobs in zip(episodes, np.split(torch.cat(scores).float().numpy(), ends[:-1]), strict=True):
-            episode.logprobs = logprobs
+        logprobs = exchange(torch.cat(rows)).numpy()
+        for episode, own in zip(episodes, np.split(logprobs, ends[:-1]), strict=True):
+            episode.logprobs = own
 
     def _step(self, place: str) -> float:
         settings = self.config.optimizer
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)))
+        norm = self.optimizer.clip_gradients()
         if not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             raise UpdateRefused(
                 f"the gradient norm is {norm} in {place}; this step was not taken. Lower optimizer.lr, or look for "
                 "extreme observations; the last checkpoint is intact."
             )
         warmup = max(settings.warmup_steps, 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup))
         self.optimizer_steps += 1
         return norm
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """AdamW's `exp_avg`, `exp_avg_sq` and `step`, each as `kind/parameter name`."""
-        return {
-            f"{kind}/{name}": whole(value.detach()).cpu().contiguous()
-            for name, parameter in self.trainable.items()
-            for kind, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        """See `MasterAdamW.state`."""
+        return self.optimizer.state()
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], optimizer_steps: int) -> None:
-        """Go on with the optimizer that `optimizer_state` described.
-
-        Raises:
-            ValueError: the tensors belong to another architecture, or to other trainable parameters.
-        """
-        states: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            expected = self.trainable.get(name)
-            if expected is None:
-                raise ValueError(
-                    f"the checkpoint's optimizer has state for {name!r}, which isn't a trainable parameter of this "
-                    "policy: it comes from another architecture. Resume with the policy that started the run."
-                )
-            if kind != "step" and value.shape != expected.shape:
-                raise ValueError(
-                    f"the checkpoint's optimizer has {name!r} with shape {tuple(value.shape)}; expected "
-                    f"{tuple(expected.shape)}: it comes from another architecture. Resume with the policy that "
-                    "started the run."
-                )
-            states.setdefault(name, {})[kind] = value.clone() if kind == "step" else divided_like(value, expected)
-        self.optimizer.state.clear()
-        for name, state in states.items():
-            self.optimizer.state[self.trainable[name]] = state
+        """Go on with the optimizer that `optimizer_state` described; see `MasterAdamW.load_state`."""
+        self.optimizer.load_state(tensors)
         self.optimizer_steps = optimizer_steps
 
 

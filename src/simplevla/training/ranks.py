@@ -24,13 +24,21 @@ def add_up(values: dict[str, float], how: Literal["sum", "min", "max"]) -> dict[
     return dict(zip(values, tensor.tolist(), strict=True))
 
 
+def exchange(rows: Tensor) -> Tensor:
+    """What every rank filled in: `rows` is on the CPU, zero but for this rank's own rows, and gets the others'."""
+    if place_among_ranks()[1] > 1:
+        dist.all_reduce(rows)
+    return rows
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor of which this rank has a part; all ranks must ask for it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of `tensor` on the device of `like`, or this rank's part of it, if `like` is divided."""
+    """A copy of `tensor` on the device and with the strides of `like`, or this rank's part of it, if `like` is divided."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor.clone().to(like.device)
+    # A fused optimizer pairs elements by their place in memory.
+    return torch.empty_like(like).copy_(tensor)

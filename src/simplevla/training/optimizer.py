@@ -1,0 +1,173 @@
+"""AdamW in float32, whatever the policy's own precision is; what imitation and RL step with."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from simplevla.config import OptimizerConfig
+from simplevla.training.quantised import adamw_8bit, keep_unequal_parts, plain, quantised, shape_of, stepping
+from simplevla.training.ranks import divided_like, whole
+
+
+class MasterAdamW:
+    """AdamW whose gradients add up, and whose steps are taken, in float32.
+
+    bfloat16 has 8 significant bits: a step of 5e-6 on a weight of 0.02 is below half of the last one and would be lost,
+    as would a small micro-batch's gradient in the sum of the others. So each bfloat16 or float16 parameter has a float32
+    copy, its *master*, which is stepped, and the parameter is the master rounded (mixed precision training, arXiv
+    1710.03740). A parameter of higher precision is its own master, and nothing is copied.
+
+    Args:
+        parameters: by name, all that is trained.
+        undecayed: names of those that weight decay spares.
+        fused: torch's fused kernel instead of its default.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        settings: OptimizerConfig,
+        undecayed: Collection[str] = (),
+        fused: bool = False,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.settings = settings
+        self.fused = fused and settings.states == "float32"
+        self.masters = {
+            name: p.detach().float().requires_grad_() if p.dtype.itemsize < 4 else p
+            for name, p in self.parameters.items()
+        }
+        groups = [
+            {"params": [p for name, p in self.masters.items() if (name in undecayed) == spared], **decay}
+            for spared, decay in ((False, {}), (True, {"weight_decay": 0.0}))
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.adamw: torch.optim.Optimizer
+        if settings.states == "8bit":
+            self.adamw = adamw_8bit(groups, settings)
+            keep_unequal_parts(self.adamw, self.masters.values())
+        else:
+            self.adamw = torch.optim.AdamW(
+                groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=self.fused
+            )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.adamw.param_groups[0]["lr"])
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for tensor in (*self.parameters.values(), *self.masters.values()):
+            tensor.grad = None
+
+    def collect_gradients(self) -> None:
+        """Add the gradients that a backward pass left in the parameters to the masters'; call it after each."""
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            if master is parameter or parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    def clip_gradients(self) -> float:
+        """Clip the collected gradients to `settings.max_grad_norm`; returns their L2 norm before."""
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)))
+
+    def step(self, lr: float) -> None:
+        """One step along the collected gradients, which are forgotten then."""
+        for group in self.adamw.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        if self.settings.states == "8bit":
+            with stepping(next(iter(self.masters.values())).device):
+                self.adamw.step()
+        else:
+            self.adamw.step()
+        self._round()
+        self.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors as `kind/parameter name`: `master` where there is one, and AdamW's `exp_avg`, `exp_avg_sq` and
+        `step`; a quantised moment is two tensors, `exp_avg.codes` and `exp_avg.scale`."""
+        return {
+            f"{part}/{name}": whole(tensor.detach()).cpu().contiguous()
+            for name, master in self.masters.items()
+            for kind, value in {
+                **({"master": master} if self._rounded(name) else {}),
+                **self.adamw.state.get(master, {}),
+            }.items()
+            for part, tensor in plain(kind, value).items()
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on with what `state` returned.
+
+        Raises:
+            ValueError: the tensors belong to another architecture, to other trainable parameters, or to parameters of
+                another precision; nothing is changed then.
+        """
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if name not in self.masters:
+                raise ValueError(
+                    f"the checkpoint's optimizer has state for {name!r}, which isn't a trainable parameter of this "
+                    "policy: it comes from another architecture. Resume with the policy that started the run."
+                )
+            expected = shape_of(kind, self.masters[name])
+            if value.shape != expected:
+                raise ValueError(
+                    f"the checkpoint's optimizer has {name!r} with shape {tuple(value.shape)}; expected {expected}: it "
+                    "comes from another architecture. Resume with the policy that started the run."
+                )
+            if "." in kind and self.settings.states != "8bit":
+                raise ValueError(
+                    f"the checkpoint's optimizer has {kind!r} of {name!r}, a moment of 8 bits; optimizer.states is "
+                    f"{self.settings.states}. Resume with optimizer.states 8bit."
+                )
+            states.setdefault(name, {})[kind] = value
+        for name in self.masters:
+            if ("master" in states.get(name, {})) != self._rounded(name):
+                raise ValueError(
+                    f"the checkpoint's optimizer has {'no' if self._rounded(name) else 'a'} float32 master of {name!r}, "
+                    f"which is {self.parameters[name].dtype} in this policy: it was trained in another precision. Resume "
+                    "with the policy that started the run."
+                )
+        self.adamw.state.clear()
+        for name, state in states.items():
+            master = self.masters[name]
+            if self._rounded(name):
+                with torch.no_grad():
+                    master.copy_(divided_like(state.pop("master"), master))
+            if state:
+                self.adamw.state[master] = self._restored(state, master)
+        self._round()
+
+    def _restored(self, state: dict[str, Tensor], master: Tensor) -> dict[str, Tensor]:
+        restored = {}
+        for kind, value in state.items():
+            moment, _, part = kind.partition(".")
+            if kind == "step":
+                restored[kind] = value.clone().to(master.device if self.fused else "cpu")
+            elif part == "codes":
+                restored[moment] = quantised(moment, value, state[f"{moment}.scale"], master)
+            elif not part:
+                restored[kind] = divided_like(value, master.detach())
+        return restored
+
+    def _rounded(self, name: str) -> bool:
+        """Whether the parameter is a rounded copy of its master."""
+        return self.masters[name] is not self.parameters[name]
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name, parameter in self.parameters.items():
+            if self._rounded(name):
+                parameter.copy_(self.masters[name])
