@@ -1,9 +1,10 @@
-"""How rollouts and updates scale, and how well the cost model knows it: `python benchmarks/scaling.py`, about ten minutes.
+"""How rollouts and updates scale, and how well the cost model knows it: `python benchmarks/scaling.py`, about a quarter of an hour.
 
-Writes docs/results/scaling.json, .md and .png.
+Writes docs/results/scaling.json, .md and .png, and what `simplevla plan` knows, src/simplevla/planning/measured.json.
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -19,20 +20,26 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from cost_model import Counts, SimulatorCost, measure_policy, measure_simulator, rollout_seconds, usual_rows
-from half_trained import LIBERO, TABLETOP, half_trained, recorded_plans, requests
+from cost_model import CORES, measure_parts, measure_simulators
+from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
 from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.planning.cost import Actor, Counts, PolicyCost, SimulatorCost, UpdateCost, rollout_seconds
+from simplevla.planning.measured import FILE, simulator_key
 from simplevla.policies.base import Policy
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import PRESETS
-from simplevla.recipes import libero, tabletop
+from simplevla.recipes import libero, metaworld, tabletop
+from simplevla.rollout.collect import collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
+from simplevla.training.determinism import deterministic
+from simplevla.training.learner import Learner
 from simplevla.types import EpisodeRequest
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -42,23 +49,51 @@ IMAGE_SIZES = (32, 64, 128, 256)
 HORIZONS = (0.5, 1.0, 2.0, 4.0)
 WIDTHS = (64, 128, 256, 512)
 MEMORY_EPISODES = (64, 128, 256, 512)
+ATTEMPTS, UNDISTURBED = 4, 0.05
+"""A rollout during which others take a larger share of the cores is measured again, so often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What was measured of one."""
+
+    episodes: list[tuple[int, int]]
+    """(env steps, decisions), in the order in which they ended."""
+    seconds: float
+    others: float
+    """Share of the cores that other processes of the machine took meanwhile."""
+    worker_mb: float
+    """Of a worker's own memory, and its part of what is shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting, measured and predicted."""
+    """One setting, measured and predicted, with all that the prediction is made from."""
 
     curve: str
     x: float
     measured: float
     """Env steps/s."""
     predicted: float
+    rollout: Rollout
+    actor: Actor
+    simulator: SimulatorCost
+    policy: PolicyCost
+
+
+def counted(episodes: list[tuple[int, int]]) -> Counts:
+    return Counts(
+        env_steps=sum(steps for steps, _ in episodes),
+        decisions=sum(decisions for _, decisions in episodes),
+        episodes=len(episodes),
+        longest=max(decisions for _, decisions in episodes),
+    )
 
 
 def rolled_out(
     suite: SuiteConfig, rollout: RolloutConfig, policy: Policy, groups: int, stretch: float = 1.0
-) -> tuple[Counts, float]:
-    """What was rolled out and in how many seconds, after unmeasured groups; horizons times `stretch`."""
+) -> Rollout:
+    """After unmeasured groups; horizons times `stretch`. Measured again if others disturbed it; the best attempt counts."""
 
     def wanted(count: int, seed: int) -> Iterator[list[EpisodeRequest]]:
         for group in requests(suite, count, seed):
@@ -68,48 +103,106 @@ def rolled_out(
         # LIBERO builds its scenes when they are first used.
         warm_up = groups if make_suite(suite).one_environment_per_process else 2
         roll_out(engine, policy, wanted(warm_up, seed=8))
-        engine.reset_stats()
-        started = time.perf_counter()
-        roll_out(engine, policy, wanted(groups, seed=8))
-        seconds = time.perf_counter() - started
-        stats = engine.stats
-    return Counts(env_steps=stats.env_steps, decisions=stats.decisions, episodes=stats.episodes), seconds
+        attempts = []
+        while len(attempts) < ATTEMPTS and (not attempts or min(attempts)[0] > UNDISTURBED):
+            with Watch() as watch:
+                finished = roll_out(engine, policy, wanted(groups, seed=8))
+            attempts.append((watch.others, watch.seconds))
+        megabytes = max(proportional_mb(child.pid) for child in multiprocessing.active_children() if child.pid)
+    others, seconds = min(attempts)
+    return Rollout(
+        episodes=[(episode.env_steps, len(episode.executed)) for episode in finished],
+        seconds=seconds,
+        others=others,
+        worker_mb=megabytes,
+    )
+
+
+class Watch:
+    """Seconds of a block, and the share of the cores that other processes of this machine took meanwhile."""
+
+    def __enter__(self) -> "Watch":
+        self.started, self.ours, self.all = time.perf_counter(), our_cpu_seconds(), cpu_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self.started
+        self.others = (cpu_seconds() - self.all - our_cpu_seconds() + self.ours) / (self.seconds * CORES)
+
+
+def cpu_seconds() -> float:
+    """Of all processes of this machine, since it was started."""
+    user, nice, system = (int(x) for x in Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def our_cpu_seconds() -> float:
+    """Of this process and its workers."""
+    total = 0
+    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def proportional_mb(process: int) -> float:
+    """Memory of a process, shared pages divided among those that share them."""
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return int(text.split("\nPss:")[1].split()[0]) * 1024 / 1e6
+
+
+def actor_of(suite: SuiteConfig, rollout: RolloutConfig) -> Actor:
+    workers = rollout.workers or CORES
+    per_worker = 1 if make_suite(suite).one_environment_per_process else rollout.slots_per_worker
+    return Actor(cores=CORES, workers=workers, slots=workers * per_worker)
 
 
 def point(
     curve: str,
     x: float,
     policy: Policy,
-    simulator: SimulatorCost,
+    plans: list[Plan],
     handling: float,
     *,
     suite: SuiteConfig = tabletop.SUITE,
     rollout: RolloutConfig = ROLLOUT,
     groups: int = 48,
     stretch: float = 1.0,
+    seconds: float = 3.0,
 ) -> Point:
-    counts, seconds = rolled_out(suite, rollout, policy, groups, stretch)
-    workers = rollout.workers or len(os.sched_getaffinity(0))
-    rows = usual_rows(rollout, workers, make_suite(suite).one_environment_per_process)
-    costs = measure_policy(policy, suite, max(2, round(rows)))
-    expected = rollout_seconds(counts, simulator, costs, handling, workers, rows)
-    one = Point(curve=curve, x=x, measured=counts.env_steps / seconds, predicted=counts.env_steps / expected)
-    print(f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}", flush=True)
+    actor = actor_of(suite, rollout)
+    simulator, costs = measure_parts(policy, suite, actor, plans, seconds)
+    result = rolled_out(suite, rollout, policy, groups, stretch)
+    counts = counted(result.episodes)
+    one = Point(
+        curve=curve,
+        x=x,
+        measured=counts.env_steps / result.seconds,
+        predicted=counts.env_steps / rollout_seconds(counts, simulator, costs, handling, actor),
+        rollout=result,
+        actor=actor,
+        simulator=simulator,
+        policy=costs,
+    )
+    print(
+        f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}; {simulator} {costs}", flush=True
+    )
     return one
 
 
-def handling_seconds(policy: Policy, simulator: SimulatorCost) -> float:
+def handling_seconds(policy: Policy, plans: list[Plan]) -> float:
     """Per decision, what the parts don't explain with one worker per core and 64 environments (median of 3); all other
     settings are predicted with it."""
-    workers = len(os.sched_getaffinity(0))
-    rollout = replace(ROLLOUT, workers=workers, slots_per_worker=64 // workers)
-    rows = usual_rows(rollout, workers, False)
+    rollout = replace(ROLLOUT, workers=CORES, slots_per_worker=64 // CORES)
+    actor = actor_of(tabletop.SUITE, rollout)
     unexplained = []
     for _ in range(3):
-        counts, seconds = rolled_out(tabletop.SUITE, rollout, policy, 48)
-        costs = measure_policy(policy, tabletop.SUITE, round(rows))
-        known = rollout_seconds(counts, simulator, costs, 0.0, workers, rows)
-        unexplained.append((seconds - known) * workers / counts.decisions)
+        simulator, costs = measure_parts(policy, tabletop.SUITE, actor, plans, 3.0)
+        result = rolled_out(tabletop.SUITE, rollout, policy, 48)
+        counts = counted(result.episodes)
+        known = rollout_seconds(counts, simulator, costs, 0.0, actor)
+        unexplained.append((result.seconds - known) * CORES / counts.decisions)
+    print("unexplained", unexplained, flush=True)
     return max(0.0, float(np.median(unexplained)))
 
 
@@ -130,55 +223,103 @@ def sized(width: int) -> TinyVLA:
     )
 
 
-def rollout_points(constants: dict) -> Iterator[Point]:
-    """All settings, one after another; leaves what was measured alone in `constants`."""
-    policy = half_trained(TABLETOP)
-    plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
-    simulator = measure_simulator(tabletop.SUITE, plans)
-    handling = handling_seconds(policy, simulator)
-    constants |= {"tabletop": asdict(simulator), "handling": handling}
-    constants["nano"] = asdict(measure_policy(policy, tabletop.SUITE, 128))
+def rollout_points(handling: float, policy: Policy, plans: list[Plan]) -> Iterator[Point]:
+    """All settings, one after another."""
     for workers in WORKERS:
         rollout = replace(ROLLOUT, workers=workers, slots_per_worker=max(2, 64 // workers))
-        yield point("workers", workers, policy, simulator, handling, rollout=rollout)
+        yield point("workers", workers, policy, plans, handling, rollout=rollout)
     for size in IMAGE_SIZES:
         suite = replace(tabletop.SUITE, image_size=size)
-        costs = measure_simulator(suite, plans)
-        yield point("image side, pixels", size, policy, costs, handling, suite=suite, groups=24)
+        yield point("image side, pixels", size, policy, plans, handling, suite=suite, groups=24)
     for stretch in HORIZONS:
-        yield point("horizon, times the recipe's", stretch, policy, simulator, handling, stretch=stretch)
+        yield point("horizon, times the recipe's", stretch, policy, plans, handling, stretch=stretch)
     for width in WIDTHS:
         random = sized(width)
         millions = sum(p.numel() for p in random.parameters()) / 1e6
-        yield point("policy, million parameters", millions, random, simulator, handling, groups=16)
+        yield point("policy, million parameters", millions, random, plans, handling, groups=16)
     policy = half_trained(LIBERO)
     plans = recorded_plans(policy, LITE_FAST, LIBERO_ROLLOUT, 4)
     for number, (suite, rollout, groups) in enumerate(
-        ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 4), (LITE_FAST, LIBERO_ROLLOUT, 4))
+        ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 8), (LITE_FAST, LIBERO_ROLLOUT, 8))
     ):
-        costs = measure_simulator(suite, plans[::16])
-        constants[f"LIBERO {suite.visuals}, {suite.stepping or 'stock'} stepping"] = asdict(costs)
         yield point(
             "LIBERO: stock, lite, lite + fast",
             number,
             policy,
-            costs,
+            plans,
             handling,
             suite=suite,
             rollout=rollout,
             groups=groups,
+            seconds=15.0,
         )
 
 
+def other_simulators() -> dict[str, SimulatorCost]:
+    """Of suites that no curve has: LIBERO with pictures of 256 pixels, as OpenVLA-OFT sees it, and Meta-World with random
+    actions; one worker per core."""
+    plans = recorded_plans(half_trained(LIBERO), LITE_FAST, LIBERO_ROLLOUT, 2)
+    random = np.random.default_rng(0)
+    moves = [(task, 0, [random.uniform(-1, 1, (8, 4)).astype(np.float32)] * 8) for task in metaworld.TASKS]
+    alone, many = (Actor(cores=CORES, workers=CORES, slots=slots * CORES) for slots in (1, 32))
+    found = {}
+    for suite, actor, some in (
+        (replace(STOCK, image_size=256), alone, plans),
+        (replace(LITE_FAST, image_size=256), alone, plans),
+        (metaworld.SUITE, many, moves),
+    ):
+        found[key_of(suite)] = measure_simulators(suite, actor, some, 20.0)
+        print(key_of(suite), found[key_of(suite)], flush=True)
+    return found
+
+
+def key_of(suite: SuiteConfig) -> str:
+    height, _ = next(iter(make_suite(suite).spec.cameras.values()))
+    return simulator_key(suite, height)
+
+
+def whole_updates(policy: Policy) -> list[dict]:
+    """Three updates of the recipe, from the half-trained policy on: what they consisted of, and seconds; those of five that
+    others disturbed least."""
+    config = tabletop.train()
+    sampler, rows = StateSampler(make_suite(config.suite), 0), []
+    with RolloutEngine(config.suite, config.rollout, policy.chunk_length) as engine, deterministic():
+        learner = Learner(policy, config)
+        for update in range(1, 7):
+            engine.reset_stats()
+            with Watch() as collecting:
+                collection = collect_groups(engine, policy, sampler, config.sampling, 0, update)
+            with Watch() as updating:
+                stats = learner.update(collection.groups, update)
+            rows.append(
+                {
+                    "others": max(collecting.others, updating.others),
+                    "groups": collection.sampled,
+                    "env_steps": engine.stats.env_steps,
+                    "decisions": engine.stats.decisions,
+                    "trained_decisions": int(stats["decisions"]),
+                    "collect_s": collecting.seconds,
+                    "update_s": updating.seconds,
+                }
+            )
+            print(rows[-1], flush=True)
+    # The first one includes what a process does once.
+    return sorted(rows[1:], key=lambda row: row["others"])[:3]
+
+
 def update_seconds() -> list[tuple[int, float]]:
-    """(decisions, seconds of an update), median of 3."""
+    """(decisions, seconds of an update), that of four which others disturbed least."""
     policy, groups, _ = half_trained_groups()
     rows = []
     for count in (4, 8, 16, len(groups), 2 * len(groups), 4 * len(groups)):
         some = (groups * 4)[:count]
         decisions = sum(len(episode.executed) for episode in chain.from_iterable(some))
-        times = [decisions / ours_per_second(policy, some, decisions) for _ in range(3)]
-        rows.append((decisions, float(np.median(times))))
+        attempts = []
+        for _ in range(ATTEMPTS):
+            with Watch() as watch:
+                rate = ours_per_second(policy, some, decisions)
+            attempts.append((watch.others, decisions / rate))
+        rows.append((decisions, min(attempts)[1]))
         print(f"update of {decisions} decisions: {rows[-1][1]:.2f} s", flush=True)
     return rows
 
@@ -192,30 +333,73 @@ def memory(kind: str, episodes: int, stretch: float = 1.0) -> dict:
 
 
 def main() -> None:
-    constants: dict = {}
-    points = list(rollout_points(constants))
+    policy = half_trained(TABLETOP)
+    plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
+    handling = handling_seconds(policy, plans)
+    points = list(rollout_points(handling, policy, plans))
+    others = other_simulators()
+    wholes = whole_updates(policy)
     updates = update_seconds()
     peaks = [memory("ours", episodes) for episodes in MEMORY_EPISODES]
     peaks += [memory("ours", 512, stretch=8.0), memory("padded", 128), memory("padded", 128, stretch=8.0)]
     (few, quick), (many, slow) = updates[0], updates[-1]
     per_decision = (slow - quick) / (many - few)
-    constant = quick - few * per_decision
+    update = UpdateCost(constant=quick - few * per_decision, per_decision=per_decision)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    write_measured(points, others, handling, update, wholes, machine)
     result = {
         "points": [asdict(one) for one in points],
-        "constants_s": constants,
+        "handling_s": handling,
+        "other_simulators_s": {key: asdict(cost) for key, cost in others.items()},
+        "whole_updates": wholes,
         "updates": updates,
-        "update_model": {"per_decision_s": per_decision, "constant_s": constant},
+        "update_model": asdict(update),
         "memory": peaks,
         "microbatch_decisions": CONFIG.microbatch_decisions,
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": machine,
     }
     write_json(RESULTS / "scaling.json", result)
-    plot(points, updates, result["update_model"])
+    plot(points, updates, update)
     write_atomically(RESULTS / "scaling.md", page(result).encode())
 
 
-def plot(points: list[Point], updates: list[tuple[int, float]], model: dict) -> None:
+def write_measured(
+    points: list[Point],
+    others: dict[str, SimulatorCost],
+    handling: float,
+    update: UpdateCost,
+    wholes: list[dict],
+    machine: str,
+) -> None:
+    """What `simplevla plan` knows."""
+    found = {(one.curve, one.x): one for one in points}
+    recipe = found["horizon, times the recipe's", 1.0]
+    stock, lite, lite_fast = (found["LIBERO: stock, lite, lite + fast", x] for x in (0, 1, 2))
+    known = {
+        key_of(suite): one
+        for suite, one in ((tabletop.SUITE, recipe), (STOCK, stock), (libero.SUITE, lite), (LITE_FAST, lite_fast))
+    }
+    simulators = {key: one.simulator for key, one in known.items()} | others
+    config = tabletop.train()
+    write_json(
+        FILE,
+        {
+            "commit": commit(),
+            "machine": machine,
+            "cores": CORES,
+            "simulators": {key: asdict(cost) for key, cost in simulators.items()},
+            "worker_mb": {key: one.rollout.worker_mb for key, one in known.items()},
+            "nano": asdict(recipe.policy),
+            "handling": handling,
+            "update": asdict(update),
+            "episodes": {"tabletop": recipe.rollout.episodes, "LIBERO": lite_fast.rollout.episodes},
+            "sampled_per_trained": float(np.mean([row["groups"] for row in wholes])) / config.sampling.groups,
+        },
+    )
+
+
+def plot(points: list[Point], updates: list[tuple[int, float]], model: UpdateCost) -> None:
     curves = list(dict.fromkeys(one.curve for one in points))
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for axis, curve in zip(axes.flat, curves, strict=False):
@@ -234,7 +418,7 @@ def plot(points: list[Point], updates: list[tuple[int, float]], model: dict) -> 
     axis = axes.flat[len(curves)]
     decisions = [count for count, _ in updates]
     axis.plot(decisions, [seconds for _, seconds in updates], "o-", label="measured")
-    expected = [model["constant_s"] + model["per_decision_s"] * count for count in decisions]
+    expected = [model.constant + model.per_decision * count for count in decisions]
     axis.plot(decisions, expected, "x--", label="model")
     axis.set(xlabel="valid decisions of an update", ylabel="s")
     axis.legend()
@@ -244,19 +428,27 @@ def plot(points: list[Point], updates: list[tuple[int, float]], model: dict) -> 
 def page(result: dict) -> str:
     rows = [
         f"| {one['curve']} | {one['x']:.3g} | {one['measured']:.0f} | {one['predicted']:.0f} "
-        f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % |"
+        f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % | {100 * one['rollout']['others']:.0f} % |"
         for one in result["points"]
     ]
-    constants = "\n".join(
-        f"- {name}: " + ", ".join(f"{part} {1e3 * seconds:.3f}" for part, seconds in costs.items())
-        if isinstance(costs, dict)
-        else f"- {name}: {1e3 * costs:.3f}"
-        for name, costs in result["constants_s"].items()
-    )
+    constants = [
+        f"| {one['curve']} | {one['x']:.3g} | "
+        + " | ".join(f"{1e3 * one['simulator'][part]:.3f}" for part in ("step", "observe", "reset"))
+        + f" | {1e3 * one['policy']['batch']:.3f} | {1e3 * one['policy']['row']:.3f} | {one['rollout']['worker_mb']:.0f} |"
+        for one in result["points"]
+    ]
+    others = [
+        f"| {key} | " + " | ".join(f"{1e3 * cost[part]:.3f}" for part in ("step", "observe", "reset")) + " |"
+        for key, cost in result["other_simulators_s"].items()
+    ]
+    wholes = [
+        f"| {row['groups']} | {row['env_steps']} | {row['decisions']} | {row['trained_decisions']} | {row['collect_s']:.2f} | {row['update_s']:.2f} | {100 * row['others']:.0f} % |"
+        for row in result["whole_updates"]
+    ]
     model = result["update_model"]
     updates = []
     for count, seconds in result["updates"]:
-        expected = model["constant_s"] + model["per_decision_s"] * count
+        expected = model["constant"] + model["per_decision"] * count
         updates.append(f"| {count} | {seconds:.2f} | {expected:.2f} | {100 * (expected / seconds - 1):+.0f} % |")
     peaks = [
         f"| {row['kind']} | {row['episodes']} | {row['stretch']:g} | {row['decisions']} | {row['stored_mb']:.0f} | {row['peak_mb']:.0f} |"
@@ -269,19 +461,38 @@ Command: `python benchmarks/scaling.py`. Machine: {result["machine"]}. Commit {r
 
 ![curves](scaling.png)
 
-| curve | x | env steps/s | model | error |
-|---|---|---|---|---|
+| curve | x | env steps/s | model | error | other processes took |
+|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 With 64 environments in all for 1 to 16 workers. LIBERO: 0 is stock, 1 lite, 2 lite + fast.
 
-The constants of the model, in milliseconds of one core, each measured alone but `handling`, which is fitted to one setting:
+## Constants
 
-{constants}
+Milliseconds of one core. Each setting's parts were measured apart from the rollout that is predicted, but beside each other: the same workers replay recorded episodes while the policy
+acts, and every process measures its own CPU time. `handling`, {1e3 * result["handling_s"]:.3f} ms per decision, is fitted to one setting (two workers, 64 environments) and used for all.
+
+| curve | x | env step | all cameras, once | reset | policy, per batch | per row | a worker's memory, MB |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(constants)}
+
+Simulators of other suites, one worker per core, without a policy:
+
+| suite | env step | all cameras, once | reset |
+|---|---|---|---|
+{chr(10).join(others)}
+
+## Whole updates
+
+Recipe `{TABLETOP}`, from the half-trained policy on; the three of five that other processes disturbed least.
+
+| groups sampled | env steps | decisions | decisions that train | collection, s | update, s | other processes took |
+|---|---|---|---|---|---|---|
+{chr(10).join(wholes)}
 
 ## Updates
 
-Four mini-batches, micro-batches of {result["microbatch_decisions"]} decisions, two threads. The model is a line through the first and the last row: {1e3 * model["per_decision_s"]:.3f} ms per decision and {1e3 * model["constant_s"]:.0f} ms.
+Four mini-batches, micro-batches of {result["microbatch_decisions"]} decisions, two threads. The model is a line through the first and the last row: {1e3 * model["per_decision"]:.3f} ms per decision and {1e3 * model["constant"]:.0f} ms.
 
 | decisions | s | model | error |
 |---|---|---|---|
