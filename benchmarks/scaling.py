@@ -10,10 +10,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib
 
@@ -42,6 +43,7 @@ from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner
 from simplevla.types import EpisodeRequest
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ROLLOUT = tabletop.train().rollout
 WORKERS = (1, 2, 4, 8, 16)
@@ -49,8 +51,9 @@ IMAGE_SIZES = (32, 64, 128, 256)
 HORIZONS = (0.5, 1.0, 2.0, 4.0)
 WIDTHS = (64, 128, 256, 512)
 MEMORY_EPISODES = (64, 128, 256, 512)
-ATTEMPTS, UNDISTURBED = 4, 0.05
-"""A rollout during which others take a larger share of the cores is measured again, so often."""
+UNDISTURBED, WAIT_S, TRYING_S = 0.05, 15.0, 45.0
+"""The machine has other users. What is measured waits until they take at most this share of the cores, for so long at most, and
+is measured again until it was so all the time, or this time is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +106,12 @@ def rolled_out(
         # LIBERO builds its scenes when they are first used.
         warm_up = groups if make_suite(suite).one_environment_per_process else 2
         roll_out(engine, policy, wanted(warm_up, seed=8))
-        attempts = []
-        while len(attempts) < ATTEMPTS and (not attempts or min(attempts)[0] > UNDISTURBED):
-            with Watch() as watch:
-                finished = roll_out(engine, policy, wanted(groups, seed=8))
-            attempts.append((watch.others, watch.seconds))
+        finished, watch = undisturbed(lambda: roll_out(engine, policy, wanted(groups, seed=8)))
         megabytes = max(proportional_mb(child.pid) for child in multiprocessing.active_children() if child.pid)
-    others, seconds = min(attempts)
     return Rollout(
         episodes=[(episode.env_steps, len(episode.executed)) for episode in finished],
-        seconds=seconds,
-        others=others,
+        seconds=watch.seconds,
+        others=watch.others,
         worker_mb=megabytes,
     )
 
@@ -131,9 +129,9 @@ class Watch:
 
 
 def cpu_seconds() -> float:
-    """Of all processes of this machine, since it was started."""
-    user, nice, system = (int(x) for x in Path("/proc/stat").read_text().split()[1:4])
-    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+    """Of all processes of this machine, since it was started, and what other machines on the same host took from it."""
+    user, nice, system, _, _, irq, softirq, steal = (int(x) for x in Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def our_cpu_seconds() -> float:
@@ -143,6 +141,27 @@ def our_cpu_seconds() -> float:
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
         total += int(fields[11]) + int(fields[12])
     return total / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_quiet() -> None:
+    deadline, others = time.perf_counter() + WAIT_S, 1.0
+    while others > UNDISTURBED and time.perf_counter() < deadline:
+        with Watch() as watch:
+            time.sleep(0.5)
+        others = watch.others
+
+
+def undisturbed(action: Callable[[], T]) -> tuple[T, "Watch"]:
+    """What the least disturbed of some attempts returned, and what was seen meanwhile."""
+    attempts: list[tuple[T, Watch]] = []
+    deadline = time.perf_counter() + TRYING_S
+    while True:
+        wait_until_quiet()
+        with Watch() as watch:
+            value = action()
+        attempts.append((value, watch))
+        if watch.others < UNDISTURBED or time.perf_counter() > deadline:
+            return min(attempts, key=lambda attempt: attempt[1].others)
 
 
 def proportional_mb(process: int) -> float:
@@ -171,6 +190,7 @@ def point(
     seconds: float = 3.0,
 ) -> Point:
     actor = actor_of(suite, rollout)
+    wait_until_quiet()
     simulator, costs = measure_parts(policy, suite, actor, plans, seconds)
     result = rolled_out(suite, rollout, policy, groups, stretch)
     counts = counted(result.episodes)
@@ -185,7 +205,8 @@ def point(
         policy=costs,
     )
     print(
-        f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}; {simulator} {costs}", flush=True
+        f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}; others {result.others:.2f}; {simulator} {costs}",
+        flush=True,
     )
     return one
 
@@ -197,6 +218,7 @@ def handling_seconds(policy: Policy, plans: list[Plan]) -> float:
     actor = actor_of(tabletop.SUITE, rollout)
     unexplained = []
     for _ in range(3):
+        wait_until_quiet()
         simulator, costs = measure_parts(policy, tabletop.SUITE, actor, plans, 3.0)
         result = rolled_out(tabletop.SUITE, rollout, policy, 48)
         counts = counted(result.episodes)
@@ -287,6 +309,7 @@ def whole_updates(policy: Policy) -> list[dict]:
         learner = Learner(policy, config)
         for update in range(1, 7):
             engine.reset_stats()
+            wait_until_quiet()
             with Watch() as collecting:
                 collection = collect_groups(engine, policy, sampler, config.sampling, 0, update)
             with Watch() as updating:
@@ -308,18 +331,14 @@ def whole_updates(policy: Policy) -> list[dict]:
 
 
 def update_seconds() -> list[tuple[int, float]]:
-    """(decisions, seconds of an update), that of four which others disturbed least."""
+    """(decisions, seconds of an update)."""
     policy, groups, _ = half_trained_groups()
     rows = []
     for count in (4, 8, 16, len(groups), 2 * len(groups), 4 * len(groups)):
         some = (groups * 4)[:count]
         decisions = sum(len(episode.executed) for episode in chain.from_iterable(some))
-        attempts = []
-        for _ in range(ATTEMPTS):
-            with Watch() as watch:
-                rate = ours_per_second(policy, some, decisions)
-            attempts.append((watch.others, decisions / rate))
-        rows.append((decisions, min(attempts)[1]))
+        rate, _ = undisturbed(lambda some=some, decisions=decisions: ours_per_second(policy, some, decisions))
+        rows.append((decisions, decisions / rate))
         print(f"update of {decisions} decisions: {rows[-1][1]:.2f} s", flush=True)
     return rows
 

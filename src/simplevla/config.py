@@ -211,6 +211,8 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
+    states: Literal["float32", "8bit"] = "float32"
+    """AdamW's moments: as they are, or quantised to 8 bits (torchao)."""
 
     def __post_init__(self) -> None:
         _require(self.lr >= 0, f"optimizer.lr is {self.lr}; expected 0 or more")
