@@ -56,13 +56,15 @@ def replaying(suite: SuiteConfig, actor: Actor, plans: Sequence[Plan]) -> Iterat
     """Workers that replay plans; the function that is given ends them and returns what all have measured."""
     context = multiprocessing.get_context("spawn")
     lines: list[Connection] = []
+    processes = []
     for number in range(actor.workers):
         line, theirs = context.Pipe()
         # Everyone begins somewhere else.
         turned = [*plans[number * len(plans) // actor.workers :], *plans[: number * len(plans) // actor.workers]]
         arguments = (theirs, suite, turned, actor.slots // actor.workers)
         with worker_surroundings():
-            context.Process(target=replay, args=arguments, daemon=True).start()
+            processes.append(context.Process(target=replay, args=arguments, daemon=True))
+            processes[-1].start()
         lines.append(line)
     for line in lines:
         assert line.recv() == "ready"
@@ -71,6 +73,8 @@ def replaying(suite: SuiteConfig, actor: Actor, plans: Sequence[Plan]) -> Iterat
         for line in lines:
             line.send("stop")
         answers = [line.recv() for line in lines]
+        for process in processes:
+            process.join()
         return {name: [x for answer in answers for x in answer[name]] for name in answers[0]}
 
     yield stop

@@ -9,12 +9,10 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import matplotlib
 
@@ -23,12 +21,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cost_model import CORES, measure_parts, measure_simulators
 from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
+from quiet import Watch, process_seconds, undisturbed, wait_until_quiet
 from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
-from simplevla.planning.cost import Actor, Counts, PolicyCost, SimulatorCost, UpdateCost, rollout_seconds
+from simplevla.planning.cost import (
+    Actor,
+    Counts,
+    Handling,
+    PolicyCost,
+    SimulatorCost,
+    UpdateCost,
+    rollout_parts,
+    rollout_seconds,
+)
 from simplevla.planning.measured import FILE, simulator_key
 from simplevla.policies.base import Policy
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
@@ -43,7 +51,6 @@ from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner
 from simplevla.types import EpisodeRequest
 
-T = TypeVar("T")
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ROLLOUT = tabletop.train().rollout
 WORKERS = (1, 2, 4, 8, 16)
@@ -51,9 +58,6 @@ IMAGE_SIZES = (32, 64, 128, 256)
 HORIZONS = (0.5, 1.0, 2.0, 4.0)
 WIDTHS = (64, 128, 256, 512)
 MEMORY_EPISODES = (64, 128, 256, 512)
-UNDISTURBED, WAIT_S, TRYING_S = 0.05, 15.0, 45.0
-"""The machine has other users. What is measured waits until they take at most this share of the cores, for so long at most, and
-is measured again until it was so all the time, or this time is over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,54 +120,6 @@ def rolled_out(
     )
 
 
-class Watch:
-    """Seconds of a block, and the share of the cores that other processes of this machine took meanwhile."""
-
-    def __enter__(self) -> "Watch":
-        self.started, self.ours, self.all = time.perf_counter(), our_cpu_seconds(), cpu_seconds()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self.started
-        self.others = (cpu_seconds() - self.all - our_cpu_seconds() + self.ours) / (self.seconds * CORES)
-
-
-def cpu_seconds() -> float:
-    """Of all processes of this machine, since it was started, and what other machines on the same host took from it."""
-    user, nice, system, _, _, irq, softirq, steal = (int(x) for x in Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def our_cpu_seconds() -> float:
-    """Of this process and its workers."""
-    total = 0
-    for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
-def wait_until_quiet() -> None:
-    deadline, others = time.perf_counter() + WAIT_S, 1.0
-    while others > UNDISTURBED and time.perf_counter() < deadline:
-        with Watch() as watch:
-            time.sleep(0.5)
-        others = watch.others
-
-
-def undisturbed(action: Callable[[], T]) -> tuple[T, "Watch"]:
-    """What the least disturbed of some attempts returned, and what was seen meanwhile."""
-    attempts: list[tuple[T, Watch]] = []
-    deadline = time.perf_counter() + TRYING_S
-    while True:
-        wait_until_quiet()
-        with Watch() as watch:
-            value = action()
-        attempts.append((value, watch))
-        if watch.others < UNDISTURBED or time.perf_counter() > deadline:
-            return min(attempts, key=lambda attempt: attempt[1].others)
-
-
 def proportional_mb(process: int) -> float:
     """Memory of a process, shared pages divided among those that share them."""
     text = Path(f"/proc/{process}/smaps_rollup").read_text()
@@ -181,7 +137,7 @@ def point(
     x: float,
     policy: Policy,
     plans: list[Plan],
-    handling: float,
+    handling: Handling,
     *,
     suite: SuiteConfig = tabletop.SUITE,
     rollout: RolloutConfig = ROLLOUT,
@@ -211,21 +167,33 @@ def point(
     return one
 
 
-def handling_seconds(policy: Policy, plans: list[Plan]) -> float:
-    """Per decision, what the parts don't explain with one worker per core and 64 environments (median of 3); all other
-    settings are predicted with it."""
+def measure_handling(policy: Policy, plans: list[Plan]) -> Handling:
+    """CPU time of the processes of a rollout with one worker per core and 64 environments, less what the parts explain (median
+    of 5); all settings are predicted with it."""
     rollout = replace(ROLLOUT, workers=CORES, slots_per_worker=64 // CORES)
     actor = actor_of(tabletop.SUITE, rollout)
-    unexplained = []
-    for _ in range(3):
-        wait_until_quiet()
-        simulator, costs = measure_parts(policy, tabletop.SUITE, actor, plans, 3.0)
-        result = rolled_out(tabletop.SUITE, rollout, policy, 48)
-        counts = counted(result.episodes)
-        known = rollout_seconds(counts, simulator, costs, 0.0, actor)
-        unexplained.append((result.seconds - known) * CORES / counts.decisions)
-    print("unexplained", unexplained, flush=True)
-    return max(0.0, float(np.median(unexplained)))
+    found = []
+    with RolloutEngine(tabletop.SUITE, rollout, policy.chunk_length) as engine:
+        roll_out(engine, policy, requests(tabletop.SUITE, 2, seed=8))
+        for _ in range(5):
+            wait_until_quiet()
+            simulator, costs = measure_parts(policy, tabletop.SUITE, actor, plans, 3.0)
+            mine, theirs = process_seconds(own=True), process_seconds(own=False)
+            finished = roll_out(engine, policy, requests(tabletop.SUITE, 48, seed=8))
+            mine, theirs = process_seconds(own=True) - mine, process_seconds(own=False) - theirs
+            counts = counted([(episode.env_steps, len(episode.executed)) for episode in finished])
+            simulation = rollout_parts(
+                counts, simulator, costs, Handling(policy=0.0, worker=0.0), Actor(cores=1, workers=1, slots=64)
+            )
+            found.append(
+                (
+                    (mine - simulation["policy"]) / counts.decisions,
+                    (theirs - simulation["simulators"]) / counts.decisions,
+                )
+            )
+            print("handling", found[-1], flush=True)
+    in_policy, in_worker = np.median(found, axis=0)
+    return Handling(policy=max(0.0, float(in_policy)), worker=max(0.0, float(in_worker)))
 
 
 def sized(width: int) -> TinyVLA:
@@ -245,7 +213,7 @@ def sized(width: int) -> TinyVLA:
     )
 
 
-def rollout_points(handling: float, policy: Policy, plans: list[Plan]) -> Iterator[Point]:
+def rollout_points(handling: Handling, policy: Policy, plans: list[Plan]) -> Iterator[Point]:
     """All settings, one after another."""
     for workers in WORKERS:
         rollout = replace(ROLLOUT, workers=workers, slots_per_worker=max(2, 64 // workers))
@@ -354,7 +322,7 @@ def memory(kind: str, episodes: int, stretch: float = 1.0) -> dict:
 def main() -> None:
     policy = half_trained(TABLETOP)
     plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
-    handling = handling_seconds(policy, plans)
+    handling = measure_handling(policy, plans)
     points = list(rollout_points(handling, policy, plans))
     others = other_simulators()
     wholes = whole_updates(policy)
@@ -368,7 +336,7 @@ def main() -> None:
     write_measured(points, others, handling, update, wholes, machine)
     result = {
         "points": [asdict(one) for one in points],
-        "handling_s": handling,
+        "handling_s": asdict(handling),
         "other_simulators_s": {key: asdict(cost) for key, cost in others.items()},
         "whole_updates": wholes,
         "updates": updates,
@@ -386,7 +354,7 @@ def main() -> None:
 def write_measured(
     points: list[Point],
     others: dict[str, SimulatorCost],
-    handling: float,
+    handling: Handling,
     update: UpdateCost,
     wholes: list[dict],
     machine: str,
@@ -410,7 +378,7 @@ def write_measured(
             "simulators": {key: asdict(cost) for key, cost in simulators.items()},
             "worker_mb": {key: one.rollout.worker_mb for key, one in known.items()},
             "nano": asdict(recipe.policy),
-            "handling": handling,
+            "handling": asdict(handling),
             "update": asdict(update),
             "episodes": {"tabletop": recipe.rollout.episodes, "LIBERO": lite_fast.rollout.episodes},
             "sampled_per_trained": float(np.mean([row["groups"] for row in wholes])) / config.sampling.groups,
@@ -489,7 +457,8 @@ With 64 environments in all for 1 to 16 workers. LIBERO: 0 is stock, 1 lite, 2 l
 ## Constants
 
 Milliseconds of one core. Each setting's parts were measured apart from the rollout that is predicted, but beside each other: the same workers replay recorded episodes while the policy
-acts, and every process measures its own CPU time. `handling`, {1e3 * result["handling_s"]:.3f} ms per decision, is fitted to one setting (two workers, 64 environments) and used for all.
+acts, and every process measures its own CPU time. Handling (copies, messages, checks) is the CPU time of the processes of a rollout with two workers and
+64 environments that the parts leave over: {1e3 * result["handling_s"]["policy"]:.3f} ms per decision in the policy's process and {1e3 * result["handling_s"]["worker"]:.3f} ms in the worker's, used for all settings. No constant is fitted to a rollout's duration.
 
 | curve | x | env step | all cameras, once | reset | policy, per batch | per row | a worker's memory, MB |
 |---|---|---|---|---|---|---|---|

@@ -27,6 +27,16 @@ class PolicyCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Handling:
+    """Of one decision, beside simulator and policy: copies, messages, checks, bookkeeping."""
+
+    policy: float
+    """In the policy's process."""
+    worker: float
+    """In the worker's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateCost:
     """Of an update on one device: `constant + per_decision * D`. Only decisions that train count: nothing is padded."""
 
@@ -68,22 +78,21 @@ class Actor:
 
 
 def rollout_parts(
-    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: float, actor: Actor, actors: int = 1
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
 ) -> dict[str, float]:
     """Wall time of a rollout if one thing alone held it up; the largest decides.
 
     `simulators`: the workers, each at most one core; `policy`: its process does one thing at a time; `turns`: an episode's
     decisions follow one another, so that each slot does its share of them in a row, and somebody the longest episode; `cores`:
     all that cores do, shared out fairly.
-
-    Args:
-        handling: per decision, in the policy's process: copies, messages, bookkeeping.
     """
     decisions = counts.decisions / actors
     simulation = (
-        counts.env_steps * simulator.step + counts.decisions * simulator.observe + counts.episodes * simulator.reset
+        counts.env_steps * simulator.step
+        + counts.decisions * (simulator.observe + handling.worker)
+        + counts.episodes * simulator.reset
     ) / actors
-    inference = decisions * (policy.row + policy.batch / actor.rows + handling)
+    inference = decisions * (policy.row + policy.batch / actor.rows + handling.policy)
     turn = simulation / decisions + policy.batch + policy.row * actor.rows
     alone = simulation / decisions + policy.batch + policy.row
     return {
@@ -91,7 +100,7 @@ def rollout_parts(
         "policy": inference,
         "turns": max(decisions / actor.slots * turn, counts.longest * alone),
         "cores": (
-            (simulation + decisions * handling) / actor.cores
+            (simulation + decisions * handling.policy) / actor.cores
             if actor.on_gpu
             else shared_seconds(simulation, inference, actor.cores, actor.active_workers)
         ),
@@ -99,7 +108,7 @@ def rollout_parts(
 
 
 def rollout_seconds(
-    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: float, actor: Actor, actors: int = 1
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
 ) -> float:
     """Wall time of a rollout: the largest of `rollout_parts`."""
     return max(rollout_parts(counts, simulator, policy, handling, actor, actors).values())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from simplevla.config import SuiteConfig
 from simplevla.evaluation.provenance import read_json
-from simplevla.planning.cost import PolicyCost, SimulatorCost, UpdateCost
+from simplevla.planning.cost import Handling, PolicyCost, SimulatorCost, UpdateCost
 
 FILE = Path(__file__).with_name("measured.json")
 
@@ -24,8 +24,7 @@ class Measured:
     """Memory of a worker process, by `simulator_key`, with as many environments as the recipe gives it."""
     nano: PolicyCost
     """The nano policy with a token head, images of 64 pixels."""
-    handling: float
-    """Per decision, in the policy's process beside the policy."""
+    handling: Handling
     update: UpdateCost
     """Of nano, on all cores together."""
     episodes: dict[str, list[tuple[int, int]]]
@@ -45,7 +44,7 @@ def measured() -> Measured:
         simulators={key: SimulatorCost(**cost) for key, cost in values["simulators"].items()},
         worker_mb=values["worker_mb"],
         nano=PolicyCost(**values["nano"]),
-        handling=values["handling"],
+        handling=Handling(**values["handling"]),
         update=UpdateCost(**values["update"]),
         episodes={key: [(steps, decisions) for steps, decisions in rows] for key, rows in values["episodes"].items()},
         sampled_per_trained=values["sampled_per_trained"],

@@ -127,7 +127,7 @@ def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Trace, r
         kept["two processes (assumed)"] = 2 * CONTEXT_BYTES
     else:
         passing["a policy batch"] = rollout.peak_bytes
-        kept["process"] = CONTEXT_BYTES if gpus else PROCESS_BYTES
+        kept["process (assumed)" if gpus else "process"] = CONTEXT_BYTES if gpus else PROCESS_BYTES
     return Memory(kept={name: size for name, size in kept.items() if size}, passing=passing)
 
 

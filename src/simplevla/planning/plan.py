@@ -66,7 +66,7 @@ class Plan:
     host: dict[str, int]
     """Bytes on the host, beside GPUs."""
     counts: Counts
-    """Of a rollout; half of what is sampled in an update may train less."""
+    """Of a rollout."""
     trained_decisions: float
     actor: Actor
     rollout: dict[str, float]
@@ -89,6 +89,34 @@ class Plan:
         return max(parts, key=lambda part: parts[part])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What a policy is like in a run."""
+
+    sizes: Sizes
+    update: Trace
+    """Of a micro-batch."""
+    batch: Trace
+    """Of a policy batch."""
+
+    def memory(self, config: TrainConfig, gpus: int) -> Memory:
+        """See `device_memory`."""
+        return device_memory(self.sizes, config, gpus, self.update, self.batch)
+
+
+def traced(config: TrainConfig, policy: Policy, machine: Machine) -> Traced:
+    """Sizes and batches of a policy on the meta device."""
+    suite = make_suite(config.suite)
+    policy.set_denoising(config.denoising)
+    instruction = max((task.instruction for task in suite.tasks), key=len)
+    rows, checkpointing = config.microbatch_decisions, config.gradient_checkpointing
+    return Traced(
+        sizes=sizes_of(policy, suite.spec),
+        update=trace_update(policy, suite.spec, instruction, rows, checkpointing),
+        batch=trace_rollout(policy, suite.spec, instruction, math.ceil(_actor(config, suite, machine).rows)),
+    )
+
+
 def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
     """The plan for a policy on the meta device.
 
@@ -96,14 +124,11 @@ def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
         ValueError: nobody has measured this suite's simulator.
     """
     suite = make_suite(config.suite)
-    policy.set_denoising(config.denoising)
-    sizes = sizes_of(policy, suite.spec)
+    known_policy = traced(config, policy, machine)
+    sizes, update, batch = known_policy.sizes, known_policy.update, known_policy.batch
     gpus, actors = machine.gpus, max(1, machine.gpus)
     actor = _actor(config, suite, machine)
-    instruction = max((task.instruction for task in suite.tasks), key=len)
-    update = trace_update(policy, suite.spec, instruction, config.microbatch_decisions, config.gradient_checkpointing)
-    batch = trace_rollout(policy, suite.spec, instruction, math.ceil(actor.rows))
-    memory = device_memory(sizes, config, gpus, update, batch)
+    memory = known_policy.memory(config, gpus)
     counts, trained_decisions = workload(config, suite, policy.chunk_length)
     height, _ = next(iter(suite.spec.cameras.values()))
     key = simulator_key(config.suite, height)
@@ -220,21 +245,19 @@ def remedies(
     config: TrainConfig, make_policy: Callable[[int], Policy], adapter_rank: int, machine: Machine
 ) -> list[str]:
     """Each change that alone would make it fit; `make_policy` gives the policy with an adapter of a rank, 0 for none."""
-
-    def fits(changed: TrainConfig, rank: int, machine: Machine) -> bool:
-        return plan(changed, make_policy(rank), machine).fits
-
+    room = 1e9 * machine.memory_gb
+    now = traced(config, make_policy(adapter_rank), machine)
     found = []
     small = replace(config, microbatch_decisions=1, gradient_checkpointing=True)
-    if fits(small, adapter_rank, machine):
+    if traced(small, make_policy(adapter_rank), machine).memory(small, machine.gpus).total <= room:
         found.append("smaller micro-batches (--gradient-checkpointing --microbatch-decisions 1, or a few)")
     quantised = replace(config, optimizer=replace(config.optimizer, states="8bit"))
-    if fits(quantised, adapter_rank, machine):
+    if now.memory(quantised, machine.gpus).total <= room:
         found.append("8-bit moments (--optimizer.states 8bit)")
-    if not adapter_rank and fits(config, 32, machine):
+    if not adapter_rank and traced(config, make_policy(32), machine).memory(config, machine.gpus).total <= room:
         found.append("an adapter of rank 32 (--adapter-rank 32)")
-    for gpus in (2, 4, 8, 16, 32, 64) if machine.gpus else ():
-        if gpus > machine.gpus and fits(config, adapter_rank, replace(machine, gpus=gpus, cores=0, simulators=0)):
-            found.append(f"{gpus} GPUs")
-            break
+    more = [gpus for gpus in (2, 4, 8, 16, 32, 64) if 0 < machine.gpus < gpus]
+    enough = next((gpus for gpus in more if now.memory(config, gpus).total <= room), None)
+    if enough:
+        found.append(f"{enough} GPUs")
     return found
