@@ -69,6 +69,7 @@ class Plan:
     """Of a rollout."""
     trained_decisions: float
     actor: Actor
+    policy: PolicyCost
     rollout: dict[str, float]
     """As `rollout_parts`."""
     update_s: float
@@ -155,6 +156,7 @@ def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
         counts=counts,
         trained_decisions=trained_decisions,
         actor=actor,
+        policy=policy_cost,
         rollout=rollout_parts(counts, known.simulators[key], policy_cost, known.handling, actor, actors),
         update_s=max(computing, exchange_seconds(sizes, config, gpus, trained_decisions)),
         weights_s=weights_seconds(sizes, gpus),

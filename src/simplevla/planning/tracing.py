@@ -139,6 +139,7 @@ def trace_bytes(policy: Policy) -> int:
 @contextmanager
 def _fused_attention() -> Iterator[None]:
     """Attention as GPUs and CPUs compute it, without its matrix of weights; the meta device would pick the plain formula."""
+    plain = torch.nn.functional.scaled_dot_product_attention
 
     def attention(
         query: Tensor,
@@ -150,6 +151,8 @@ def _fused_attention() -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if query.device.type != "meta":
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         bias = None if attn_mask is None else attn_mask.expand(*query.shape[:-1], key.shape[-2])
         fused = torch.ops.aten._scaled_dot_product_efficient_attention
         out: Tensor = fused(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
