@@ -320,6 +320,8 @@ def memory(kind: str, episodes: int, stretch: float = 1.0) -> dict:
 
 
 def main() -> None:
+    # Before measured.json changes.
+    source = commit()
     policy = half_trained(TABLETOP)
     plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
     handling = measure_handling(policy, plans)
@@ -333,7 +335,7 @@ def main() -> None:
     per_decision = (slow - quick) / (many - few)
     update = UpdateCost(constant=quick - few * per_decision, per_decision=per_decision)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
-    write_measured(points, others, handling, update, wholes, machine)
+    write_measured(points, others, handling, update, wholes, machine, source)
     result = {
         "points": [asdict(one) for one in points],
         "handling_s": asdict(handling),
@@ -343,7 +345,7 @@ def main() -> None:
         "update_model": asdict(update),
         "memory": peaks,
         "microbatch_decisions": CONFIG.microbatch_decisions,
-        "commit": commit(),
+        "commit": source,
         "machine": machine,
     }
     write_json(RESULTS / "scaling.json", result)
@@ -358,6 +360,7 @@ def write_measured(
     update: UpdateCost,
     wholes: list[dict],
     machine: str,
+    source: str,
 ) -> None:
     """What `simplevla plan` knows."""
     found = {(one.curve, one.x): one for one in points}
@@ -372,7 +375,7 @@ def write_measured(
     write_json(
         FILE,
         {
-            "commit": commit(),
+            "commit": source,
             "machine": machine,
             "cores": CORES,
             "simulators": {key: asdict(cost) for key, cost in simulators.items()},
@@ -415,7 +418,7 @@ def plot(points: list[Point], updates: list[tuple[int, float]], model: UpdateCos
 def page(result: dict) -> str:
     rows = [
         f"| {one['curve']} | {one['x']:.3g} | {one['measured']:.0f} | {one['predicted']:.0f} "
-        f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % | {100 * one['rollout']['others']:.0f} % |"
+        f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % | {100 * max(0, one['rollout']['others']):.0f} % |"
         for one in result["points"]
     ]
     constants = [
@@ -429,7 +432,7 @@ def page(result: dict) -> str:
         for key, cost in result["other_simulators_s"].items()
     ]
     wholes = [
-        f"| {row['groups']} | {row['env_steps']} | {row['decisions']} | {row['trained_decisions']} | {row['collect_s']:.2f} | {row['update_s']:.2f} | {100 * row['others']:.0f} % |"
+        f"| {row['groups']} | {row['env_steps']} | {row['decisions']} | {row['trained_decisions']} | {row['collect_s']:.2f} | {row['update_s']:.2f} | {100 * max(0, row['others']):.0f} % |"
         for row in result["whole_updates"]
     ]
     model = result["update_model"]
