@@ -4,6 +4,7 @@ Seconds. Workers serve their slots one after another; slots form two halves, a t
 it; a free slot takes the next episode. Cores are shared out fairly, in slices.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ from simplevla.planning.cost import Actor, Handling, PolicyCost, SimulatorCost
 
 SLICE_S = 0.003
 """Of a core, before the next process has its turn: Linux's base slice."""
+
+AHEAD = 4
+"""As in distributed/engine.py."""
 
 Chunks = list[int]
 """An episode: env steps executed in each decision's chunk."""
@@ -94,15 +98,43 @@ class _Machine:
                 seconds -= turn
 
 
+class _Dealer:
+    """Gives episodes to the emptiest actor, as distributed/engine.py: a few more than it has slots, if there are several."""
+
+    def __init__(self, environment: simpy.Environment, groups: Groups, actors: int, slots: int) -> None:
+        self.environment, self.groups = environment, groups
+        self.room = slots + (AHEAD if actors > 1 else 0)
+        self.inboxes: list[deque[tuple[int, Chunks]]] = [deque() for _ in range(actors)]
+        self.outstanding = [0] * actors
+        self.changed = environment.event()
+        self._deal()
+
+    def _deal(self) -> None:
+        while min(self.outstanding) < self.room and (taken := self.groups.take()) is not None:
+            emptiest = self.outstanding.index(min(self.outstanding))
+            self.outstanding[emptiest] += 1
+            self.inboxes[emptiest].append(taken)
+
+    def ended(self, actor: int, group: int) -> None:
+        self.outstanding[actor] -= 1
+        self.groups.ended(group)
+        self._deal()
+        self.changed.succeed()
+        self.changed = self.environment.event()
+
+
 def simulate(actor: Actor, costs: Costs, groups: Groups, actors: int = 1, slice_s: float = SLICE_S) -> float:
     """Seconds until all episodes have ended."""
     environment = simpy.Environment()
-    done = [environment.process(_run(environment, actor, costs, groups, slice_s)) for _ in range(actors)]
+    dealer = _Dealer(environment, groups, actors, actor.slots)
+    done = [environment.process(_run(environment, actor, costs, dealer, number, slice_s)) for number in range(actors)]
     environment.run(until=environment.all_of(done))
     return float(environment.now)
 
 
-def _run(environment: simpy.Environment, actor: Actor, costs: Costs, groups: Groups, slice_s: float) -> Iterator[Any]:
+def _run(
+    environment: simpy.Environment, actor: Actor, costs: Costs, dealer: _Dealer, number: int, slice_s: float
+) -> Iterator[Any]:
     """One rollout actor: its policy process, which also starts the workers."""
     machine = _Machine(environment, actor, slice_s)
     commands = [simpy.Store(environment) for _ in range(actor.workers)]
@@ -126,25 +158,29 @@ def _run(environment: simpy.Environment, actor: Actor, costs: Costs, groups: Gro
         for slot in slots:
             for place in (("worker", slot.worker), ("half", slot.half)):
                 load[place] = load.get(place, 0) + (slot.left is not None)
-        while free and (taken := groups.take()) is not None:
+        while free and dealer.inboxes[number]:
+            group, chunks = dealer.inboxes[number].popleft()
             slot = min(free, key=lambda slot: (load["worker", slot.worker], load["half", slot.half]))
             free.remove(slot)
             load["worker", slot.worker] += 1
             load["half", slot.half] += 1
-            slot.group, slot.left = taken[0], list(taken[1])
-            slot.finishing = False
+            slot.group, slot.left, slot.finishing = group, list(chunks), False
             send(slot, simulator.reset + simulator.observe)
 
     fill()
     half = 0
-    while any(slot.left is not None for slot in slots):
+    while any(dealer.outstanding):
+        if all(slot.left is None for slot in slots):
+            yield dealer.changed
+            fill()
+            continue
         turn = [slot for slot in slots if slot.half == half and slot.left is not None]
         for slot in turn:
             yield slot.answered
         finished = [slot for slot in turn if slot.finishing]
         for slot in finished:
             slot.left = None
-            groups.ended(slot.group)
+            dealer.ended(number, slot.group)
         if finished:
             fill()
         ready = [slot for slot in turn if slot not in finished]
