@@ -15,7 +15,7 @@ from simplevla.config import TrainConfig
 from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
 from simplevla.planning.cost import Actor, Counts, Handling, PolicyCost, SimulatorCost, rollout_parts, rollout_seconds
 from simplevla.planning.measured import measured, simulator_key
-from simplevla.planning.plan import Machine, Plan, plan
+from simplevla.planning.plan import EPISODE_SHARE, SAMPLED_PER_TRAINED, Machine, Plan, plan
 from simplevla.planning.unfilled import published_openvla_oft
 from simplevla.recipes import tabletop
 from simplevla.suites.registry import make_suite
@@ -76,7 +76,7 @@ def checked_updates(scaling: dict) -> dict:
     mixed = 1 / known.sampled_per_trained
     seconds, sampled = [], []
     for seed in range(WHOLE_UPDATES):
-        groups = drawn_groups(config, known.episodes["tabletop"], CHUNK["tabletop"], 1.0, mixed, seed)
+        groups = drawn_groups(config, known.episodes["tabletop"], CHUNK["tabletop"], mixed, seed)
         seconds.append(simulate(Actor(**point["actor"]), costs, groups))
         sampled.append(groups.sampled)
     wholes = scaling["whole_updates"]
@@ -91,16 +91,12 @@ def checked_updates(scaling: dict) -> dict:
     }
 
 
-def drawn_groups(
-    config: TrainConfig, episodes: list[tuple[int, int]], chunk: int, stretch: float, mixed: float, seed: int
-) -> Groups:
-    """Dynamic sampling over episodes of measured lengths, times `stretch`."""
+def drawn_groups(config: TrainConfig, episodes: list[tuple[int, int]], chunk: int, mixed: float, seed: int) -> Groups:
+    """Dynamic sampling over episodes of given (env steps, decisions)."""
     random = np.random.default_rng(seed)
 
     def draw() -> list[int]:
-        steps, _ = episodes[random.integers(len(episodes))]
-        steps = max(1, round(steps * stretch))
-        return chunks_of(steps, -(-steps // chunk), chunk)
+        return chunks_of(*episodes[random.integers(len(episodes))], chunk)
 
     return Groups(
         wanted=config.sampling.groups,
@@ -125,6 +121,14 @@ def predictions() -> list[dict]:
     return rows
 
 
+def half_trained(episodes: list[tuple[int, int]], horizon: int) -> list[tuple[int, int]]:
+    """Measured lengths of solved episodes, and as many that last to `horizon` as the assumed mean length takes."""
+    solved = [(steps, decisions) for steps, decisions in episodes if steps < HORIZON_MEASURED]
+    mean, target = float(np.mean([steps for steps, _ in solved])), EPISODE_SHARE * horizon
+    unsolved = round(len(solved) * max(0.0, target - mean) / (horizon - target))
+    return solved + [(horizon, -(-horizon // CHUNK["LIBERO"]))] * unsolved
+
+
 def predicted(config: TrainConfig, expected: Plan, gpus: int, simulators: int) -> dict:
     """With so many simulators for each GPU."""
     suite = make_suite(config.suite)
@@ -136,8 +140,8 @@ def predicted(config: TrainConfig, expected: Plan, gpus: int, simulators: int) -
         policy=expected.policy,
         handling=known.handling,
     )
-    stretch = suite.tasks[0].horizon / HORIZON_MEASURED
-    groups = drawn_groups(config, known.episodes["LIBERO"], CHUNK["LIBERO"], stretch, 1 / 1.5, seed=0)
+    episodes = half_trained(known.episodes["LIBERO"], suite.tasks[0].horizon)
+    groups = drawn_groups(config, episodes, CHUNK["LIBERO"], 1 / SAMPLED_PER_TRAINED, seed=0)
     drawn: list[list[int]] = []
     draw = groups.draw
     groups.draw = lambda: drawn.append(draw()) or drawn[-1]  # type: ignore[func-returns-value]
