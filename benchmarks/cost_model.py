@@ -1,109 +1,83 @@
-"""What a rollout costs, from its parts measured one by one; docs/performance.md explains the formula.
+"""The parts of a rollout, each measured while the others run beside it; src/simplevla/planning/cost.py puts them together."""
 
-Seconds of one core. W worker processes, C cores, B rows of a policy batch.
-"""
-
+import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from half_trained import Plan
+from replay import Times, replay
 
-from simplevla.config import RolloutConfig, SuiteConfig
+from simplevla.config import SuiteConfig
+from simplevla.planning.cost import Actor, PolicyCost, SimulatorCost
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.rollout.workers import worker_surroundings
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 
 CORES = len(os.sched_getaffinity(0))
+REPETITIONS = 15
+PAUSE_S = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulatorCost:
-    """Of one environment."""
-
-    step: float
-    """An env step without pictures."""
-    observe: float
-    """All cameras and the state, once per decision."""
-    reset: float
-    """Without its observation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyCost:
-    """Of one batch: `batch + row * B`."""
-
-    batch: float
-    row: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What a rollout consisted of."""
-
-    env_steps: int
-    decisions: int
-    episodes: int
-
-
-def rollout_seconds(
-    counts: Counts,
-    simulator: SimulatorCost,
-    policy: PolicyCost,
-    handling: float,
-    workers: int,
-    rows: float,
-    cores: int = CORES,
-) -> float:
-    """Wall time of a rollout; the last two terms of `max` say which side holds the other up where cores are left.
-
-    Args:
-        handling: per decision, in the policy's process: copies, messages, bookkeeping.
-        rows: of a usual policy batch.
-    """
-    simulation = (
-        counts.env_steps * simulator.step + counts.decisions * simulator.observe + counts.episodes * simulator.reset
-    )
-    inference = counts.decisions * (policy.row + policy.batch / rows + handling)
-    return max((simulation + inference) / cores, simulation / min(workers, cores), inference)
-
-
-def median_seconds(action: Callable[[], object], repetitions: int) -> float:
-    times = []
-    for _ in range(repetitions):
+def measure_parts(
+    policy: Policy, suite: SuiteConfig, actor: Actor, plans: Sequence[Plan], seconds: float
+) -> tuple[SimulatorCost, PolicyCost]:
+    """Costs as they are in a rollout: as many workers and environments as `actor` has replay `plans` for `seconds` and longer,
+    the policy acts beside them, and every process measures its own CPU time. So nobody's caches, memory and cores are his alone,
+    and waiting for one another counts nowhere."""
+    with replaying(suite, actor, plans) as stop:
         started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+        costs = measure_policy(policy, suite, max(2, round(actor.rows)))
+        time.sleep(max(0.0, started + seconds - time.perf_counter()))
+        return simulator_cost(stop(), plans), costs
 
 
-def measure_simulator(config: SuiteConfig, plans: Sequence[Plan]) -> SimulatorCost:
-    """In this process, alone: what a policy did, each chunk executed in two parts, of one action and of the others, so that
-    steps and pictures can be told apart."""
-    suite = make_suite(config)
-    environment = suite.make_environment()
-    times: dict[str, list[float]] = {"one": [], "others": [], "reset": []}
+def measure_simulators(suite: SuiteConfig, actor: Actor, plans: Sequence[Plan], seconds: float) -> SimulatorCost:
+    """As `measure_parts`, without a policy."""
+    with replaying(suite, actor, plans) as stop:
+        time.sleep(seconds)
+        return simulator_cost(stop(), plans)
 
-    def timed(name: str, action: Callable[[], object]) -> None:
-        started = time.perf_counter()
-        action()
-        times[name].append(time.perf_counter() - started)
 
-    length = 0
-    for task, state, chunks in plans:
-        environment.reset(suite.task(task), state)
-        timed("reset", lambda task=task, state=state: environment.reset(suite.task(task), state))
-        for chunk in chunks[:-1]:
-            length = len(chunk)
-            timed("one", lambda chunk=chunk: environment.step_chunk(chunk[:1]).observation)
-            timed("others", lambda chunk=chunk: environment.step_chunk(chunk[1:]).observation)
-    environment.close()
-    one, others, reset = (float(np.mean(values)) for values in times.values())
+def simulator_cost(times: Times, plans: Sequence[Plan]) -> SimulatorCost:
+    length = max(len(chunk) for _, _, chunks in plans for chunk in chunks)
+    one, others, reset = (float(np.mean(times[name])) for name in ("one", "others", "reset"))
     step = (others - one) / (length - 2)
     return SimulatorCost(step=step, observe=one - step, reset=reset - (one - step))
+
+
+@contextmanager
+def replaying(suite: SuiteConfig, actor: Actor, plans: Sequence[Plan]) -> Iterator[Callable[[], Times]]:
+    """Workers that replay plans; the function that is given ends them and returns what all have measured."""
+    context = multiprocessing.get_context("spawn")
+    lines: list[Connection] = []
+    processes = []
+    for number in range(actor.workers):
+        line, theirs = context.Pipe()
+        # Everyone begins somewhere else.
+        turned = [*plans[number * len(plans) // actor.workers :], *plans[: number * len(plans) // actor.workers]]
+        arguments = (theirs, suite, turned, actor.slots // actor.workers)
+        with worker_surroundings():
+            processes.append(context.Process(target=replay, args=arguments, daemon=True))
+            processes[-1].start()
+        lines.append(line)
+    for line in lines:
+        assert line.recv() == "ready"
+
+    def stop() -> Times:
+        for line in lines:
+            line.send("stop")
+        answers = [line.recv() for line in lines]
+        for process in processes:
+            process.join()
+        return {name: [x for answer in answers for x in answer[name]] for name in answers[0]}
+
+    yield stop
 
 
 def observations(policy: Policy, suite: Suite, rows: int) -> ObservationBatch:
@@ -120,7 +94,7 @@ def observations(policy: Policy, suite: Suite, rows: int) -> ObservationBatch:
 
 
 def measure_policy(policy: Policy, config: SuiteConfig, rows: int) -> PolicyCost:
-    """From batches of 1 and of `rows`, on one thread, since the simulators have the other cores."""
+    """From batches of 1 and of `rows`, CPU seconds on one thread, since the simulators have the other cores."""
     suite = make_suite(config)
     sampling, times = Sampling(), {}
     threads = torch.get_num_threads()
@@ -129,14 +103,14 @@ def measure_policy(policy: Policy, config: SuiteConfig, rows: int) -> PolicyCost
         batch = observations(policy, suite, size)
         generators = [np.random.default_rng(row) for row in range(size)]
         policy.act(batch, sampling, generators)
-        times[size] = median_seconds(
-            lambda batch=batch, generators=generators: policy.act(batch, sampling, generators), 15
-        )
+        taken = []
+        for _ in range(REPETITIONS):
+            # As in a rollout, where the simulators fill the caches meanwhile.
+            time.sleep(PAUSE_S)
+            started = time.process_time()
+            policy.act(batch, sampling, generators)
+            taken.append(time.process_time() - started)
+        times[size] = float(np.median(taken))
     torch.set_num_threads(threads)
     row = (times[rows] - times[1]) / (rows - 1)
     return PolicyCost(batch=times[1] - row, row=row)
-
-
-def usual_rows(rollout: RolloutConfig, workers: int, one_per_process: bool) -> float:
-    """Half of the slots act at a time."""
-    return max(1.0, workers * (1 if one_per_process else rollout.slots_per_worker) / 2)

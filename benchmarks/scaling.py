@@ -1,38 +1,51 @@
-"""How rollouts and updates scale, and how well the cost model knows it: `python benchmarks/scaling.py`, about ten minutes.
+"""How rollouts and updates scale, and how well the cost model knows it: `python benchmarks/scaling.py`, about a quarter of an hour.
 
-Writes docs/results/scaling.json, .md and .png.
+Writes docs/results/scaling.json, .md and .png, and what `simplevla plan` knows, src/simplevla/planning/measured.json.
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from cost_model import Counts, SimulatorCost, measure_policy, measure_simulator, rollout_seconds, usual_rows
-from half_trained import LIBERO, TABLETOP, half_trained, recorded_plans, requests
+from cost_model import CORES, measure_parts, measure_simulators
+from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
+from quiet import Watch, process_seconds, undisturbed, wait_until_quiet
 from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
+from scaling_page import page, plot
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.planning.cost import (
+    Actor,
+    Counts,
+    Handling,
+    PolicyCost,
+    SimulatorCost,
+    UpdateCost,
+    rollout_parts,
+    rollout_seconds,
+)
+from simplevla.planning.measured import FILE, simulator_key
 from simplevla.policies.base import Policy
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import PRESETS
-from simplevla.recipes import libero, tabletop
+from simplevla.recipes import libero, metaworld, tabletop
+from simplevla.rollout.collect import collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.rollout.states import StateSampler
 from simplevla.suites.registry import make_suite
+from simplevla.training.determinism import deterministic
+from simplevla.training.learner import Learner
 from simplevla.types import EpisodeRequest
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -45,20 +58,46 @@ MEMORY_EPISODES = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What was measured of one."""
+
+    episodes: list[tuple[int, int]]
+    """(env steps, decisions), in the order in which they ended."""
+    seconds: float
+    others: float
+    """Share of the cores that other processes of the machine took meanwhile."""
+    worker_mb: float
+    """Of a worker's own memory, and its part of what is shared."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting, measured and predicted."""
+    """One setting, measured and predicted, with all that the prediction is made from."""
 
     curve: str
     x: float
     measured: float
     """Env steps/s."""
     predicted: float
+    rollout: Rollout
+    actor: Actor
+    simulator: SimulatorCost
+    policy: PolicyCost
+
+
+def counted(episodes: list[tuple[int, int]]) -> Counts:
+    return Counts(
+        env_steps=sum(steps for steps, _ in episodes),
+        decisions=sum(decisions for _, decisions in episodes),
+        episodes=len(episodes),
+        longest=max(decisions for _, decisions in episodes),
+    )
 
 
 def rolled_out(
     suite: SuiteConfig, rollout: RolloutConfig, policy: Policy, groups: int, stretch: float = 1.0
-) -> tuple[Counts, float]:
-    """What was rolled out and in how many seconds, after unmeasured groups; horizons times `stretch`."""
+) -> Rollout:
+    """After unmeasured groups; horizons times `stretch`. Measured again if others disturbed it; the best attempt counts."""
 
     def wanted(count: int, seed: int) -> Iterator[list[EpisodeRequest]]:
         for group in requests(suite, count, seed):
@@ -68,49 +107,90 @@ def rolled_out(
         # LIBERO builds its scenes when they are first used.
         warm_up = groups if make_suite(suite).one_environment_per_process else 2
         roll_out(engine, policy, wanted(warm_up, seed=8))
-        engine.reset_stats()
-        started = time.perf_counter()
-        roll_out(engine, policy, wanted(groups, seed=8))
-        seconds = time.perf_counter() - started
-        stats = engine.stats
-    return Counts(env_steps=stats.env_steps, decisions=stats.decisions, episodes=stats.episodes), seconds
+        finished, watch = undisturbed(lambda: roll_out(engine, policy, wanted(groups, seed=8)))
+        megabytes = max(proportional_mb(child.pid) for child in multiprocessing.active_children() if child.pid)
+    return Rollout(
+        episodes=[(episode.env_steps, len(episode.executed)) for episode in finished],
+        seconds=watch.seconds,
+        others=watch.others,
+        worker_mb=megabytes,
+    )
+
+
+def proportional_mb(process: int) -> float:
+    """Memory of a process, shared pages divided among those that share them."""
+    text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return int(text.split("\nPss:")[1].split()[0]) * 1024 / 1e6
+
+
+def actor_of(suite: SuiteConfig, rollout: RolloutConfig) -> Actor:
+    workers = rollout.workers or CORES
+    per_worker = 1 if make_suite(suite).one_environment_per_process else rollout.slots_per_worker
+    return Actor(cores=CORES, workers=workers, slots=workers * per_worker)
 
 
 def point(
     curve: str,
     x: float,
     policy: Policy,
-    simulator: SimulatorCost,
-    handling: float,
+    plans: list[Plan],
+    handling: Handling,
     *,
     suite: SuiteConfig = tabletop.SUITE,
     rollout: RolloutConfig = ROLLOUT,
     groups: int = 48,
     stretch: float = 1.0,
+    seconds: float = 3.0,
 ) -> Point:
-    counts, seconds = rolled_out(suite, rollout, policy, groups, stretch)
-    workers = rollout.workers or len(os.sched_getaffinity(0))
-    rows = usual_rows(rollout, workers, make_suite(suite).one_environment_per_process)
-    costs = measure_policy(policy, suite, max(2, round(rows)))
-    expected = rollout_seconds(counts, simulator, costs, handling, workers, rows)
-    one = Point(curve=curve, x=x, measured=counts.env_steps / seconds, predicted=counts.env_steps / expected)
-    print(f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}", flush=True)
+    actor = actor_of(suite, rollout)
+    wait_until_quiet()
+    simulator, costs = measure_parts(policy, suite, actor, plans, seconds)
+    result = rolled_out(suite, rollout, policy, groups, stretch)
+    counts = counted(result.episodes)
+    one = Point(
+        curve=curve,
+        x=x,
+        measured=counts.env_steps / result.seconds,
+        predicted=counts.env_steps / rollout_seconds(counts, simulator, costs, handling, actor),
+        rollout=result,
+        actor=actor,
+        simulator=simulator,
+        policy=costs,
+    )
+    print(
+        f"{curve} {x:g}: {one.measured:.0f} env steps/s, predicted {one.predicted:.0f}; others {result.others:.2f}; {simulator} {costs}",
+        flush=True,
+    )
     return one
 
 
-def handling_seconds(policy: Policy, simulator: SimulatorCost) -> float:
-    """Per decision, what the parts don't explain with one worker per core and 64 environments (median of 3); all other
-    settings are predicted with it."""
-    workers = len(os.sched_getaffinity(0))
-    rollout = replace(ROLLOUT, workers=workers, slots_per_worker=64 // workers)
-    rows = usual_rows(rollout, workers, False)
-    unexplained = []
-    for _ in range(3):
-        counts, seconds = rolled_out(tabletop.SUITE, rollout, policy, 48)
-        costs = measure_policy(policy, tabletop.SUITE, round(rows))
-        known = rollout_seconds(counts, simulator, costs, 0.0, workers, rows)
-        unexplained.append((seconds - known) * workers / counts.decisions)
-    return max(0.0, float(np.median(unexplained)))
+def measure_handling(policy: Policy, plans: list[Plan]) -> Handling:
+    """CPU time of the processes of a rollout with one worker per core and 64 environments, less what the parts explain (median
+    of 5); all settings are predicted with it."""
+    rollout = replace(ROLLOUT, workers=CORES, slots_per_worker=64 // CORES)
+    actor = actor_of(tabletop.SUITE, rollout)
+    found = []
+    with RolloutEngine(tabletop.SUITE, rollout, policy.chunk_length) as engine:
+        roll_out(engine, policy, requests(tabletop.SUITE, 2, seed=8))
+        for _ in range(5):
+            wait_until_quiet()
+            simulator, costs = measure_parts(policy, tabletop.SUITE, actor, plans, 3.0)
+            mine, theirs = process_seconds(own=True), process_seconds(own=False)
+            finished = roll_out(engine, policy, requests(tabletop.SUITE, 48, seed=8))
+            mine, theirs = process_seconds(own=True) - mine, process_seconds(own=False) - theirs
+            counts = counted([(episode.env_steps, len(episode.executed)) for episode in finished])
+            simulation = rollout_parts(
+                counts, simulator, costs, Handling(policy=0.0, worker=0.0), Actor(cores=1, workers=1, slots=64)
+            )
+            found.append(
+                (
+                    (mine - simulation["policy"]) / counts.decisions,
+                    (theirs - simulation["simulators"]) / counts.decisions,
+                )
+            )
+            print("handling", found[-1], flush=True)
+    in_policy, in_worker = np.median(found, axis=0)
+    return Handling(policy=max(0.0, float(in_policy)), worker=max(0.0, float(in_worker)))
 
 
 def sized(width: int) -> TinyVLA:
@@ -130,55 +210,100 @@ def sized(width: int) -> TinyVLA:
     )
 
 
-def rollout_points(constants: dict) -> Iterator[Point]:
-    """All settings, one after another; leaves what was measured alone in `constants`."""
-    policy = half_trained(TABLETOP)
-    plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
-    simulator = measure_simulator(tabletop.SUITE, plans)
-    handling = handling_seconds(policy, simulator)
-    constants |= {"tabletop": asdict(simulator), "handling": handling}
-    constants["nano"] = asdict(measure_policy(policy, tabletop.SUITE, 128))
+def rollout_points(handling: Handling, policy: Policy, plans: list[Plan]) -> Iterator[Point]:
+    """All settings, one after another."""
     for workers in WORKERS:
         rollout = replace(ROLLOUT, workers=workers, slots_per_worker=max(2, 64 // workers))
-        yield point("workers", workers, policy, simulator, handling, rollout=rollout)
+        yield point("workers", workers, policy, plans, handling, rollout=rollout)
     for size in IMAGE_SIZES:
         suite = replace(tabletop.SUITE, image_size=size)
-        costs = measure_simulator(suite, plans)
-        yield point("image side, pixels", size, policy, costs, handling, suite=suite, groups=24)
+        yield point("image side, pixels", size, policy, plans, handling, suite=suite, groups=24)
     for stretch in HORIZONS:
-        yield point("horizon, times the recipe's", stretch, policy, simulator, handling, stretch=stretch)
+        yield point("horizon, times the recipe's", stretch, policy, plans, handling, stretch=stretch)
     for width in WIDTHS:
         random = sized(width)
         millions = sum(p.numel() for p in random.parameters()) / 1e6
-        yield point("policy, million parameters", millions, random, simulator, handling, groups=16)
+        yield point("policy, million parameters", millions, random, plans, handling, groups=16)
     policy = half_trained(LIBERO)
     plans = recorded_plans(policy, LITE_FAST, LIBERO_ROLLOUT, 4)
     for number, (suite, rollout, groups) in enumerate(
-        ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 4), (LITE_FAST, LIBERO_ROLLOUT, 4))
+        ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 8), (LITE_FAST, LIBERO_ROLLOUT, 8))
     ):
-        costs = measure_simulator(suite, plans[::16])
-        constants[f"LIBERO {suite.visuals}, {suite.stepping or 'stock'} stepping"] = asdict(costs)
         yield point(
             "LIBERO: stock, lite, lite + fast",
             number,
             policy,
-            costs,
+            plans,
             handling,
             suite=suite,
             rollout=rollout,
             groups=groups,
+            seconds=15.0,
         )
 
 
+def other_simulators() -> dict[str, SimulatorCost]:
+    """Of suites that no curve has: LIBERO with pictures of 256 pixels, as OpenVLA-OFT sees it, and Meta-World with random
+    actions; one worker per core."""
+    plans = recorded_plans(half_trained(LIBERO), LITE_FAST, LIBERO_ROLLOUT, 2)
+    random = np.random.default_rng(0)
+    moves = [(task, 0, [random.uniform(-1, 1, (8, 4)).astype(np.float32)] * 8) for task in metaworld.TASKS]
+    alone, many = (Actor(cores=CORES, workers=CORES, slots=slots * CORES) for slots in (1, 32))
+    found = {}
+    for suite, actor, some in (
+        (replace(STOCK, image_size=256), alone, plans),
+        (replace(LITE_FAST, image_size=256), alone, plans),
+        (metaworld.SUITE, many, moves),
+    ):
+        found[key_of(suite)] = measure_simulators(suite, actor, some, 20.0)
+        print(key_of(suite), found[key_of(suite)], flush=True)
+    return found
+
+
+def key_of(suite: SuiteConfig) -> str:
+    height, _ = next(iter(make_suite(suite).spec.cameras.values()))
+    return simulator_key(suite, height)
+
+
+def whole_updates(policy: Policy) -> list[dict]:
+    """Three updates of the recipe, from the half-trained policy on: what they consisted of, and seconds; those of five that
+    others disturbed least."""
+    config = tabletop.train()
+    sampler, rows = StateSampler(make_suite(config.suite), 0), []
+    with RolloutEngine(config.suite, config.rollout, policy.chunk_length) as engine, deterministic():
+        learner = Learner(policy, config)
+        for update in range(1, 7):
+            engine.reset_stats()
+            wait_until_quiet()
+            with Watch() as collecting:
+                collection = collect_groups(engine, policy, sampler, config.sampling, 0, update)
+            with Watch() as updating:
+                stats = learner.update(collection.groups, update)
+            rows.append(
+                {
+                    "others": max(collecting.others, updating.others),
+                    "groups": collection.sampled,
+                    "env_steps": engine.stats.env_steps,
+                    "decisions": engine.stats.decisions,
+                    "trained_decisions": int(stats["decisions"]),
+                    "collect_s": collecting.seconds,
+                    "update_s": updating.seconds,
+                }
+            )
+            print(rows[-1], flush=True)
+    # The first one includes what a process does once.
+    return sorted(rows[1:], key=lambda row: row["others"])[:3]
+
+
 def update_seconds() -> list[tuple[int, float]]:
-    """(decisions, seconds of an update), median of 3."""
+    """(decisions, seconds of an update)."""
     policy, groups, _ = half_trained_groups()
     rows = []
     for count in (4, 8, 16, len(groups), 2 * len(groups), 4 * len(groups)):
         some = (groups * 4)[:count]
         decisions = sum(len(episode.executed) for episode in chain.from_iterable(some))
-        times = [decisions / ours_per_second(policy, some, decisions) for _ in range(3)]
-        rows.append((decisions, float(np.median(times))))
+        rate, _ = undisturbed(lambda some=some, decisions=decisions: ours_per_second(policy, some, decisions))
+        rows.append((decisions, decisions / rate))
         print(f"update of {decisions} decisions: {rows[-1][1]:.2f} s", flush=True)
     return rows
 
@@ -192,110 +317,73 @@ def memory(kind: str, episodes: int, stretch: float = 1.0) -> dict:
 
 
 def main() -> None:
-    constants: dict = {}
-    points = list(rollout_points(constants))
+    # Before measured.json changes.
+    source = commit()
+    policy = half_trained(TABLETOP)
+    plans = recorded_plans(policy, tabletop.SUITE, ROLLOUT, 6)
+    handling = measure_handling(policy, plans)
+    points = list(rollout_points(handling, policy, plans))
+    others = other_simulators()
+    wholes = whole_updates(policy)
     updates = update_seconds()
     peaks = [memory("ours", episodes) for episodes in MEMORY_EPISODES]
     peaks += [memory("ours", 512, stretch=8.0), memory("padded", 128), memory("padded", 128, stretch=8.0)]
     (few, quick), (many, slow) = updates[0], updates[-1]
     per_decision = (slow - quick) / (many - few)
-    constant = quick - few * per_decision
+    update = UpdateCost(constant=quick - few * per_decision, per_decision=per_decision)
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    write_measured(points, others, handling, update, wholes, machine, source)
     result = {
         "points": [asdict(one) for one in points],
-        "constants_s": constants,
+        "handling_s": asdict(handling),
+        "other_simulators_s": {key: asdict(cost) for key, cost in others.items()},
+        "whole_updates": wholes,
         "updates": updates,
-        "update_model": {"per_decision_s": per_decision, "constant_s": constant},
+        "update_model": asdict(update),
         "memory": peaks,
         "microbatch_decisions": CONFIG.microbatch_decisions,
-        "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "commit": source,
+        "machine": machine,
     }
     write_json(RESULTS / "scaling.json", result)
-    plot(points, updates, result["update_model"])
+    plot(result, RESULTS / "scaling.png")
     write_atomically(RESULTS / "scaling.md", page(result).encode())
 
 
-def plot(points: list[Point], updates: list[tuple[int, float]], model: dict) -> None:
-    curves = list(dict.fromkeys(one.curve for one in points))
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
-    for axis, curve in zip(axes.flat, curves, strict=False):
-        some = [one for one in points if one.curve == curve]
-        labels = curve.startswith("LIBERO")
-        axis.plot([one.x for one in some], [one.measured for one in some], "o" if labels else "o-", label="measured")
-        axis.plot([one.x for one in some], [one.predicted for one in some], "x" if labels else "x--", label="model")
-        if labels:
-            axis.set_xticks(range(3), ["stock", "lite", "lite + fast"])
-        else:
-            axis.set_xscale("log", base=2)
-            axis.set_xticks([one.x for one in some], [f"{one.x:.3g}" for one in some])
-        axis.set(xlabel=curve, ylabel="env steps/s")
-        axis.set_ylim(bottom=0)
-        axis.legend()
-    axis = axes.flat[len(curves)]
-    decisions = [count for count, _ in updates]
-    axis.plot(decisions, [seconds for _, seconds in updates], "o-", label="measured")
-    expected = [model["constant_s"] + model["per_decision_s"] * count for count in decisions]
-    axis.plot(decisions, expected, "x--", label="model")
-    axis.set(xlabel="valid decisions of an update", ylabel="s")
-    axis.legend()
-    figure.savefig(RESULTS / "scaling.png", dpi=110)
-
-
-def page(result: dict) -> str:
-    rows = [
-        f"| {one['curve']} | {one['x']:.3g} | {one['measured']:.0f} | {one['predicted']:.0f} "
-        f"| {100 * (one['predicted'] / one['measured'] - 1):+.0f} % |"
-        for one in result["points"]
-    ]
-    constants = "\n".join(
-        f"- {name}: " + ", ".join(f"{part} {1e3 * seconds:.3f}" for part, seconds in costs.items())
-        if isinstance(costs, dict)
-        else f"- {name}: {1e3 * costs:.3f}"
-        for name, costs in result["constants_s"].items()
+def write_measured(
+    points: list[Point],
+    others: dict[str, SimulatorCost],
+    handling: Handling,
+    update: UpdateCost,
+    wholes: list[dict],
+    machine: str,
+    source: str,
+) -> None:
+    """What `simplevla plan` knows."""
+    found = {(one.curve, one.x): one for one in points}
+    recipe = found["horizon, times the recipe's", 1.0]
+    stock, lite, lite_fast = (found["LIBERO: stock, lite, lite + fast", x] for x in (0, 1, 2))
+    known = {
+        key_of(suite): one
+        for suite, one in ((tabletop.SUITE, recipe), (STOCK, stock), (libero.SUITE, lite), (LITE_FAST, lite_fast))
+    }
+    simulators = {key: one.simulator for key, one in known.items()} | others
+    config = tabletop.train()
+    write_json(
+        FILE,
+        {
+            "commit": source,
+            "machine": machine,
+            "cores": CORES,
+            "simulators": {key: asdict(cost) for key, cost in simulators.items()},
+            "worker_mb": {key: one.rollout.worker_mb for key, one in known.items()},
+            "nano": asdict(recipe.policy),
+            "handling": asdict(handling),
+            "update": asdict(update),
+            "episodes": {"tabletop": recipe.rollout.episodes, "LIBERO": lite_fast.rollout.episodes},
+            "sampled_per_trained": float(np.mean([row["groups"] for row in wholes])) / config.sampling.groups,
+        },
     )
-    model = result["update_model"]
-    updates = []
-    for count, seconds in result["updates"]:
-        expected = model["constant_s"] + model["per_decision_s"] * count
-        updates.append(f"| {count} | {seconds:.2f} | {expected:.2f} | {100 * (expected / seconds - 1):+.0f} % |")
-    peaks = [
-        f"| {row['kind']} | {row['episodes']} | {row['stretch']:g} | {row['decisions']} | {row['stored_mb']:.0f} | {row['peak_mb']:.0f} |"
-        for row in result["memory"]
-    ]
-    return f"""# How rollouts and updates scale
-
-Command: `python benchmarks/scaling.py`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop` with the half-trained nano policy (benchmarks/half_trained.py), recipe
-`{TABLETOP}`, one run per point; LIBERO with the supervised policy of `{LIBERO}`. The model is docs/performance.md's. Data: `scaling.json`.
-
-![curves](scaling.png)
-
-| curve | x | env steps/s | model | error |
-|---|---|---|---|---|
-{chr(10).join(rows)}
-
-With 64 environments in all for 1 to 16 workers. LIBERO: 0 is stock, 1 lite, 2 lite + fast.
-
-The constants of the model, in milliseconds of one core, each measured alone but `handling`, which is fitted to one setting:
-
-{constants}
-
-## Updates
-
-Four mini-batches, micro-batches of {result["microbatch_decisions"]} decisions, two threads. The model is a line through the first and the last row: {1e3 * model["per_decision_s"]:.3f} ms per decision and {1e3 * model["constant_s"]:.0f} ms.
-
-| decisions | s | model | error |
-|---|---|---|---|
-{chr(10).join(updates)}
-
-## Memory
-
-Peak resident memory of a process that holds the episodes and takes one update, less what it had with the policy loaded. `padded` is the reference's update (benchmarks/reference.py). The third column
-multiplies the horizon, whose unused part ours never sees.
-
-| update | episodes | horizon | valid decisions | stored, MB | peak, MB |
-|---|---|---|---|---|---|
-{chr(10).join(peaks)}
-"""
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tyro
 from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from simplevla.policies.base import Policy
     from simplevla.training.loop import MakeEngine, MakeLearner
 
 EXIT_PROBLEMS = 1
@@ -457,6 +458,82 @@ def _import_openvla_oft(arguments: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """Whether a training recipe fits, and how long an update takes: simplevla plan RECIPE --gpus N --memory GB.
+
+    Computed from the policy's sizes and from costs measured on two CPU cores; docs/memory.md and docs/scale.md explain it.
+    """
+
+    config: Annotated[TrainConfig, UNPREFIXED]
+    """Its `policy` is a saved policy to plan for instead of the recipe's own."""
+    gpus: int
+    """0: a CPU machine like the one that was measured."""
+    memory: float
+    """GB (1e9 bytes) of each GPU, or of the host without one."""
+    cores: int = 0
+    """CPU cores in all; 0: 16 per GPU, two without one."""
+    simulators: int = 0
+    """Environments in all; 0: what the recipe gives each rollout actor, one per GPU."""
+    tflops: float = 396.0
+    """What a GPU reaches; an H100 at 40 % of its 990 is an assumption."""
+    adapter_rank: int = 0
+    """Of a LoRA on every linear layer, which alone is trained; 0: all parameters, or the saved policy's adapter."""
+
+
+def _plan(arguments: list[str]) -> int:
+    from simplevla import recipes
+
+    name, rest = _take_name(arguments)
+    if name is None and not {"-h", "--help"} & set(rest):
+        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.TRAIN)}")
+    default = PlanArguments(
+        config=_recipe(name, recipes.TRAIN, TrainConfig),
+        gpus=tyro.MISSING,
+        memory=tyro.MISSING,
+        adapter_rank=recipes.ADAPTER_RANKS.get(name or "", 0),
+    )
+    parsed = tyro.cli(PlanArguments, prog="simplevla plan", args=rest, default=default)
+
+    from rich.console import Console
+
+    from simplevla.adapters.config import AdapterConfig
+    from simplevla.planning import show, unfilled
+    from simplevla.planning.plan import Machine, plan, remedies
+    from simplevla.suites.registry import make_suite
+
+    machine = Machine(
+        gpus=parsed.gpus,
+        memory_gb=parsed.memory,
+        cores=parsed.cores,
+        simulators=parsed.simulators,
+        tflops=parsed.tflops,
+    )
+    config, suite = parsed.config, make_suite(parsed.config.suite)
+    supervised = recipes.SFT.get(name or "")
+
+    def policy(adapter_rank: int) -> "Policy":
+        if config.policy:
+            made = unfilled.saved(Path(config.policy))
+        else:
+            made = (
+                unfilled.supervised_tinyvla(supervised(), suite)
+                if supervised
+                else unfilled.published_openvla_oft(suite)
+            )
+        if adapter_rank:
+            unfilled.add_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
+        return made
+
+    found = plan(config, policy(parsed.adapter_rank), machine)
+    advice = [] if found.fits else remedies(config, policy, parsed.adapter_rank, machine)
+    console = Console()
+    console.print(show.table(found, machine))
+    console.print(show.sources(machine), style="dim", highlight=False)
+    print(show.verdict(found, machine, advice))
+    return 0 if found.fits else EXIT_PROBLEMS
+
+
 def _adapters(arguments: list[str]) -> int:
     from simplevla.adapters.commands import main as run
 
@@ -496,6 +573,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demos": (_demos, "generate demonstrations with a suite's scripted expert"),
     "sft": (_sft, "supervised fine-tuning on demonstrations"),
     "train": (_train, "improve a supervised policy by reinforcement learning"),
+    "plan": (_plan, "say whether a training recipe fits a machine, and how long an update takes there"),
     "continual": (_continual, "train tasks one after another, each with its own adapter or with a shared one"),
     "eval": (_evaluate, "measure closed-loop success on held-out initial states"),
     "compare": (_compare, "compare two evaluations on the same initial states"),

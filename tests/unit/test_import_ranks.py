@@ -25,8 +25,9 @@ RANKS = {
     "training": 6,
     "report": 7,
     "distributed": 8,
-    "recipes": 9,
-    "cli": 10,
+    "planning": 9,
+    "recipes": 10,
+    "cli": 11,
 }
 ALLOWED = {
     "mujoco": {"suites"},

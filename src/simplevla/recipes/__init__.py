@@ -28,6 +28,9 @@ TRAIN: dict[str, Callable[[], TrainConfig]] = {
 }
 """`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""
 
+ADAPTER_RANKS = {openvla_oft.LORA_24GB: openvla_oft.ADAPTER_RANK}
+"""Recipes that are meant for a policy with an adapter -> its rank."""
+
 CONTINUAL: dict[str, Callable[[], ContinualConfig]] = {
     "tabletop_continual": continual.tabletop_continual,
     "libero_continual": continual.libero_continual,

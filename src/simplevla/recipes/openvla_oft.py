@@ -13,6 +13,8 @@ SUITES = {"spatial": "libero_spatial", "object": "libero_object", "goal": "liber
 """The paper's name -> the suite's."""
 
 
+LORA_24GB, ADAPTER_RANK = "libero_spatial_lora_24gb", 32
+
 PUBLISHED_EPISODES = 500
 """Ten tasks with all 50 initial states."""
 
@@ -73,4 +75,4 @@ def recipes() -> dict[str, Callable[[], TrainConfig]]:
     def of(name: str) -> Callable[[], TrainConfig]:
         return lambda: full(name.split("_")[1])
 
-    return {name: of(name) for name in PUBLISHED} | {"libero_spatial_lora_24gb": lora_24gb}
+    return {name: of(name) for name in PUBLISHED} | {LORA_24GB: lora_24gb}

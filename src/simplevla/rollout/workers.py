@@ -237,7 +237,7 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _worker_surroundings() -> Iterator[None]:
+def worker_surroundings() -> Iterator[None]:
     """What a process started inside inherits: thread limits, a blocked Ctrl-C (the parent ends it), no `__main__`.
 
     multiprocessing would import the parent's main script in the worker, and with it torch.
@@ -282,7 +282,7 @@ class Worker:
         self.connection, theirs = self._context.Pipe()
         self.process = self._context.Process(target=serve, args=(theirs, *self._arguments), daemon=True)
         self._finished.value = 0
-        with _worker_surroundings():
+        with worker_surroundings():
             self.process.start()
         theirs.close()
 

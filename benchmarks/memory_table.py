@@ -1,0 +1,184 @@
+"""What fits on 24, 48 and 80 GB: `python benchmarks/memory_table.py`, a few minutes. Writes docs/results/memory.json and .md.
+
+Computed by the formula of `simplevla plan` (docs/memory.md), nothing measured; and the formula against the peaks of tinyvla_s.json.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from simplevla import recipes
+from simplevla.adapters.config import AdapterConfig
+from simplevla.config import DenoisingConfig, OptimizerConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
+from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
+from simplevla.planning.memory import Sizes, device_memory, sizes_of
+from simplevla.planning.tracing import Trace, trace_rollout, trace_update
+from simplevla.planning.unfilled import add_adapter, published_openvla_oft, supervised_tinyvla
+from simplevla.policies.base import Policy
+from simplevla.suites.base import Suite
+from simplevla.suites.registry import make_suite
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+GIGABYTES = (24, 48, 80)
+GPUS = (1, 8)
+MICRO_BATCHES = (1, 4, 16, 64, 256)
+ROWS = 8
+"""Of a policy batch: 16 simulators for each GPU."""
+RANK = 32
+CHUNK = 16
+"""TinyVLA's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    policy: str
+    trained: str
+    make: Callable[[], Policy]
+    suite: Suite
+    config: TrainConfig
+
+
+def ways() -> list[Way]:
+    libero = recipes.TRAIN["libero_spatial_one_demo"]()
+    suite = make_suite(libero.suite)
+    quantised = replace(libero, optimizer=OptimizerConfig(states="8bit"))
+
+    def adapted(policy: Policy) -> Policy:
+        add_adapter(policy, AdapterConfig(rank=RANK, alpha=RANK))
+        return policy
+
+    name = "OpenVLA-OFT 7B, bfloat16"
+    found = [
+        Way(policy=name, trained=trained, make=make, suite=suite, config=config)
+        for trained, make, config in (
+            ("all", lambda: published_openvla_oft(suite), libero),
+            ("all, 8-bit moments", lambda: published_openvla_oft(suite), quantised),
+            (f"LoRA, rank {RANK}", lambda: adapted(published_openvla_oft(suite)), libero),
+        )
+    ]
+    return found + [way for size in ("tinyvla_s", "tinyvla_b", "tinyvla_h") for way in tinyvla(size, adapted)]
+
+
+def tinyvla(size: str, adapted: Callable[[Policy], Policy]) -> list[Way]:
+    """Float32, a diffusion head, both cameras of `tabletop` resized to 336 pixels: as in tinyvla_s.md."""
+    suite = make_suite(SuiteConfig(name="tabletop"))
+    config = TrainConfig(gradient_checkpointing=True, rollout=RolloutConfig(slots_per_worker=1))
+    frozen = replace(config, denoising=DenoisingConfig(frozen_backbone=True), gradient_checkpointing=False)
+
+    def make() -> Policy:
+        return supervised_tinyvla(SFTConfig(policy=size, head="diffusion", chunk_length=CHUNK), suite)
+
+    return [
+        Way(policy=f"{size}, float32", trained=trained, make=maker, suite=suite, config=config)
+        for trained, maker, config in (
+            ("all", make, config),
+            (f"LoRA, rank {RANK}", lambda: adapted(make()), config),
+            ("the head (frozen backbone)", make, frozen),
+        )
+    ]
+
+
+def measure(way: Way) -> dict:
+    """Sizes and traces, and from them every column."""
+    policy = way.make()
+    policy.set_denoising(way.config.denoising)
+    sizes, instruction = sizes_of(policy, way.suite.spec), way.suite.tasks[0].instruction
+    checkpointing = way.config.gradient_checkpointing
+    rollout = trace_rollout(policy, way.suite.spec, instruction, ROWS)
+    updates = {rows: trace_update(policy, way.suite.spec, instruction, rows, checkpointing) for rows in MICRO_BATCHES}
+    row = {
+        "policy": way.policy,
+        "trained": way.trained,
+        "million_parameters": sizes.parameters / 1e6,
+        "million_trained": sum(sizes.trained) / 1e6,
+        "tflop_per_decision": rollout.flops / ROWS / 1e12,
+        "tflop_per_trained_decision": updates[1].flops / 1e12,
+        "micro_batch_gb": {str(rows): trace.peak_bytes / 1e9 for rows, trace in updates.items()},
+        "gb": {str(gpus): needs(sizes, way.config, gpus, updates, rollout) for gpus in GPUS},
+    }
+    print(row, flush=True)
+    return row
+
+
+def needs(sizes: Sizes, config: TrainConfig, gpus: int, updates: dict[int, Trace], rollout: Trace) -> dict[str, float]:
+    """Micro-batch -> GB of each GPU."""
+    return {
+        str(rows): device_memory(sizes, config, gpus, trace, rollout).total / 1e9 for rows, trace in updates.items()
+    }
+
+
+def checked() -> list[dict]:
+    """The formula against the peaks that tinyvla_s.json measured on a CPU, with micro-batches of 1."""
+    measured = read_json(RESULTS / "tinyvla_s.json")["ways"]
+    rows = []
+    for name, way in zip(("full", "adapter", "frozen_backbone"), ways()[3:6], strict=True):
+        policy = way.make()
+        policy.set_denoising(way.config.denoising)
+        spec, instruction = way.suite.spec, way.suite.tasks[0].instruction
+        memory = device_memory(
+            sizes_of(policy, spec),
+            way.config,
+            0,
+            trace_update(policy, spec, instruction, 1, way.config.gradient_checkpointing),
+            trace_rollout(policy, spec, instruction, 1),
+        )
+        # One optimizer step: its moments are made when the activations are gone.
+        first = memory.total - min(max(memory.passing.values()), memory.kept["AdamW's moments"])
+        rows.append(
+            {
+                "trained": way.trained,
+                "measured_gb": measured[name]["update_gb"],
+                "formula_gb": memory.total / 1e9,
+                "first_step_gb": first / 1e9,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    result = {"rows": [measure(way) for way in ways()], "checked": checked(), "commit": commit()}
+    write_json(RESULTS / "memory.json", result)
+    write_atomically(RESULTS / "memory.md", page(result).encode())
+
+
+def cell(needed: dict[str, float], gigabytes: float) -> str:
+    fitting = [int(rows) for rows, size in needed.items() if size <= gigabytes]
+    return str(max(fitting)) if fitting else f"no: {needed['1']:.0f} GB"
+
+
+def page(result: dict) -> str:
+    heads = [f"{gigabytes} GB" + (f" x {gpus}" if gpus > 1 else "") for gpus in GPUS for gigabytes in GIGABYTES]
+    rows = [
+        f"| {row['policy']} | {row['trained']} | {row['million_parameters']:,.0f} | {row['million_trained']:,.0f} | {row['micro_batch_gb']['1']:.2f} | {row['micro_batch_gb']['16']:.2f} | "
+        + " | ".join(cell(row["gb"][str(gpus)], gigabytes) for gpus in GPUS for gigabytes in GIGABYTES)
+        + " |"
+        for row in result["rows"]
+    ]
+    checked = [
+        f"| {row['trained']} | {row['measured_gb']:.1f} | {row['first_step_gb']:.1f} | {100 * (row['first_step_gb'] / row['measured_gb'] - 1):+.0f} % | {row['formula_gb']:.1f} |"
+        for row in result["checked"]
+    ]
+    return f"""# What fits: computed
+
+Command: `python benchmarks/memory_table.py`. Commit {result["commit"]}. **Computed by the formula of [docs/memory.md](../memory.md); no GPU was at hand.** Data: `memory.json`.
+
+The largest micro-batch of {", ".join(map(str, MICRO_BATCHES))} decisions that fits, or what one GPU would need with micro-batches of 1. Activations are checkpointed but for the frozen backbone, which has none of its own. One GPU: rollouts and
+updates in one process with one set of weights. Eight: FSDP2, and a replica for rollouts on every GPU. GB of activations are of one micro-batch of 1 and of 16.
+
+| policy | trained | M parameters | M trained | GB, 1 | GB, 16 | {" | ".join(heads)} |
+|---|---|---|---|---|---|{"---|" * len(heads)}
+{chr(10).join(rows)}
+
+## Against what was measured on a CPU
+
+TinyVLA-S, peaks of the process in [tinyvla_s](tinyvla_s.md): micro-batches of 1, and one optimizer step, whose moments are made after the activations are gone. The last column is what the formula says of the steps after it.
+
+| trained | measured, GB | formula, first step, GB | error | formula, later steps, GB |
+|---|---|---|---|---|
+{chr(10).join(checked)}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What an update costs and needs before it is run: seconds, bytes, and whether it fits."""

@@ -1,0 +1,129 @@
+"""What a rollout and an update cost, from their parts measured one by one; docs/performance.md explains the formula.
+
+Seconds. A rollout has one or more actors, each with its own policy process, worker processes and CPU cores.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorCost:
+    """Of one environment, seconds of one core."""
+
+    step: float
+    """An env step without pictures."""
+    observe: float
+    """All cameras and the state, once per decision."""
+    reset: float
+    """Without its observation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyCost:
+    """Of one batch: `batch + row * B`."""
+
+    batch: float
+    row: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handling:
+    """Of one decision, beside simulator and policy: copies, messages, checks, bookkeeping."""
+
+    policy: float
+    """In the policy's process."""
+    worker: float
+    """In the worker's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateCost:
+    """Of an update on one device: `constant + per_decision * D`. Only decisions that train count: nothing is padded."""
+
+    constant: float
+    per_decision: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a rollout consists of."""
+
+    env_steps: float
+    decisions: float
+    episodes: float
+    longest: float = 0.0
+    """Decisions of the longest episode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """What one rollout actor has."""
+
+    cores: int
+    workers: int
+    slots: int
+    """Environments, in all of its workers."""
+    on_gpu: bool = False
+    """The policy computes beside the cores, and not on them."""
+
+    @property
+    def rows(self) -> float:
+        """Of a usual policy batch: half of the slots act at a time."""
+        return max(1.0, self.slots / 2)
+
+    @property
+    def active_workers(self) -> float:
+        """Workers that a half's turn keeps busy."""
+        return min(self.workers, self.rows)
+
+
+def rollout_parts(
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
+) -> dict[str, float]:
+    """Wall time of a rollout if one thing alone held it up; the largest decides.
+
+    `simulators`: the workers, each at most one core; `policy`: its process does one thing at a time; `turns`: an episode's
+    decisions follow one another, so that each slot does its share of them in a row, and somebody the longest episode; `cores`:
+    all that cores do, shared out fairly.
+    """
+    decisions = counts.decisions / actors
+    simulation = (
+        counts.env_steps * simulator.step
+        + counts.decisions * (simulator.observe + handling.worker)
+        + counts.episodes * simulator.reset
+    ) / actors
+    inference = decisions * (policy.row + policy.batch / actor.rows + handling.policy)
+    turn = simulation / decisions + policy.batch + policy.row * actor.rows
+    alone = simulation / decisions + policy.batch + policy.row
+    return {
+        "simulators": simulation / min(actor.workers, actor.cores),
+        "policy": inference,
+        "turns": max(decisions / actor.slots * turn, counts.longest * alone),
+        "cores": (
+            (simulation + decisions * handling.policy) / actor.cores
+            if actor.on_gpu
+            else shared_seconds(simulation, inference, actor.cores, actor.active_workers)
+        ),
+    }
+
+
+def rollout_seconds(
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
+) -> float:
+    """Wall time of a rollout: the largest of `rollout_parts`."""
+    return max(rollout_parts(counts, simulator, policy, handling, actor, actors).values())
+
+
+def shared_seconds(simulation: float, inference: float, cores: int, workers: float) -> float:
+    """Wall time of both sides on the same cores, which the system shares out fairly among processes.
+
+    The policy's one process gets `cores / (workers + 1)` of a core while the workers run. If they end first, it is alone, and the
+    other cores idle until it has given them new actions: that is what more workers than cores cost.
+    """
+    share = min(1.0, cores / (workers + 1))
+    simulated = min(workers, cores - share)
+    together = min(inference / share, simulation / simulated)
+    return together + max(
+        (simulation - simulated * together) / min(workers, cores),
+        inference - share * together,
+    )
