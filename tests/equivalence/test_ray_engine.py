@@ -217,5 +217,10 @@ def test_a_cluster_without_enough_is_refused_at_once(base: Path) -> None:
         match=r"9 rollout actors, 0 simulators and 0 learners need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are missing",
     ):
         RayEngine(config(base, actors=9), load_policy(base))
+    # Each actor has its own simulators.
+    with pytest.raises(
+        ValueError, match=r"2 rollout actors, 6 simulators and 1 learners need 10 CPUs.*2 CPUs are missing"
+    ):
+        check_resources(RayConfig(actors=2, simulators=3, learners=1, learner_cpus=2), {"CPU": 8.0})
     with pytest.raises(ValueError, match="2 GPUs are missing"):
         check_resources(RayConfig(actors=2, gpus=1), {"CPU": 8.0})

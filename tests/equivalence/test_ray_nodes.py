@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
 
 from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.engine import RayEngine
@@ -122,6 +123,10 @@ def test_simulators_on_other_nodes_give_the_local_episodes(cluster: Cluster, bas
         same(rolled_out(engine, policy, lambda n: ray.kill(handle) if n == 5 else None), expected)
         assert engine.stats.worker_restarts == 1
         assert engine.stats.env_errors == 0
+        handle = engine._workers[0]._actor  # type: ignore[attr-defined]
+    # Closed, it leaves nothing behind on the cluster.
+    with pytest.raises(RayActorError):
+        ray.get(handle.__ray_call__.remote(lambda self: 0), timeout=30)
 
 
 def test_an_actors_simulators_may_be_on_another_node(cluster: Cluster, base: Path) -> None:

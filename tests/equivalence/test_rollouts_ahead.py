@@ -100,6 +100,8 @@ def test_the_next_rollouts_begin_before_an_update_ends(config: TrainConfig, tmp_
 
     outcome = loop.train(config, tmp_path / "run", make_engine=watched(begun), make_learner=Waiting)
     assert outcome.update == 3
+    # And none for an update that never comes.
+    assert not begun.acquire(blocking=False)
 
 
 class Hopeless(RolloutEngine):

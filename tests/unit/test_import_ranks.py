@@ -27,7 +27,8 @@ RANKS = {
     "distributed": 8,
     "planning": 9,
     "recipes": 10,
-    "cli": 11,
+    "commands": 11,
+    "cli": 12,
 }
 ALLOWED = {
     "mujoco": {"suites"},

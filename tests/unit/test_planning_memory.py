@@ -122,7 +122,7 @@ def test_gradients_and_moments_are_what_a_learner_has() -> None:
     learner.update([[episode(policy, 0, True), episode(policy, 1, False)]], 1)
     sizes = sizes_of(policy, SPEC)
     memory = device_memory(sizes, config, 0, UPDATE, ROLLOUT)
-    moments = sum(x.nbytes for state in learner.optimizer.state.values() for x in state.values() if x.ndim)
+    moments = sum(x.nbytes for state in learner.optimizer.adamw.state.values() for x in state.values() if x.ndim)
     assert memory.kept["gradients"] == sums["gradients"] > 0
     assert memory.kept["AdamW's moments"] == moments > 0
     assert memory.kept["weights"] == sum(parameter.nbytes for parameter in policy.parameters())

@@ -55,6 +55,7 @@ def test_parity_with_the_published_success() -> None:
     # 250 of 500: z = 4.3.
     assert parity("libero_spatial_one_demo", evaluated(250, 500, "all")).splitlines()[0].endswith("differs")
     assert parity("libero_spatial_one_demo", evaluated(491, 500, "all")).splitlines()[1].endswith("no difference seen")
+    assert "these are 500 of split 'train'" in parity("libero_spatial_one_demo", evaluated(60, 500, "train"))
     assert "these are 100 of split 'test'" in parity("libero_spatial_one_demo", evaluated(60, 100, "test"))
 
 

@@ -1,0 +1,52 @@
+"""What the commands share: recipes by name, run folders, exit codes."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+EXIT_PROBLEMS = 1
+EXIT_NO_SIGNAL = 3
+
+UNPREFIXED = tyro.conf.arg(name="")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a wrong name was perhaps meant to be, as the end of an error; empty if nothing is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def take_name(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The first argument if it is a name and no flag, and the others."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def recipe_called(name: str | None, recipes: dict[str, Callable[[], Any]], fallback: Callable[[], Any]) -> Any:
+    """The config that the recipe called `name` returns; `fallback`'s without a name."""
+    if name is None:
+        return fallback()
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}.{nearest(name, recipes)} List them: simplevla list recipes")
+    return recipes[name]()
+
+
+def resumed_run(arguments: list[str]) -> Path | None:
+    """The value of --resume, needed before parsing, since that run's config gives the other defaults."""
+    for i, argument in enumerate(arguments):
+        if argument == "--resume" and i + 1 < len(arguments):
+            return Path(arguments[i + 1])
+        if argument.startswith("--resume="):
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def new_run(run: Path | None) -> Path:
+    """The run folder that a new run must name."""
+    if run is None:
+        raise ValueError("no run folder given; name a new one: --run runs/NAME")
+    return run

@@ -1,0 +1,92 @@
+"""Published checkpoints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from simplevla.commands.arguments import nearest, take_name
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments:
+    """Convert a TinyVLA checkpoint to a policy folder: simplevla import tinyvla DIR OUT --cameras NAME [NAME ...].
+
+    Nothing in the checkpoint is run, and nothing is written unless all of it fits.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The training's output folder, or a checkpoint-N in it."""
+    out: tyro.conf.Positional[Path]
+    """New folder for the policy."""
+    cameras: tuple[str, ...]
+    """The suite's names of the cameras, in the order that the training had them in."""
+    base: Path | None = None
+    """Folder of the Llava-Pythia model that the training started from, for files and tensors that DIR lacks."""
+    frame: tuple[int, int] | None = (180, 320)
+    """Height and width that the training's data loading resized camera images to; None if it left them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOpenVLAArguments:
+    """Convert a published OpenVLA-OFT checkpoint to a policy folder: simplevla import openvla-oft DIR OUT --cameras fixed.
+
+    Nothing in the checkpoint is run, and nothing is written unless all of it fits.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """The published folder: config.json, safetensors, dataset_statistics.json, preprocessor_config.json, tokenizer.json."""
+    out: tyro.conf.Positional[Path]
+    """New folder for the policy."""
+    cameras: tuple[str, ...]
+    """The suite's names of the cameras, in the order that the training had them in; LIBERO's agent view is `fixed`."""
+    statistics_key: str | None = None
+    """Which of the checkpoint's statistics, such as libero_spatial; not needed if there is one only."""
+    chunk_length: int = 8
+    """Actions in a chunk, as trained: 8 for LIBERO, 25 for RoboTwin and ALOHA."""
+    gripper: Literal["libero", "none"] = "libero"
+    """`libero`: the last action dimension is 1 for open in the model and -1 in the simulator; `none`: it is as it is."""
+
+
+def import_command(arguments: list[str]) -> int:
+    name, rest = take_name(arguments)
+    kinds = ("tinyvla", "openvla-oft")
+    if name not in kinds and not {"-h", "--help"} & set(arguments):
+        expected = " or ".join(map(repr, kinds))
+        raise ValueError(f"import what? Got {name!r}; expected {expected}.{nearest(name or '', kinds)}")
+    if name == "openvla-oft":
+        return _import_openvla_oft(rest)
+    parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=rest)
+
+    from simplevla.policies.tinyvla.published import import_tinyvla
+
+    report = import_tinyvla(parsed.folder, parsed.out, cameras=parsed.cameras, base=parsed.base, frame=parsed.frame)
+    print(
+        f"the policy is in {parsed.out}: {report.tensors} tensors, an adapter merged into {report.merged} of them, "
+        f"{report.unread} of the checkpoint that the model never reads left out"
+    )
+    return 0
+
+
+def _import_openvla_oft(arguments: list[str]) -> int:
+    parsed = tyro.cli(ImportOpenVLAArguments, prog="simplevla import openvla-oft", args=arguments)
+
+    from simplevla.policies.openvla_oft.published import import_openvla_oft
+
+    report = import_openvla_oft(
+        parsed.folder,
+        parsed.out,
+        cameras=parsed.cameras,
+        statistics_key=parsed.statistics_key,
+        chunk_length=parsed.chunk_length,
+        gripper=parsed.gripper,
+    )
+    print(
+        f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters in "
+        f"{report.config.dtype}, statistics of {report.statistics_key}; {report.unread} tensors that the model never reads left out"
+    )
+    return 0

@@ -1,0 +1,89 @@
+"""Whether a recipe fits a machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
+from simplevla.config import TrainConfig
+
+if TYPE_CHECKING:
+    from simplevla.policies.base import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArguments:
+    """Whether a training recipe fits, and how long an update takes: simplevla plan RECIPE --gpus N --memory GB.
+
+    Computed from the policy's sizes and from costs measured on two CPU cores; docs/memory.md and docs/scale.md explain it.
+    """
+
+    config: Annotated[TrainConfig, UNPREFIXED]
+    """Its `policy` is a saved policy to plan for instead of the recipe's own."""
+    gpus: int
+    """0: a CPU machine like the one that was measured."""
+    memory: float
+    """GB (1e9 bytes) of each GPU, or of the host without one."""
+    cores: int = 0
+    """CPU cores in all; 0: 16 per GPU, two without one."""
+    simulators: int = 0
+    """Environments in all; 0: what the recipe gives each rollout actor, one per GPU."""
+    tflops: float = 396.0
+    """What a GPU reaches; an H100 at 40 % of its 990 is an assumption."""
+    adapter_rank: int = 0
+    """Of a LoRA on every linear layer, which alone is trained; 0: all parameters, or the saved policy's adapter."""
+
+
+def plan_command(arguments: list[str]) -> int:
+    from simplevla import recipes
+
+    name, rest = take_name(arguments)
+    if name is None and not {"-h", "--help"} & set(rest):
+        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.TRAIN)}")
+    default = PlanArguments(
+        config=recipe_called(name, recipes.TRAIN, TrainConfig),
+        gpus=tyro.MISSING,
+        memory=tyro.MISSING,
+        adapter_rank=recipes.ADAPTER_RANKS.get(name or "", 0),
+    )
+    parsed = tyro.cli(PlanArguments, prog="simplevla plan", args=rest, default=default)
+
+    from rich.console import Console
+
+    from simplevla.adapters.config import AdapterConfig
+    from simplevla.planning import show, unfilled
+    from simplevla.planning.plan import Machine, plan, remedies
+    from simplevla.suites.registry import make_suite
+
+    machine = Machine(
+        gpus=parsed.gpus,
+        memory_gb=parsed.memory,
+        cores=parsed.cores,
+        simulators=parsed.simulators,
+        tflops=parsed.tflops,
+    )
+    config, suite = parsed.config, make_suite(parsed.config.suite)
+    supervised = recipes.SFT.get(name or "")
+
+    def policy(adapter_rank: int) -> "Policy":
+        if config.policy:
+            made = unfilled.saved(Path(config.policy))
+        else:
+            made = (
+                unfilled.supervised_tinyvla(supervised(), suite)
+                if supervised
+                else unfilled.published_openvla_oft(suite)
+            )
+        if adapter_rank:
+            unfilled.add_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
+        return made
+
+    found = plan(config, policy(parsed.adapter_rank), machine)
+    advice = [] if found.fits else remedies(config, policy, parsed.adapter_rank, machine)
+    console = Console()
+    console.print(show.table(found, machine))
+    console.print(show.sources(machine), style="dim", highlight=False)
+    print(show.verdict(found, machine, advice))
+    return 0 if found.fits else EXIT_PROBLEMS

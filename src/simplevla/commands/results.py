@@ -1,0 +1,100 @@
+"""What came of a run: evaluation, comparison, report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from simplevla.commands.arguments import UNPREFIXED, recipe_called, take_name
+from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Closed-loop success per task: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test] [--out FILE].
+
+    With a recipe of `simplevla train`, suite, rollout and device are its own, and published successes are compared.
+    """
+
+    config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
+    policy: Path
+    """Folder of a saved policy, for example RUN/policy."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    out: Path | None = None
+    """JSON file for the result; `simplevla compare` reads two of them."""
+    device: str = "cpu"
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from simplevla import recipes
+    from simplevla.recipes.openvla_oft import PUBLISHED
+    from simplevla.recipes.parity import parity
+
+    name, rest = take_name(arguments)
+    recipe = recipe_called(name, recipes.TRAIN, TrainConfig)
+    default = EvalArguments(policy=tyro.MISSING, suite=recipe.suite, rollout=recipe.rollout, device=recipe.device)
+    parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=rest, default=default)
+
+    from simplevla.evaluation.evaluate import evaluate_folder
+    from simplevla.evaluation.result import result_table, write_result
+
+    result = evaluate_folder(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device)
+    if parsed.out is not None:
+        write_result(parsed.out, result)
+    Console().print(result_table(result))
+    if name in PUBLISHED:
+        print(parity(name, result))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments:
+    """Compare two results of `simplevla eval` on the same initial states (McNemar's exact test)."""
+
+    a: tyro.conf.Positional[Path]
+    b: tyro.conf.Positional[Path]
+    out: Path | None = None
+    """JSON file for the comparison."""
+
+
+def compare_command(arguments: list[str]) -> int:
+    parsed = tyro.cli(CompareArguments, prog="simplevla compare", args=arguments)
+
+    from rich.console import Console
+
+    from simplevla.evaluation.compare import compare_files, comparison_table
+    from simplevla.evaluation.provenance import write_json
+
+    comparison = compare_files(parsed.a, parsed.b)
+    if parsed.out is not None:
+        write_json(parsed.out, comparison.to_dict())
+    Console().print(comparison_table(comparison))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Write RUN/report.html: one page with curves, tables, configuration and videos.
+
+    A finished run is first evaluated on all held-out initial states, before and after RL, and filmed, unless it has been.
+    """
+
+    run: tyro.conf.Positional[Path]
+
+
+def report_command(arguments: list[str]) -> int:
+    parsed = tyro.cli(ReportArguments, prog="simplevla report", args=arguments)
+
+    from simplevla.report.evidence import gather_evidence
+    from simplevla.report.page import write_report
+
+    gather_evidence(parsed.run)
+    print(write_report(parsed.run))
+    return 0

@@ -1,0 +1,145 @@
+"""Demonstrations, imitation, RL, continual training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from simplevla.commands.arguments import EXIT_NO_SIGNAL, UNPREFIXED, new_run, recipe_called, resumed_run, take_name
+from simplevla.config import DemosConfig, SFTConfig, SuiteConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from simplevla.training.loop import MakeEngine, MakeLearner
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Improve a supervised policy by RL: simplevla train [RECIPE] --policy DIR --run RUN, or train --resume RUN."""
+
+    config: Annotated[TrainConfig, UNPREFIXED] = field(default_factory=TrainConfig)
+    run: Path | None = None
+    """New folder for everything about the run; the result is RUN/policy."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; the config is the run's own."""
+
+
+def train_command(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.training.loop import train
+    from simplevla.training.runlog import load_config
+
+    name, rest = take_name(arguments)
+    resumed = resumed_run(rest)
+    config = load_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
+    parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
+    run = parsed.resume or new_run(parsed.run)
+    engine, learner = _rooms(parsed.config)
+    outcome = train(parsed.config, run, parsed.resume is not None, make_engine=engine, make_learner=learner)
+    print(outcome.message)
+    return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
+
+
+def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
+    """What rolls out and what trains: this process and its workers, or the actors of a Ray cluster."""
+    from simplevla.training.learner import Learner
+    from simplevla.training.loop import local_engine
+
+    settings = config.ray
+    if not (settings.actors or settings.simulators or settings.learners):
+        return local_engine, Learner
+    try:
+        from simplevla.distributed.engine import RayEngine
+        from simplevla.distributed.learner import RayLearner
+        from simplevla.distributed.simulators import engine_with_remote_simulators
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ValueError(
+            "ray.actors, ray.simulators and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0"
+        ) from None
+    engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
+    return engine, RayLearner if settings.learners else Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTArguments:
+    """Imitate demonstrations: simplevla sft [RECIPE] --dataset DIR --run RUN, or sft --resume RUN."""
+
+    config: Annotated[SFTConfig, UNPREFIXED] = field(default_factory=SFTConfig)
+    run: Path | None = None
+    """New folder for everything about the run; the result is RUN/policy."""
+    resume: Path | None = None
+    """Go on with this run from its newest checkpoint; the config is the run's own."""
+
+
+def sft_command(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.training.imitation import sft
+    from simplevla.training.runlog import load_config
+
+    name, rest = take_name(arguments)
+    resumed = resumed_run(rest)
+    config = load_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
+    parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
+    policy = sft(parsed.config, parsed.resume or new_run(parsed.run), resume=parsed.resume is not None)
+    print(f"the policy is in {policy}")
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosArguments:
+    """Write demonstrations by a suite's scripted expert: simplevla demos SUITE|RECIPE --episodes N --out DIR."""
+
+    config: Annotated[DemosConfig, UNPREFIXED] = field(default_factory=DemosConfig)
+    out: Path
+    """Folder of the LeRobotDataset v3.0; an unfinished one is gone on with."""
+
+
+def demos_command(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.demonstrations.generate import generate
+
+    name, rest = take_name(arguments)
+    if name is None or name in recipes.DEMOS:
+        config = recipe_called(name, recipes.DEMOS, DemosConfig)
+    else:
+        config = DemosConfig(suite=SuiteConfig(name=name))
+    default = DemosArguments(config=config, out=tyro.MISSING)
+    parsed = tyro.cli(DemosArguments, prog="simplevla demos", args=rest, default=default)
+    generate(parsed.config, parsed.out)
+    return 0
+
+
+def continual_command(arguments: list[str]) -> int:
+    from simplevla import recipes
+    from simplevla.adapters.config import ContinualConfig
+    from simplevla.report.continual import write_continual_report
+    from simplevla.training.continual import continual
+    from simplevla.training.runlog import load_config
+
+    @dataclass(frozen=True, kw_only=True)
+    class ContinualArguments:
+        """Train tasks one after another: simplevla continual RECIPE --train.policy DIR --run RUN, or --resume RUN."""
+
+        config: Annotated[ContinualConfig, UNPREFIXED]
+        run: Path | None = None
+        """New folder for everything; RUN/continual.json and RUN/continual.html are the result."""
+        resume: Path | None = None
+        """Go on with this run wherever it stopped; the config is the run's own."""
+
+    name, rest = take_name(arguments)
+    resumed = resumed_run(rest)
+    if name is None and resumed is None:
+        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
+    fallback = recipes.CONTINUAL["tabletop_continual"]
+    config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
+    default = ContinualArguments(config=config)
+    parsed = tyro.cli(ContinualArguments, prog="simplevla continual", args=rest, default=default)
+    run = parsed.resume or new_run(parsed.run)
+    result = continual(parsed.config, run, resume=parsed.resume is not None)
+    shown = ", ".join(
+        f"{key} {100 * result[key]:.1f}" for key in ("AVG", "NBT", "FWT", "ZS") if result[key] is not None
+    )
+    print(f"{shown} points; {run / 'continual.json'}, report {write_continual_report(run)}")
+    return 0
