@@ -172,7 +172,7 @@ updates in one process with one set of weights. Eight: FSDP2, and a replica for 
 
 ## Against what was measured on a CPU
 
-TinyVLA-S, peaks of the process in [tinyvla_s](tinyvla_s.md): micro-batches of 1, and one optimizer step, whose moments are made after the activations are gone. The last column is what the formula says of the steps after it.
+TinyVLA-S, peaks of the process in [tinyvla_s](tinyvla_s.md): micro-batches of 1, and one optimizer step, whose moments are made after the activations are gone. The last column is what the formula says of the steps after it. Why the adapter's differs so much: [docs/memory.md](../memory.md).
 
 | trained | measured, GB | formula, first step, GB | error | formula, later steps, GB |
 |---|---|---|---|---|

@@ -23,6 +23,7 @@ from simplevla.policies.towers import layers
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.libero.suite import LiberoSuite
 from simplevla.training.learner import Learner
+from simplevla.training.optimizer import MasterAdamW
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 SPEC = SuiteSpec(
@@ -76,6 +77,20 @@ def test_moments_of_eight_bits() -> None:
     assert moment_bytes([100, 5000], "8bit") == 8 * 5100
     assert moment_bytes([8192], "float32") == 8 * 8192
     assert BLOCK == 256
+
+
+def test_moments_of_eight_bits_are_those_that_torchao_makes() -> None:
+    parameters = {name: torch.nn.Parameter(torch.ones(size)) for name, size in (("a", 8192), ("b", 100), ("c", 5000))}
+    optimizer = MasterAdamW(parameters, OptimizerConfig(states="8bit"))
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1e-3)
+    real = 0
+    for state in optimizer.adamw.state.values():
+        for moment in (state["exp_avg"], state["exp_avg_sq"]):
+            parts = [moment.codes, moment.scale, moment.qmap] if hasattr(moment, "codes") else [moment]
+            real += sum(part.nbytes for part in parts)
+    assert real == moment_bytes([8192, 100, 5000], "8bit")
 
 
 def libero() -> LiberoSuite:
