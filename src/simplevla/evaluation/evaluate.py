@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rich.progress
-import torch
 
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.policies.load import check_fits_suite, load_policy, place
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
@@ -102,7 +101,7 @@ def evaluate_folder(
     """
     suite = make_suite(suite_config)
     policy = load_policy(folder)
-    policy.to(torch.device(device))
+    place(policy, device)
     check_fits_suite(policy, suite.spec)
     with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:
         bar = bars.add_task("episodes")

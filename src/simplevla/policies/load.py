@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+import torch
+
 from simplevla.policies.base import Policy
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
@@ -83,3 +85,19 @@ def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_di
         problems.append(f"the policy gives {policy.action_dim} action dimensions, {owner} has {action_dim}")
     if problems:
         raise ValueError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")
+
+
+def place(policy: Policy, device: str) -> None:
+    """Move the policy to `device`, a name such as `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        policy.to(torch.device(device))
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device is {device!r}, which PyTorch {torch.__version__} can't use here ({reason}); give --device cpu, or install "
+            "PyTorch for this machine's GPU"
+        ) from None

@@ -13,7 +13,7 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import read_json, write_json
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.policies.load import check_fits_suite, load_policy, place
 from simplevla.rollout.collect import NoSignal
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
@@ -82,7 +82,7 @@ def train(
     suite = make_suite(config.suite)
     checkpoint = _open_run(config, run, resume)
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
-    policy.to(torch.device(config.device))
+    place(policy, config.device)
     check_fits_suite(policy, suite.spec)
     learner = make_learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
