@@ -7,12 +7,13 @@ Writes docs/results/rollouts_ahead.json and .md. Runs that are finished in --run
 import os
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import tyro
 from exploration_tricks import RESULTS, Arguments, Variants, run_one
 
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
 from simplevla.training.runlog import read_rows
 
 VARIANTS: Variants = {
@@ -20,6 +21,10 @@ VARIANTS: Variants = {
     "ahead": ("ahead", lambda c: replace(c, rollouts_ahead=True)),
 }
 MEANS = ("collect_s", "rollout_wait_s", "update_s", "logprob_gap", "ratio_outside")
+
+
+def sft_folder(arguments: Arguments, seed: int) -> Path:
+    return arguments.runs / f"tabletop_nano_seed{seed}" / "sft"
 
 
 def main(arguments: Arguments) -> None:
@@ -35,6 +40,9 @@ def main(arguments: Arguments) -> None:
         "runs": runs,
         "updates": arguments.updates,
         "commit": commit(),
+        "commits_of_supervised_policies": sorted(
+            {read_json(sft_folder(arguments, seed) / "environment.json")["commit"] for seed in arguments.seeds}
+        ),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
     }
     write_json(RESULTS / "rollouts_ahead.json", result)
@@ -51,7 +59,7 @@ def main(arguments: Arguments) -> None:
     text = f"""# Rollouts ahead of the update
 
 Command: `python benchmarks/rollouts_ahead.py --seeds {" ".join(map(str, arguments.seeds))} --updates {arguments.updates}`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop_nano` from the same
-supervised policy per seed; greedy success on the held-out initial states (n = {runs[0]["n"]} per run). Both variants of a seed ran one after the other. Seconds of rollouts and updates without evaluations
+supervised policy per seed (trained at {", ".join(c[:12] for c in result["commits_of_supervised_policies"])}); greedy success on the held-out initial states (n = {runs[0]["n"]} per run). Both variants of a seed ran one after the other. Seconds of rollouts and updates without evaluations
 and checkpoints. Data: `rollouts_ahead.json`.
 
 | rollouts | success per seed, % | mean | s per run | rollout, s | waited for it, s | update, s | gap before the first step, nats | ratio outside of the clip, % |
