@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from rollout_simulation import SLICE_S, Costs, Groups, chunks_of, listed, simulate
+from scaling import counted
 
 from simplevla import recipes
 from simplevla.config import TrainConfig
 from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
-from simplevla.planning.cost import Actor, Counts, Handling, PolicyCost, SimulatorCost, rollout_parts, rollout_seconds
+from simplevla.planning.cost import Actor, Handling, PolicyCost, SimulatorCost, rollout_parts, rollout_seconds
 from simplevla.planning.measured import measured, simulator_key
 from simplevla.planning.plan import EPISODE_SHARE, SAMPLED_PER_TRAINED, Machine, Plan, plan
 from simplevla.planning.unfilled import published_openvla_oft
@@ -53,15 +54,6 @@ def checked_rollouts(scaling: dict) -> list[dict]:
         )
         print(rows[-1], flush=True)
     return rows
-
-
-def counted(episodes: list[tuple[int, int]]) -> Counts:
-    return Counts(
-        env_steps=sum(steps for steps, _ in episodes),
-        decisions=sum(decisions for _, decisions in episodes),
-        episodes=len(episodes),
-        longest=max(decisions for _, decisions in episodes),
-    )
 
 
 def checked_updates(scaling: dict) -> dict:

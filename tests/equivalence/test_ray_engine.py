@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 
+import forty_episodes
 from fake_suite import HORIZON
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources
@@ -151,20 +152,9 @@ def actor_process(engine: RayEngine, number: int) -> int:
 
 def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
     settings, policy = config(base, actors=2), load_policy(base)
-    suite = make_suite(settings.suite)
-    (task, *_) = suite.tasks
-    requests = [EpisodeRequest(task=task, initial_state=n % 8, seed=(7, n), group=n) for n in range(40)]
 
     def rolled_out(engine: Engine, at: Callable[[int], None] = lambda n: None) -> dict[int, Episode]:
-        queue, found = iter(requests), []
-
-        def sink(episode: Episode) -> None:
-            found.append(episode)
-            at(len(found))
-
-        engine.run(policy, Sampling(), lambda: next(queue, None), sink)
-        assert len(found) == len(requests)
-        return {episode.request.group: episode for episode in found}
+        return forty_episodes.rolled_out(engine, policy, settings.suite, at)
 
     with RolloutEngine(settings.suite, settings.rollout, policy.chunk_length) as engine:
         expected = rolled_out(engine)

@@ -1,26 +1,29 @@
 """A Ray cluster of several node processes on this machine: nodes join and are lost, simulators are elsewhere than the policy."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray.actor import ActorHandle
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
+import forty_episodes
 from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.engine import RayEngine
 from simplevla.distributed.simulators import engine_with_remote_simulators
-from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.base import Policy
 from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.workers import SuiteError
-from simplevla.suites.registry import make_suite
-from simplevla.types import Episode, EpisodeRequest
+from simplevla.types import Episode
 from small_tinyvla import for_fake_suite
 
 TASKS = ("reach", "far")
+SUITE = SuiteConfig(name="fake_suite:make", tasks=TASKS)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def base(tmp_path: Path) -> Path:
 
 def config(base: Path, settings: RayConfig, workers: int = 1) -> TrainConfig:
     return TrainConfig(
-        suite=SuiteConfig(name="fake_suite:make", tasks=TASKS),
+        suite=SUITE,
         policy=str(base),
         rollout=RolloutConfig(workers=workers, slots_per_worker=4),
         ray=settings,
@@ -49,18 +52,7 @@ def config(base: Path, settings: RayConfig, workers: int = 1) -> TrainConfig:
 
 
 def rolled_out(engine: Engine, policy: Policy, at: Callable[[int], None] = lambda n: None) -> dict[int, Episode]:
-    """40 episodes; `at` is told how many are back."""
-    task = make_suite(SuiteConfig(name="fake_suite:make", tasks=TASKS)).tasks[0]
-    requests = [EpisodeRequest(task=task, initial_state=n % 8, seed=(7, n), group=n) for n in range(40)]
-    queue, found = iter(requests), []
-
-    def sink(episode: Episode) -> None:
-        found.append(episode)
-        at(len(found))
-
-    engine.run(policy, Sampling(), lambda: next(queue, None), sink)
-    assert len(found) == len(requests)
-    return {episode.request.group: episode for episode in found}
+    return forty_episodes.rolled_out(engine, policy, SUITE, at)
 
 
 def same(got: dict[int, Episode], expected: dict[int, Episode]) -> None:
@@ -77,6 +69,13 @@ def nodes_of(engine: RayEngine) -> set[str]:
     handles = [replica.handle for replica in engine._replicas]
     ask = [h.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()) for h in handles]
     return set(ray.get(ask))
+
+
+def answer_for(handle: ActorHandle, seconds: float) -> None:
+    """Ask an actor again and again: Ray ends it some time after it was told to."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ray.get(handle.__ray_call__.remote(lambda self: 0), timeout=seconds)
 
 
 def test_a_node_that_joins_is_used_and_one_that_is_lost_loses_nothing(cluster: Cluster, base: Path) -> None:
@@ -126,7 +125,7 @@ def test_simulators_on_other_nodes_give_the_local_episodes(cluster: Cluster, bas
         handle = engine._workers[0]._actor  # type: ignore[attr-defined]
     # Closed, it leaves nothing behind on the cluster.
     with pytest.raises(RayActorError):
-        ray.get(handle.__ray_call__.remote(lambda self: 0), timeout=30)
+        answer_for(handle, seconds=30)
 
 
 def test_an_actors_simulators_may_be_on_another_node(cluster: Cluster, base: Path) -> None:

@@ -81,7 +81,7 @@ def plan_command(arguments: list[str]) -> int:
         return made
 
     found = plan(config, policy(parsed.adapter_rank), machine)
-    advice = [] if found.fits else remedies(config, policy, parsed.adapter_rank, machine)
+    advice = [] if found.fits else remedies(found.traced, config, policy, parsed.adapter_rank, machine)
     console = Console()
     console.print(show.table(found, machine))
     console.print(show.sources(machine), style="dim", highlight=False)

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from simplevla.commands.arguments import UNPREFIXED, recipe_called, take_name
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,10 +57,25 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What a policy is like in a run."""
+
+    sizes: Sizes
+    update: Trace
+    """Of a micro-batch."""
+    batch: Trace
+    """Of a policy batch."""
+
+    def memory(self, config: TrainConfig, gpus: int) -> Memory:
+        """See `device_memory`."""
+        return device_memory(self.sizes, config, gpus, self.update, self.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is expected."""
 
-    sizes: Sizes
+    traced: Traced
     memory: Memory
     """Of each GPU, or of the host."""
     host: dict[str, int]
@@ -78,6 +93,11 @@ class Plan:
     fits: bool
 
     @property
+    def sizes(self) -> Sizes:
+        """Of the policy."""
+        return self.traced.sizes
+
+    @property
     def seconds(self) -> float:
         """Of an update: rollout, training, weights, one after another."""
         return max(self.rollout.values()) + self.update_s + self.weights_s
@@ -88,21 +108,6 @@ class Plan:
         slowest = max(self.rollout, key=lambda part: self.rollout[part])
         parts = {f"rollout ({slowest})": max(self.rollout.values()), "update": self.update_s, "weights": self.weights_s}
         return max(parts, key=lambda part: parts[part])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """What a policy is like in a run."""
-
-    sizes: Sizes
-    update: Trace
-    """Of a micro-batch."""
-    batch: Trace
-    """Of a policy batch."""
-
-    def memory(self, config: TrainConfig, gpus: int) -> Memory:
-        """See `device_memory`."""
-        return device_memory(self.sizes, config, gpus, self.update, self.batch)
 
 
 def traced(config: TrainConfig, policy: Policy, machine: Machine) -> Traced:
@@ -150,7 +155,7 @@ def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
     )
     computing = update_cost.constant + update_cost.per_decision * trained_decisions / actors
     return Plan(
-        sizes=sizes,
+        traced=known_policy,
         memory=memory,
         host=host,
         counts=counts,
@@ -244,11 +249,15 @@ def weights_seconds(sizes: Sizes, gpus: int) -> float:
 
 
 def remedies(
-    config: TrainConfig, make_policy: Callable[[int], Policy], adapter_rank: int, machine: Machine
+    now: Traced, config: TrainConfig, make_policy: Callable[[int], Policy], adapter_rank: int, machine: Machine
 ) -> list[str]:
-    """Each change that alone would make it fit; `make_policy` gives the policy with an adapter of a rank, 0 for none."""
+    """Each change that alone would make it fit.
+
+    Args:
+        now: the policy as it was planned with.
+        make_policy: gives the policy with an adapter of a rank, 0 for none.
+    """
     room = 1e9 * machine.memory_gb
-    now = traced(config, make_policy(adapter_rank), machine)
     found = []
     small = replace(config, microbatch_decisions=1, gradient_checkpointing=True)
     if traced(small, make_policy(adapter_rank), machine).memory(small, machine.gpus).total <= room:
