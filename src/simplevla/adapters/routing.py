@@ -170,7 +170,7 @@ class RoutedPolicy(Policy):
         samples = []
         for name, rows in groups.items():
             with self.bank.selected(name):
-                samples.append(self.policy.act(_take(batch, rows), sampling, [generators[row] for row in rows]))
+                samples.append(self.policy.act(batch.take(rows), sampling, [generators[row] for row in rows]))
         order = _places(groups)
         return ActionSample(
             actions=np.concatenate([sample.actions for sample in samples])[order.numpy()],
@@ -183,7 +183,7 @@ class RoutedPolicy(Policy):
         scores = []
         for name, rows in groups.items():
             with self.bank.selected(name):
-                scores.append(self.policy.score(_take(batch, rows), trace[rows], sampling))
+                scores.append(self.policy.score(batch.take(rows), trace[rows], sampling))
         order = _places(groups)
         return _in_order([x for x, _ in scores], order), _in_order([x for _, x in scores], order)
 
@@ -194,20 +194,12 @@ class RoutedPolicy(Policy):
         self.bank.save(folder)
 
     def _groups(self, batch: ObservationBatch) -> dict[str | None, list[int]]:
-        """Adapter -> rows, in the order of its first row."""
+        """Adapter -> its decisions, in the order of its first one."""
         chosen = {instruction: self.router(instruction) for instruction in dict.fromkeys(batch.instructions)}
         groups: dict[str | None, list[int]] = {}
-        for row, instruction in enumerate(batch.instructions):
-            groups.setdefault(chosen[instruction], []).append(row)
+        for decision, row in enumerate(batch.observed()):
+            groups.setdefault(chosen[batch.instructions[row]], []).append(decision)
         return groups
-
-
-def _take(batch: ObservationBatch, rows: list[int]) -> ObservationBatch:
-    return ObservationBatch(
-        images={camera: image[rows] for camera, image in batch.images.items()},
-        state=batch.state[rows],
-        instructions=[batch.instructions[row] for row in rows],
-    )
 
 
 def _places(groups: Mapping[str | None, list[int]]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,11 @@ class ObservationBatch:
     state: Tensor
     """float32 [B, S], in the suite's units (the policy normalises)."""
     instructions: list[str]
+    index: Tensor | None = None
+    """int64 [D], of D decisions the observation that each looks at; None: each its own, in order."""
 
     def __len__(self) -> int:
+        """B, which isn't D where several look at one."""
         return len(self.instructions)
 
     def to(self, device: torch.device) -> "ObservationBatch":
@@ -49,7 +52,51 @@ class ObservationBatch:
             images={k: v.to(device, non_blocking=True) for k, v in self.images.items()},
             state=self.state.to(device, non_blocking=True),
             instructions=self.instructions,
+            index=None if self.index is None else self.index.to(device, non_blocking=True),
         )
+
+    def observed(self) -> list[int]:
+        """Of each decision the row that it looks at."""
+        return list(range(len(self))) if self.index is None else self.index.tolist()
+
+    def take(self, decisions: Sequence[int]) -> "ObservationBatch":
+        """The batch of these decisions alone."""
+        observed = self.observed()
+        rows = list(dict.fromkeys(observed[decision] for decision in decisions))
+        place = {row: number for number, row in enumerate(rows)}
+        return ObservationBatch(
+            images={camera: image[rows] for camera, image in self.images.items()},
+            state=self.state[rows],
+            instructions=[self.instructions[row] for row in rows],
+            index=shared_index([place[observed[decision]] for decision in decisions], len(rows)),
+        )
+
+    def distinct(self) -> "ObservationBatch":
+        """The same decisions with equal observations once, such as the one that siblings begin with."""
+        if self.index is not None:
+            return self
+        found: dict[tuple[str, bytes], int] = {}
+        rows: list[int] = []
+        index: list[int] = []
+        for row, (instruction, state) in enumerate(zip(self.instructions, self.state.cpu().numpy(), strict=True)):
+            place = found.setdefault((instruction, state.tobytes()), len(rows))
+            if place == len(rows) or not self._same_images(rows[place], row):
+                place = len(rows)
+                rows.append(row)
+            index.append(place)
+        return self if len(rows) == len(index) else replace(self.take(rows), index=shared_index(index, len(rows)))
+
+    def _same_images(self, one: int, other: int) -> bool:
+        return all(torch.equal(image[one], image[other]) for image in self.images.values())
+
+    def per_decision(self, outputs: Tensor) -> Tensor:
+        """[D, ...] from what was computed for each observation, [B, ...]."""
+        return outputs if self.index is None else outputs[self.index]
+
+
+def shared_index(places: list[int], rows: int) -> Tensor | None:
+    """None where every decision has a row of its own; places count up in the order of their first use."""
+    return None if len(places) == rows else torch.tensor(places)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,6 @@ def draw(logprobs: Tensor, generators: Sequence[np.random.Generator]) -> Tensor:
     """
     assert len(generators) == len(logprobs), "one generator per row"
     uniform = torch.from_numpy(np.stack([generator.random(logprobs.shape[1]) for generator in generators]))
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    cumulative = logprobs.float().exp().cumsum(dim=-1, dtype=torch.float64)
     threshold = uniform.to(logprobs.device)[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp_(max=logprobs.shape[-1] - 1)

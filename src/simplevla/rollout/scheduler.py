@@ -21,7 +21,8 @@ import torch
 
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
-from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.policies.base import Policy, Sampling
+from simplevla.rollout.observing import observe
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, Reset, Step, SuiteError, Worker, close_all
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
@@ -356,22 +357,15 @@ class RolloutEngine:
         """One batch of decisions; the chunks are sent before anything is recorded, so that recording costs no wait."""
         started = time.perf_counter()
         running = [slot.running for slot in slots if slot.running is not None]
-        # The one copy out of shared memory: the policy reads it, and episodes keep its rows.
-        state = np.stack([slot.worker.arrays.state[slot.index] for slot in slots])
-        images = {
-            name: np.stack([slot.worker.arrays.images[name][slot.index] for slot in slots])
-            for name in self.spec.cameras
-        }
-        batch = ObservationBatch(
-            images={name: torch.from_numpy(array) for name, array in images.items()},
-            state=torch.from_numpy(state),
-            instructions=[episode.request.task.instruction for episode in running],
+        batch = observe(
+            [(slot.worker.arrays, slot.index) for slot in slots],
+            [episode.request for episode in running],
+            [episode.env_steps > 0 for episode in running],
         )
         parameter = next(policy.parameters(), None)
         device = parameter.device if parameter is not None else torch.device("cpu")
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            batch = batch.to(device)
-            sample = policy.act(batch, sampling, [episode.generator for episode in running])
+            sample = policy.act(batch.to(device), sampling, [episode.generator for episode in running])
             trace, logprobs = sample.trace.cpu().numpy(), sample.logprobs.float().cpu().numpy()
         actions = np.asarray(sample.actions, np.float32)
         expected = (len(slots), self.chunk_length, policy.action_dim)
@@ -387,11 +381,13 @@ class RolloutEngine:
         self._flush()
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)
-        for row, episode in enumerate(running if record else []):
-            episode.images.append(
-                {} if policy.scores_from_trace else {name: array[row] for name, array in images.items()}
-            )
-            episode.state.append(state[row])
+        if not record:
+            return
+        state = batch.state.numpy()
+        images = {} if policy.scores_from_trace else {name: image.numpy() for name, image in batch.images.items()}
+        for row, (episode, observed) in enumerate(zip(running, batch.observed(), strict=True)):
+            episode.images.append({name: array[observed] for name, array in images.items()})
+            episode.state.append(state[observed])
             episode.trace.append(trace[row])
             episode.logprobs.append(logprobs[row])
             episode.actions.append(actions[row])

@@ -15,6 +15,11 @@ class Environment(ABC):
     def reset(self, task: Task, initial_state: int) -> Observation:
         """Put the scene into initial state number `initial_state` of `task`; the same pair always gives the same scene."""
 
+    def reset_unseen(self, task: Task, initial_state: int) -> Observation | None:
+        """As `reset`, for a sibling of an episode that this process has begun: None says that the observation is the same to
+        the last bit and needn't be rendered again. Worth overriding where episodes are short."""
+        return self.reset(task, initial_state)
+
     @abstractmethod
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute float32 `actions` [h, A] one after another, h >= 1, stopping at the first env step that solves the task.

@@ -222,7 +222,7 @@ class Learner:
         lowest, highest = math.inf, 0.0
         for part in share_out(list(batch.split(self.config.microbatch_decisions)), rank, ranks):
             logprobs_DU, entropy_DU = self.policy.score(
-                part.observations().to(self.device), part.trace().to(self.device), sampling
+                part.observations().distinct(), part.trace().to(self.device), sampling
             )
             old_DU, weights_DU = part.old_logprobs.to(self.device), part.weights.to(self.device)
             advantages_D = part.advantages.to(self.device)
@@ -269,9 +269,7 @@ class Learner:
         rows = [torch.zeros_like(part.old_logprobs) for part in parts]
         for number, part in enumerate(share_out(parts, rank, ranks)):
             with torch.no_grad():
-                scores, _ = self.policy.score(
-                    part.observations().to(self.device), part.trace().to(self.device), sampling
-                )
+                scores, _ = self.policy.score(part.observations().distinct(), part.trace().to(self.device), sampling)
             if rank + number * ranks < len(parts):
                 rows[rank + number * ranks] = scores.float().cpu()
         ends = np.cumsum([len(episode.executed) for episode in episodes])

@@ -114,13 +114,18 @@ class OpenVLAOFT(Policy):
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
         with torch.inference_mode():
-            tokens, logprobs = sample_tokens(self(batch.to(self.device)), sampling, generators)
+            tokens, logprobs = sample_tokens(self._logits(batch), sampling, generators)
             actions = self.actions.from_tokens(tokens.unflatten(1, (self.chunk_length, self.action_dim)))
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
         return ActionSample(actions=actions.cpu().numpy(), logprobs=logprobs.clone(), trace=tokens.clone())
 
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        return score_tokens(self(batch.to(self.device)), trace.to(self.device), sampling)
+        return score_tokens(self._logits(batch), trace.to(self.device), sampling)
+
+    def _logits(self, batch: ObservationBatch) -> Tensor:
+        """For each decision, [D, U, 256]."""
+        batch = batch.to(self.device)
+        return batch.per_decision(self(batch))
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood of the demonstrated tokens among the 256, in nats per unit of a valid action."""

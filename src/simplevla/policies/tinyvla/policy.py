@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from simplevla.config import DenoisingConfig, from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import load_files, save_files
+from simplevla.policies.linear import through_onednn
 from simplevla.policies.normalization import Statistics
-from simplevla.policies.tinyvla.config import ARCHITECTURE, LanguageConfig, TinyVLAConfig
+from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
 from simplevla.policies.tinyvla.head import TokenHead
+from simplevla.policies.tinyvla.language import make_language
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
 from simplevla.policies.tinyvla.presets import PYTHIA_VOCABULARY, make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
@@ -60,7 +61,8 @@ class TinyVLA(Policy):
             tokenizer, config.language.max_instruction_tokens, config.language.prompt
         )
         width = config.language.hidden_size
-        self.language = GPTNeoXModel(_language_model_config(config.language))
+        units = config.chunk_length * config.action_dim
+        self.language = make_language(config.language, read=units if config.head == "tokens" else None)
         if config.vision.kind == "conv":
             places = config.language.max_instruction_tokens
             self.order = nn.Parameter(torch.randn(places, width) * config.language.init_std)
@@ -73,13 +75,13 @@ class TinyVLA(Policy):
             self.state = nn.Linear(config.state_dim, width)
         self.head: TokenHead | DiffusionHead
         if config.head == "tokens":
-            queries = torch.randn(self.chunk_length * self.action_dim, width)
-            self.queries = nn.Parameter(queries * config.language.init_std)
+            self.queries = nn.Parameter(torch.randn(units, width) * config.language.init_std)
             self.head = TokenHead(width, self.chunk_length, self.action_dim, config.bins)
         else:
             self.condition = PooledCondition(width, self.state_dim)
             self.head = DiffusionHead(config.diffusion, width, self.chunk_length, self.action_dim)
         self._set_statistics(statistics)
+        through_onednn(self)
         self.eval()
 
     def _set_statistics(self, statistics: Statistics) -> None:
@@ -220,7 +222,7 @@ class TinyVLA(Policy):
             use_cache=False,
         ).last_hidden_state
         if self.config.head == "tokens":
-            return self.head(outputs[:, -len(self.queries) :])
+            return self.head(outputs)
         seen = torch.cat([valid.new_ones(len(valid), views.shape[1] + 1), valid], dim=1)
         condition = self.condition(masked_mean(outputs, seen[index]), normalised)
         return condition if summary is None else condition + summary
@@ -254,12 +256,17 @@ class TinyVLA(Policy):
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
         with torch.inference_mode():
-            output = self(batch.to(self.device))
+            output = self._output(batch)
             sample = self.head.sample(output, sampling, generators)
             actions = self.in_environment_units(sample.normalised)
             trace = torch.cat([sample.trace, output], dim=1) if self.scores_from_trace else sample.trace
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
         return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=trace.clone())
+
+    def _output(self, batch: ObservationBatch) -> Tensor:
+        """What the head decides from, for each decision."""
+        batch = batch.to(self.device)
+        return batch.per_decision(self(batch))
 
     def in_environment_units(self, normalised: Tensor) -> Tensor:
         """Actions [..., A] from normalised ones in [-1, 1]."""
@@ -270,7 +277,7 @@ class TinyVLA(Policy):
         if self.scores_from_trace:
             trace, output = trace[:, : -self.config.language.hidden_size], trace[:, -self.config.language.hidden_size :]
         else:
-            output = self(batch.to(self.device))
+            output = self._output(batch)
         return self.head.score(output, trace, sampling)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
@@ -306,17 +313,3 @@ class TinyVLA(Policy):
         files.check_tensors(policy.state_dict())
         policy.load_state_dict(files.tensors)
         return policy
-
-
-def _language_model_config(config: LanguageConfig) -> GPTNeoXConfig:
-    return GPTNeoXConfig(
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.mlp_size,
-        vocab_size=config.vocab_size,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        initializer_range=config.init_std,
-        attn_implementation="sdpa",
-    )

@@ -77,7 +77,7 @@ class KeypointEncoder(nn.Module):
             if i > 0:
                 scale, shift = modulation[i - 1][:, :, None, None].chunk(2, dim=1)
                 features = torch.addcmul(shift, features, 1 + scale)
-            features = F.relu(features)
+            features = features.relu_()
         height, width = features.shape[2:]
         places = self.maps(features).flatten(2)
         centred = places - places.mean(dim=2, keepdim=True)

@@ -67,11 +67,14 @@ class TabletopEnvironment(Environment):
         self._block_geom = {name: model.geom(name).id for name in BLOCKS}
 
     def reset(self, task: Task, initial_state: int) -> Observation:
+        self.reset_unseen(task, initial_state)
+        return self._observe()
+
+    def reset_unseen(self, task: Task, initial_state: int) -> None:
         self._task = task.name
         if task.name not in SUCCESS:
             raise ValueError(f"tabletop has no task {task.name!r}; it has: {', '.join(SUCCESS)}")
         self._place(sample_layout((list(SUCCESS).index(task.name), initial_state)))
-        return self._observe()
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         executed, success = 0, False

@@ -1,0 +1,53 @@
+"""From the slots' shared memory to what the policy sees: siblings that begin with the same observation share it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from simplevla.policies.base import ObservationBatch, shared_index
+from simplevla.rollout.workers import SlotArrays
+from simplevla.types import EpisodeRequest
+
+View = tuple[SlotArrays, int]
+"""A worker's shared memory and the slot's row in it."""
+
+
+def observe(views: Sequence[View], requests: Sequence[EpisodeRequest], begun: Sequence[bool]) -> ObservationBatch:
+    """The one copy out of shared memory, which the policy reads and of which episodes keep rows; D decisions.
+
+    Args:
+        views: [D].
+        requests: [D].
+        begun: [D], whether the episode has executed anything. Until then siblings see the same, so it's copied once.
+    """
+    firsts: dict[tuple[str, int], int] = {}
+    copied: list[int] = []
+    index: list[int] = []
+    for decision, request in enumerate(requests):
+        place = len(copied)
+        if not begun[decision]:
+            place = firsts.setdefault((request.task.name, request.initial_state), place)
+            # Whatever the suite promises: pictures may have noise.
+            if place < len(copied) and not _equal(views[copied[place]], views[decision]):
+                place = len(copied)
+        if place == len(copied):
+            copied.append(decision)
+        index.append(place)
+    chosen = [views[decision] for decision in copied]
+    return ObservationBatch(
+        images={
+            camera: torch.from_numpy(np.stack([arrays.images[camera][slot] for arrays, slot in chosen]))
+            for camera in views[0][0].images
+        },
+        state=torch.from_numpy(np.stack([arrays.state[slot] for arrays, slot in chosen])),
+        instructions=[requests[decision].task.instruction for decision in copied],
+        index=shared_index(index, len(copied)),
+    )
+
+
+def _equal(one: View, other: View) -> bool:
+    (arrays, slot), (others, place) = one, other
+    return np.array_equal(arrays.state[slot], others.state[place]) and all(
+        np.array_equal(image[slot], others.images[camera][place]) for camera, image in arrays.images.items()
+    )
