@@ -70,16 +70,19 @@ def test_attention_of_the_queries_is_bidirectional_and_the_prefix_does_not_see_t
     """A causal mask runs as well and behaves badly (SPEC 2); so change the last query and look at the first."""
     policy = small.make()
     batch = small.observations(["press it"])
-    seen: list[torch.Tensor] = []
-    policy.language.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
+    between: list[torch.Tensor] = []
+    read: list[torch.Tensor] = []
+    policy.language.layers[0].register_forward_hook(lambda _m, _i, output: between.append(output))
+    policy.language.register_forward_hook(lambda _m, _i, output: read.append(output.last_hidden_state))
     with torch.no_grad():
         policy(batch)
         policy.queries[-1] += torch.randn(128, generator=torch.Generator().manual_seed(0))
         policy(batch)
-    change = (seen[1] - seen[0]).abs().amax(dim=-1)[0]
-    prefix = len(change) - policy.units
-    assert change[:prefix].max() == 0
-    assert change[prefix:].min() > 1e-4
+    change = (between[1] - between[0]).abs().amax(dim=-1)[0]
+    assert change[: -policy.units].max() == 0
+    assert change[-policy.units :].min() > 1e-4
+    assert read[0].shape[1] == policy.units, "of the last layer only what is read"
+    assert (read[1] - read[0]).abs().amax(dim=-1).min() > 1e-4
 
 
 def test_every_query_sees_every_token_of_the_prefix() -> None:
