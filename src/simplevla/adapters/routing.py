@@ -149,6 +149,10 @@ class RoutedPolicy(Policy):
         return self.policy.scores_from_trace
 
     @property
+    def shares_observations(self) -> bool:  # type: ignore[override]
+        return self.policy.shares_observations
+
+    @property
     def unit_action_index(self) -> np.ndarray:
         return self.policy.unit_action_index
 

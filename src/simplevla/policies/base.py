@@ -101,7 +101,7 @@ def shared_index(places: list[int], rows: int) -> Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSample:
-    """One decision for each of B observations."""
+    """B decisions."""
 
     actions: np.ndarray
     """float32 [B, H, A] in the environment's units."""
@@ -123,6 +123,8 @@ class Policy(nn.Module, ABC):
     """U, sampled units per decision."""
     scores_from_trace: bool = False
     """Whether `score` needs nothing but the trace; images are then not kept."""
+    shares_observations: bool = False
+    """Whether `act` and `score` take batches with an `index`, so that what several decisions look at is computed once."""
     statistics: Statistics
     """What it normalises with, frozen; adapters record its fingerprint."""
 
@@ -164,11 +166,11 @@ class Policy(nn.Module, ABC):
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
-        """Draw one chunk per observation; each row uses its own generator, so results don't depend on the batch."""
+        """Draw one chunk per decision; each uses its own generator, so results don't depend on the batch."""
 
     @abstractmethod
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """(logprobs [B, U], entropy [B, U]) of `trace`, with gradients."""
+        """(logprobs [D, U], entropy [D, U]) of the decisions' `trace`, with gradients."""
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the next backward passes, until `eval()` or `train()` is called."""

@@ -13,20 +13,20 @@ View = tuple[SlotArrays, int]
 """A worker's shared memory and the slot's row in it."""
 
 
-def observe(views: Sequence[View], requests: Sequence[EpisodeRequest], begun: Sequence[bool]) -> ObservationBatch:
+def observe(views: Sequence[View], requests: Sequence[EpisodeRequest], alone: Sequence[bool]) -> ObservationBatch:
     """The one copy out of shared memory, which the policy reads and of which episodes keep rows; D decisions.
 
     Args:
         views: [D].
         requests: [D].
-        begun: [D], whether the episode has executed anything. Until then siblings see the same, so it's copied once.
+        alone: [D], whether nobody else sees the same: siblings do until they have executed something. It's copied once.
     """
     firsts: dict[tuple[str, int], int] = {}
     copied: list[int] = []
     index: list[int] = []
     for decision, request in enumerate(requests):
         place = len(copied)
-        if not begun[decision]:
+        if not alone[decision]:
             place = firsts.setdefault((request.task.name, request.initial_state), place)
             # Whatever the suite promises: pictures may have noise.
             if place < len(copied) and not _equal(views[copied[place]], views[decision]):

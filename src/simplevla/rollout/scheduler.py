@@ -360,7 +360,7 @@ class RolloutEngine:
         batch = observe(
             [(slot.worker.arrays, slot.index) for slot in slots],
             [episode.request for episode in running],
-            [episode.env_steps > 0 for episode in running],
+            [episode.env_steps > 0 or not policy.shares_observations for episode in running],
         )
         parameter = next(policy.parameters(), None)
         device = parameter.device if parameter is not None else torch.device("cpu")

@@ -222,7 +222,7 @@ class Learner:
         lowest, highest = math.inf, 0.0
         for part in share_out(list(batch.split(self.config.microbatch_decisions)), rank, ranks):
             logprobs_DU, entropy_DU = self.policy.score(
-                part.observations().distinct(), part.trace().to(self.device), sampling
+                self._observations(part), part.trace().to(self.device), sampling
             )
             old_DU, weights_DU = part.old_logprobs.to(self.device), part.weights.to(self.device)
             advantages_D = part.advantages.to(self.device)
@@ -260,6 +260,13 @@ class Learner:
             )
         return totals
 
+    def _observations(self, part: Decisions) -> ObservationBatch:
+        """On the policy's device; equal ones once, such as the first of siblings, if the policy can do with that."""
+        observations = part.observations()
+        if self.policy.shares_observations:
+            observations = observations.distinct()
+        return observations.to(self.device)
+
     def _score_again(self, episodes: Sequence[Episode]) -> None:
         """Replace the episodes' log-probabilities by those that this policy computes now, each rank a share of them."""
         packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
@@ -269,7 +276,7 @@ class Learner:
         rows = [torch.zeros_like(part.old_logprobs) for part in parts]
         for number, part in enumerate(share_out(parts, rank, ranks)):
             with torch.no_grad():
-                scores, _ = self.policy.score(part.observations().distinct(), part.trace().to(self.device), sampling)
+                scores, _ = self.policy.score(self._observations(part), part.trace().to(self.device), sampling)
             if rank + number * ranks < len(parts):
                 rows[rank + number * ranks] = scores.float().cpu()
         ends = np.cumsum([len(episode.executed) for episode in episodes])

@@ -31,6 +31,8 @@ class OpenVLAOFT(Policy):
     placeholder u, so the first one at the prompt's last token. Unit `u = h * A + a` is dimension `a` of action `h`.
     """
 
+    shares_observations = True
+
     def __init__(self, config: OpenVLAOFTConfig, statistics: Statistics, tokenizer: Tokenizer) -> None:
         super().__init__()
         _check_statistics(config, statistics)

@@ -44,6 +44,7 @@ class TinyVLA(Policy):
     in TinyVLA's own code: the views' tokens stand inside the prompt, attention is causal, and the state isn't a token.
     """
 
+    shares_observations = True
     state_mean: Tensor
     state_scale: Tensor
     action_centre: Tensor
