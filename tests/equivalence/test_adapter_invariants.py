@@ -202,6 +202,21 @@ def test_routing_leaves_the_active_adapter_and_its_gradients_alone() -> None:
     assert torch.equal(outputs(policy_of(bank)), before)
 
 
+def test_decisions_of_one_adapter_keep_what_they_share() -> None:
+    bank = make_bank()
+    policy = RoutedPolicy(bank, TaskRouter.of(bank, base_for=[small.INSTRUCTIONS[2]]))
+    alone = small.rows(OBSERVATIONS, [0, 1, 0, 2, 1])
+    rows: list[int] = []
+    bank.policy.register_forward_pre_hook(lambda _module, arguments: rows.append(len(arguments[0])))
+    sampling = Sampling(temperature=1.3)
+    own, shared = (policy.act(batch, sampling, generators(5)) for batch in (alone, alone.distinct()))
+    scores, _ = policy.score(alone.distinct(), own.trace, sampling)
+    assert policy.shares_observations
+    assert rows == [2, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert torch.equal(own.trace, shared.trace)
+    torch.testing.assert_close(scores, own.logprobs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("architecture", POLICIES)
 def test_the_ratio_is_1_before_the_first_optimizer_step(architecture: str, kind: str) -> None:

@@ -44,6 +44,27 @@ def test_results_do_not_depend_on_the_order_of_the_batch() -> None:
 
 
 @HEADS
+@PRESETS
+def test_decisions_that_look_at_one_observation_are_as_those_with_their_own(preset: str, head: Head) -> None:
+    policy = small.make(preset, head=head)
+    alone = small.rows(small.observations([LONG, SHORT, "lift the red block"]), [0, 1, 0, 2, 0, 1])
+    shared = alone.distinct()
+    assert len(shared) == 3
+    sampling = Sampling(temperature=1.6)
+    found = []
+    for batch in (alone, shared):
+        sample = policy.act(batch, sampling, [np.random.default_rng(i) for i in range(6)])
+        policy.zero_grad()
+        logprobs, entropy = policy.score(batch, sample.trace, sampling)
+        (logprobs * torch.arange(1.0, 7.0)[:, None]).sum().backward()
+        gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+        actions = torch.from_numpy(sample.actions)
+        found.append([actions, sample.logprobs, sample.trace.float(), logprobs, entropy, *gradients])
+    for own, together in zip(*found, strict=True):
+        torch.testing.assert_close(own, together, atol=2e-4, rtol=1e-3)
+
+
+@HEADS
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
 def test_the_ratio_is_one_before_any_update(temperature: float, head: Head) -> None:
     policy = small.make(head=head)

@@ -114,6 +114,19 @@ def test_the_same_state_gives_the_same_pixels_and_another_state_others(environme
         assert np.abs(first.images[camera].astype(int) - other.images[camera]).max() > 50
 
 
+def test_a_sibling_that_nobody_sees_begins_like_one_that_is_seen(environment: TabletopEnvironment) -> None:
+    task, chunk = SUITE.task("stack_blocks"), still(4, gripper=1.0)
+    environment.reset(task, 7)
+    seen = environment.step_chunk(chunk).observation
+    environment.reset(task, 8)
+    environment.step_chunk(chunk)
+    assert environment.reset_unseen(task, 7) is None
+    unseen = environment.step_chunk(chunk).observation
+    np.testing.assert_array_equal(seen.state, unseen.state)
+    for camera in ("fixed", "wrist"):
+        np.testing.assert_array_equal(seen.images[camera], unseen.images[camera])
+
+
 def test_layouts_leave_room_for_the_gripper() -> None:
     for number in range(50):
         layout = sample_layout((0, number))

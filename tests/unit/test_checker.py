@@ -146,6 +146,13 @@ def test_a_sound_suite_has_no_problems():
     assert check_suite(LineSuite(), states_per_task=0) == []
 
 
+def test_siblings_that_share_their_first_picture_are_sound():
+    def reset_unseen(self, task, initial_state):
+        LineEnvironment.reset(self, task, initial_state)
+
+    assert check_suite(with_environment(reset_unseen=reset_unseen)) == []
+
+
 def test_a_suite_without_expert_is_sound():
     suite = LineSuite()
     suite.expert_class = None
@@ -198,6 +205,10 @@ MISTAKES = {
     "reset keeps the last state": (
         lambda: with_environment(reset=forgets_to_reset),
         "initial state 0: expected the same observation at each reset, also after env steps, got another image 'front'",
+    ),
+    "reset_unseen keeps the last state": (
+        lambda: with_environment(reset_unseen=lambda self, task, state: None),
+        "reset_unseen: initial state 0: expected the scene of reset, got another image 'front' after one action of zeros",
     ),
     "initial states all alike": (
         lambda: with_environment(reset=lambda self, task, state: LineEnvironment.reset(self, task, 0)),

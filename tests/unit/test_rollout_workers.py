@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fake_suite import FakeSuite
+from fake_suite import REGULAR, FakeEnvironment, FakeSuite
 from simplevla.config import SuiteConfig
 from simplevla.rollout.workers import (
     Reset,
@@ -13,7 +13,7 @@ from simplevla.rollout.workers import (
     check_result,
 )
 from simplevla.suites.registry import make_suite
-from simplevla.types import ChunkResult, Observation
+from simplevla.types import ChunkResult, Observation, Task
 
 SPEC = FakeSuite.spec
 
@@ -54,6 +54,50 @@ def test_nobody_looks_at_the_end_of_an_episode(forward: float, last: bool, rende
     assert (reply.kind, reply.success) == ("done", success)
     assert server.environments[0].renders == renders  # type: ignore[union-attr]
     assert arrays.state[0, 2] == renders
+
+
+class Sharing(FakeEnvironment):
+    """Renders a group's first observation once."""
+
+    def reset_unseen(self, task: Task, initial_state: int) -> None:
+        self.reset(task, initial_state)
+        self.renders = 0
+
+
+@pytest.mark.parametrize(("shares", "renders"), [(True, [1, 0, 1, 1]), (False, [1, 1, 1, 1])])
+def test_the_first_of_siblings_renders_for_all(
+    shares: bool, renders: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = FakeSuite(REGULAR)
+    if shares:
+        monkeypatch.setattr(suite, "make_environment", Sharing)
+    arrays = SlotArrays.over(bytearray(SlotArrays.nbytes(SPEC, slots=4, chunk_length=4)), SPEC, 4, 4)
+    server = SimulatorSlots(suite, 4, arrays)
+    for slot, state in enumerate([0, 0, 1, 0]):
+        assert server.execute(Reset(slot, "reach", state)).kind == "done"
+    assert [environment.renders for environment in server.environments] == renders  # type: ignore[union-attr]
+    goals = np.array([0.4, 0.4, 0.45, 0.4], np.float32)
+    assert np.array_equal(arrays.state[:, 1], goals)
+    assert (arrays.images["wrist"] == 1).all()
+    assert np.array_equal([environment.goal for environment in server.environments], goals)  # type: ignore[union-attr]
+
+
+def test_what_siblings_see_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulator may hand out the picture that it renders into next."""
+    seen = observation()
+
+    class Reusing(Sharing):
+        def observe(self) -> Observation:
+            seen.state[1] += 1
+            return seen
+
+    suite = FakeSuite(REGULAR)
+    monkeypatch.setattr(suite, "make_environment", Reusing)
+    arrays = SlotArrays.over(bytearray(SlotArrays.nbytes(SPEC, slots=2, chunk_length=4)), SPEC, 2, 4)
+    server = SimulatorSlots(suite, 2, arrays)
+    server.execute(Reset(0, "reach", 0))
+    server.execute(Reset(1, "reach", 0))
+    assert arrays.state[:, 1].tolist() == [1, 1]
 
 
 def test_a_correct_observation_passes() -> None:

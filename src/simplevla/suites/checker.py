@@ -118,6 +118,8 @@ def _environment_problems(suite: Suite, environment: Environment, task: Task, st
             f"initial state {states[0]}: expected the same observation at each reset, also after env steps, "
             f"got another {difference}"
         )
+    if type(environment).reset_unseen is not Environment.reset_unseen:
+        yield from _unseen_problems(suite, environment, task, states[0])
     seen = [(states[0], again)]
     for state in states[1:]:
         observation = environment.reset(task, state)
@@ -132,6 +134,20 @@ def _environment_problems(suite: Suite, environment: Environment, task: Task, st
             f"{len(solved)} of {len(states)} initial states: {', '.join(map(str, solved[:10]))}"
         )
     yield from _expert_problems(suite, environment, task, [state for state in states if state not in solved])
+
+
+def _unseen_problems(suite: Suite, environment: Environment, task: Task, state: int) -> Iterator[str]:
+    """A sibling of an episode must begin like it, though nobody looks."""
+    environment.reset(task, state)
+    after_reset = environment.step_chunk(_zeros(suite, 1)).observation
+    moves = np.clip(1.0, suite.spec.action_low, suite.spec.action_high).astype(np.float32)
+    environment.step_chunk(moves[None])
+    environment.reset_unseen(task, state)
+    if difference := _difference(after_reset, environment.step_chunk(_zeros(suite, 1)).observation):
+        yield (
+            f"reset_unseen: initial state {state}: expected the scene of reset, got another {difference} after one "
+            "action of zeros"
+        )
 
 
 def _observation_problems(suite: Suite, observation: Observation, when: str) -> Iterator[str]:
