@@ -124,8 +124,14 @@ def tabletop_vs_torchrl_chunked() -> Sides:
 
 
 @contextmanager
-def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int, seconds: float) -> Sides:
-    """Env steps per second of the engine, and of as many processes that only replay what the policy did."""
+def utilisation(
+    recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int, seconds: float, share_first: bool = False
+) -> Sides:
+    """Env steps per second of the engine, and of as many processes that only replay what the policy did.
+
+    Args:
+        share_first: the processes too render what siblings begin with only once.
+    """
     policy = half_trained(recipe)
     plans = recorded_plans(policy, suite, rollout, groups)
     workers = rollout.workers or len(os.sched_getaffinity(0))
@@ -133,7 +139,7 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
     with (
         RolloutEngine(suite, rollout, policy.chunk_length) as engine,
         # Whole blocks, so that a process changes its task as rarely as in the engine.
-        replaying([plans[a:b] for a, b in pairwise(bounds)], suite, seconds) as replay_all,
+        replaying([plans[a:b] for a, b in pairwise(bounds)], suite, seconds, share_first) as replay_all,
     ):
 
         def ours() -> float:
@@ -146,6 +152,10 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
 
 def tabletop_utilisation() -> Sides:
     return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256, seconds=8)
+
+
+def tabletop_utilisation_sharing() -> Sides:
+    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256, seconds=8, share_first=True)
 
 
 def tabletop_utilisation_bfloat16() -> Sides:
@@ -163,14 +173,14 @@ def libero_lite_fast_utilisation() -> Sides:
 
 
 @contextmanager
-def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float) -> Iterator[Side]:
+def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float, share_first: bool) -> Iterator[Side]:
     """Processes that execute recorded episodes, one share each, over and over; their env steps per second, together."""
     context = multiprocessing.get_context("spawn")
     os.environ.update(WORKER_VARIABLES)
     lines = []
     for share in shares:
         line, theirs = context.Pipe()
-        context.Process(target=replay, args=(theirs, suite, share), daemon=True).start()
+        context.Process(target=replay, args=(theirs, suite, share, share_first), daemon=True).start()
         lines.append(line)
     for line in lines:
         assert line.recv() == "ready"
@@ -185,7 +195,9 @@ def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float) -> I
         line.send(None)
 
 
-def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan]) -> None:
+def replay(
+    line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan], share_first: bool
+) -> None:
     """A worker without a policy: told a number of seconds, it executes recorded episodes for so long, with the pictures that
     a policy would look at, and answers with its env steps per second."""
     suite = make_suite(config)
@@ -193,10 +205,12 @@ def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, pla
     episodes = cycle(plans)
     line.send("ready")
     while (seconds := line.recv()) is not None:
-        steps, started = 0, time.perf_counter()
+        steps, started, begun = 0, time.perf_counter(), None
         while time.perf_counter() < started + seconds:
             task, state, chunks = next(episodes)
-            environment.reset(suite.task(task), state)
+            seen = share_first and begun == (task, state)
+            (environment.reset_unseen if seen else environment.reset)(suite.task(task), state)
+            begun = task, state
             for number, chunk in enumerate(chunks, start=1):
                 result = environment.step_chunk(chunk)
                 steps += result.executed

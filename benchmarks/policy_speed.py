@@ -1,0 +1,134 @@
+"""What the nano policy's forward pass gains from each of its shortcuts: `python benchmarks/policy_speed.py`, about two minutes.
+
+One thread, batches of every size from 65 to 128 in turn, as rollouts have them, after one unmeasured round. Writes
+docs/results/policy_speed.json and .md.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import tyro
+from cost_model import observations
+from half_trained import TABLETOP, half_trained
+from torch import nn
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
+
+from simplevla.allocation import keep_freed_memory
+from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.policies.base import Sampling
+from simplevla.policies.linear import Linear
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.recipes import tabletop
+from simplevla.suites.registry import make_suite
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+SIZES = range(65, 129)
+REPETITIONS = 5
+FEW = 1024
+"""Compiled products that oneDNN keeps unless told otherwise."""
+
+
+def as_it_is(policy: TinyVLA) -> None:
+    pass
+
+
+def by_mkl(policy: TinyVLA) -> None:
+    for layer in policy.modules():
+        if type(layer) is Linear:
+            layer.__class__ = nn.Linear
+
+
+def by_transformers(policy: TinyVLA) -> None:
+    for layer in policy.language.layers:
+        layer.__class__ = GPTNeoXLayer
+    own = policy.head.forward
+    policy.head.forward = lambda outputs: own(outputs[:, -policy.units :])  # type: ignore[method-assign]
+
+
+VARIANTS: dict[str, Callable[[TinyVLA], None]] = {
+    "as it is": as_it_is,
+    "float32 products by MKL instead of oneDNN": by_mkl,
+    "transformers' own layers, all of the last one's outputs": by_transformers,
+}
+CACHE = f"oneDNN keeping {FEW} compiled products instead of 8192"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Without arguments: everything."""
+
+    one: bool = False
+    """Print the policy's time as it is, for the parent process."""
+
+
+def main(arguments: Arguments) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if arguments.one:
+        print(*measure({"as it is": as_it_is})["as it is"])
+        return
+    times = measure(VARIANTS)
+    times[CACHE] = in_a_process(ONEDNN_PRIMITIVE_CACHE_CAPACITY=str(FEW))
+    base = median(times["as it is"])
+    rows = [
+        {"policy": name, "ms_per_row": median(found), "range": [min(found), max(found)], "times": median(found) / base}
+        for name, found in times.items()
+    ]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    write_json(RESULTS / "policy_speed.json", {"machine": machine, "commit": commit(), "rows": rows})
+    write_atomically(RESULTS / "policy_speed.md", page(rows, machine).encode())
+    print(page(rows, machine))
+
+
+def measure(variants: dict[str, Callable[[TinyVLA], None]]) -> dict[str, list[float]]:
+    """CPU milliseconds per row of `act`, one number per repetition; the variants take turns."""
+    suite, sampling = make_suite(tabletop.SUITE), Sampling()
+    policies = {name: half_trained(TABLETOP) for name in variants}
+    for name, change in variants.items():
+        change(policies[name])
+    batches = [observations(policies["as it is"], suite, size) for size in SIZES]
+    generators = [np.random.default_rng(row) for row in range(max(SIZES))]
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(REPETITIONS + 1):
+        for name, policy in policies.items():
+            started = time.thread_time()
+            for batch in batches:
+                policy.act(batch, sampling, generators[: len(batch)])
+            if repetition > 0:
+                times[name].append(1e3 * (time.thread_time() - started) / sum(SIZES))
+    return times
+
+
+def in_a_process(**variables: str) -> list[float]:
+    found = subprocess.run(
+        [sys.executable, __file__, "--one"], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    return [float(number) for number in found.stdout.split()]
+
+
+def page(rows: list[dict], machine: str) -> str:
+    lines = ["| policy | CPU ms per row | lowest to highest | times |", "|---|---|---|---|"]
+    for row in rows:
+        low, high = row["range"]
+        lines.append(f"| {row['policy']} | {row['ms_per_row']:.3f} | {low:.3f} to {high:.3f} | {row['times']:.2f} |")
+    table = "\n".join(lines)
+    return f"""# What the nano policy's shortcuts save
+
+Command: `python benchmarks/policy_speed.py`. Machine: {machine}. Commit {commit()}. One thread, `tabletop`, batches of each size from {SIZES[0]} to {SIZES[-1]};
+medians of {REPETITIONS} repetitions in turns, but for the last row, which had a process of its own. Why: [performance](../performance.md). Data: `policy_speed.json`.
+
+{table}
+"""
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
