@@ -42,6 +42,16 @@ def test_decisions_taken_out_keep_what_they_share() -> None:
     assert torch.equal(batch.take([1, 0]).state, batch.state[[1, 0]])
 
 
+def test_a_batch_is_filled_up_with_its_last_row() -> None:
+    shared = siblings().distinct()
+    filled = shared.filled(4)
+    assert (len(filled), filled.index) == (4, None)
+    assert torch.equal(filled.state, shared.state[[0, 1, 1, 1]])
+    assert filled.instructions == [WORDS[0]] * 4
+    assert len(filled.filled(4)) == 4
+    assert shared.filled(2).index is None
+
+
 def test_outputs_are_handed_to_the_decisions() -> None:
     outputs = torch.arange(4.0)
     assert siblings().per_decision(outputs) is outputs

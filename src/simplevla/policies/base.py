@@ -64,12 +64,22 @@ class ObservationBatch:
         observed = self.observed()
         rows = list(dict.fromkeys(observed[decision] for decision in decisions))
         place = {row: number for number, row in enumerate(rows)}
+        return self._rows(rows, shared_index([place[observed[decision]] for decision in decisions], len(rows)))
+
+    def _rows(self, rows: list[int], index: Tensor | None = None) -> "ObservationBatch":
         return ObservationBatch(
             images={camera: image[rows] for camera, image in self.images.items()},
             state=self.state[rows],
             instructions=[self.instructions[row] for row in rows],
-            index=shared_index([place[observed[decision]] for decision in decisions], len(rows)),
+            index=index,
         )
+
+    def filled(self, multiple: int) -> "ObservationBatch":
+        """The last row again until there are a multiple of rows, at which nobody need look; without the index."""
+        missing = -len(self) % multiple
+        if missing == 0:
+            return replace(self, index=None)
+        return self._rows([*range(len(self)), *[len(self) - 1] * missing])
 
     def distinct(self) -> "ObservationBatch":
         """The same decisions with equal observations once, such as the one that siblings begin with."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-"""oneDNN compiles every product for every batch size, half a millisecond each. The 1024 that it keeps unless told
-otherwise (before its first product) don't last for a policy whose batches have 128 different sizes."""
+ROWS = 8
+"""A policy fills its batches up to a multiple of these: oneDNN compiles every product for every batch size, which takes
+half a millisecond and a third of a megabyte each, and rollouts have batches of a hundred sizes."""
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+"""Compiled products that it keeps; a diffusion head has more of them than its usual 1024. Read at its first product."""
 
 
 class _Product(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from simplevla.config import DenoisingConfig, from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import load_files, save_files
-from simplevla.policies.linear import through_onednn
+from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
@@ -267,7 +267,8 @@ class TinyVLA(Policy):
     def _output(self, batch: ObservationBatch) -> Tensor:
         """What the head decides from, for each decision."""
         batch = batch.to(self.device)
-        return batch.per_decision(self(batch))
+        outputs = self(batch.filled(ROWS) if self.device.type == "cpu" else batch)
+        return batch.per_decision(outputs[: len(batch)])
 
     def in_environment_units(self, normalised: Tensor) -> Tensor:
         """Actions [..., A] from normalised ones in [-1, 1]."""
