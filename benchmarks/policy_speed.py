@@ -26,6 +26,7 @@ from simplevla.allocation import keep_freed_memory
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import Linear
+from simplevla.policies.tinyvla import policy as policy_module
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.recipes import tabletop
 from simplevla.suites.registry import make_suite
@@ -33,7 +34,7 @@ from simplevla.suites.registry import make_suite
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SIZES = range(65, 129)
 REPETITIONS = 5
-FEW = 1024
+USUAL = 1024
 """Compiled products that oneDNN keeps unless told otherwise."""
 
 
@@ -59,25 +60,28 @@ VARIANTS: dict[str, Callable[[TinyVLA], None]] = {
     "float32 products by MKL instead of oneDNN": by_mkl,
     "transformers' own layers, all of the last one's outputs": by_transformers,
 }
-CACHE = f"oneDNN keeping {FEW} compiled products instead of 8192"
+EVERY_SIZE = (
+    f"batches not filled up to a multiple of {policy_module.ROWS}, oneDNN keeping its usual {USUAL} compiled products"
+)
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Without arguments: everything."""
 
-    one: bool = False
-    """Print the policy's time as it is, for the parent process."""
+    every_size: bool = False
+    """Print the time with batches of every size, for the parent process."""
 
 
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    if arguments.one:
+    if arguments.every_size:
+        policy_module.ROWS = 1
         print(*measure({"as it is": as_it_is})["as it is"])
         return
     times = measure(VARIANTS)
-    times[CACHE] = in_a_process(ONEDNN_PRIMITIVE_CACHE_CAPACITY=str(FEW))
+    times[EVERY_SIZE] = in_a_process("--every-size", ONEDNN_PRIMITIVE_CACHE_CAPACITY=str(USUAL))
     base = median(times["as it is"])
     rows = [
         {"policy": name, "ms_per_row": median(found), "range": [min(found), max(found)], "times": median(found) / base}
@@ -108,10 +112,9 @@ def measure(variants: dict[str, Callable[[TinyVLA], None]]) -> dict[str, list[fl
     return times
 
 
-def in_a_process(**variables: str) -> list[float]:
-    found = subprocess.run(
-        [sys.executable, __file__, "--one"], env={**os.environ, **variables}, capture_output=True, text=True, check=True
-    )
+def in_a_process(argument: str, **variables: str) -> list[float]:
+    command = [sys.executable, __file__, argument]
+    found = subprocess.run(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=True)
     return [float(number) for number in found.stdout.split()]
 
 
