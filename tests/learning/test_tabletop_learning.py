@@ -55,7 +55,8 @@ def test_reinforcement_improves_an_imitator(imitator: Path, tmp_path: Path, seed
     train(rl(imitator, seed), tmp_path / "run")
     success = [row["train_success"] for row in read_rows(tmp_path / "run")]
     before, after = sum(success[:2]) / 2, sum(success[-2:]) / 2
-    assert after > before + 0.1, success
+    # About 450 episodes each at 10 to 20 % success: two and a half standard errors of the difference.
+    assert after > before + 0.06, success
 
 
 def test_without_advantages_nothing_is_learned(imitator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
