@@ -1,7 +1,7 @@
 """Linear layers through oneDNN, which PyTorch's CPU build has but uses for half precision only.
 
 In float32 PyTorch multiplies with MKL, and MKL leaves out AVX-512 on processors that aren't Intel's: there oneDNN is
-more than twice as fast (docs/performance.md).
+more than twice as fast, forward (docs/performance.md).
 """
 
 import os
@@ -19,7 +19,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 
 class _Product(torch.autograd.Function):
-    """input weight^T + bias, its gradients by oneDNN too."""
+    """input weight^T + bias by oneDNN; its gradients by MKL, which is faster at products of transposed matrices."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,8 +30,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
-        of_input = _product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
-        of_weight = _product(input.flatten(0, -2).t(), rows.t(), None).t() if ctx.needs_input_grad[1] else None
+        of_input = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_weight = rows.t() @ input.flatten(0, -2) if ctx.needs_input_grad[1] else None
         of_bias = rows.sum(dim=0) if ctx.needs_input_grad[2] else None
         return of_input, of_weight, of_bias
 
