@@ -62,11 +62,11 @@ def test_batches_of_many_sizes_need_few_compiled_products() -> None:
     assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) >= 4096
     policy, sizes = small.make(), set[int]()
     policy.register_forward_pre_hook(lambda _module, arguments: sizes.add(len(arguments[0])))
-    for count in range(1, 2 * ROWS + 1):
+    for count in range(1, 3 * ROWS + 1):
         batch = small.observations(["press it"] * count)
         sample = policy.act(batch, Sampling(), [np.random.default_rng(i) for i in range(count)])
         assert len(sample.trace) == len(policy.score(batch, sample.trace, Sampling())[0]) == count
-    assert sizes == {ROWS, 2 * ROWS}
+    assert sizes == {*range(1, ROWS + 1), 2 * ROWS, 3 * ROWS}
 
 
 def test_layers_keep_their_parameters_and_names() -> None:

@@ -267,7 +267,8 @@ class TinyVLA(Policy):
     def _output(self, batch: ObservationBatch) -> Tensor:
         """What the head decides from, for each decision."""
         batch = batch.to(self.device)
-        outputs = self(batch.filled(ROWS) if self.device.type == "cpu" else batch)
+        # A few observations stay a few: a large policy's time is all in its rows.
+        outputs = self(batch.filled(ROWS) if self.device.type == "cpu" and len(batch) > ROWS else batch)
         return batch.per_decision(outputs[: len(batch)])
 
     def in_environment_units(self, normalised: Tensor) -> Tensor:
