@@ -4,6 +4,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
 from simplevla.policies.tinyvla.config import LanguageConfig
+from simplevla.policies.tinyvla.language import make_language
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
 from simplevla.policies.tinyvla.presets import make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
@@ -97,15 +98,7 @@ def test_published_sizes_are_those_of_pythia(preset: str, embedding: int, per_la
     vision, language_config = make_preset(preset)[:2]
     layers, width = per_layer
     with torch.device("meta"):
-        model = GPTNeoXModel(
-            GPTNeoXConfig(
-                hidden_size=language_config.hidden_size,
-                num_hidden_layers=language_config.layers,
-                num_attention_heads=language_config.heads,
-                intermediate_size=language_config.mlp_size,
-                vocab_size=language_config.vocab_size,
-            )
-        )
+        model = make_language(language_config)
     count = sum(p.numel() for p in model.parameters())
     assert count == embedding + layers * (12 * width**2 + 13 * width) + 2 * width
     assert (vision.kind, (vision.image_size // vision.patch_size) ** 2) == ("clip", 576)

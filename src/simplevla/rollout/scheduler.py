@@ -63,7 +63,7 @@ class RolloutStats:
     env_steps: int = 0
     """Simulated, those of episodes that were run again included."""
     decisions: int = 0
-    """Rows of policy batches."""
+    """Chunks that the policy drew."""
     episodes: int = 0
     """Handed to the sink."""
     worker_restarts: int = 0
