@@ -36,6 +36,7 @@ class FakePolicy(Policy):
         return np.arange(self.units) // self.action_dim
 
     def log_softmax(self, batch: ObservationBatch, sampling: Sampling) -> Tensor:
+        self.batch_sizes.append(len(batch))
         brightness = batch.images["front"].float().mean(dim=(1, 2, 3)) / 255
         features = torch.cat([batch.state[:, :2], brightness[:, None]], dim=1)
         logits = self.linear(features).view(-1, self.units, BINS)
@@ -44,7 +45,6 @@ class FakePolicy(Policy):
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
-        self.batch_sizes.append(len(batch))
         self.modes.append(self.training)
         logprobs = self.log_softmax(batch, sampling)
         if sampling.greedy:
@@ -71,3 +71,12 @@ class FakePolicy(Policy):
         sizes = {"type": "fake", "chunk_length": self.chunk_length, "action_dim": self.action_dim}
         (folder / "config.json").write_text(json.dumps(sizes))
         (folder / "statistics.json").write_text("{}")
+
+
+class SharingPolicy(FakePolicy):
+    """The same one, which looks at equal observations once."""
+
+    shares_observations = True
+
+    def log_softmax(self, batch: ObservationBatch, sampling: Sampling) -> Tensor:
+        return batch.per_decision(super().log_softmax(batch, sampling))

@@ -97,6 +97,29 @@ def test_logits_are_the_published_models(tmp_path: Path, proprio: bool, cameras:
     assert (got[0] - got[1]).abs().max() > 0.1
 
 
+def test_decisions_that_look_at_one_observation_are_as_those_with_their_own(tmp_path: Path) -> None:
+    policy, two = imported(tmp_path), observations()
+    order = [0, 1, 0, 0, 1]
+    alone = ObservationBatch(
+        images={name: image[order] for name, image in two.images.items()},
+        state=two.state[order],
+        instructions=[two.instructions[i] for i in order],
+    )
+    shared = alone.distinct()
+    assert policy.shares_observations
+    assert len(shared) == 2
+    sampling = Sampling(temperature=1.6)
+    own, together = (
+        policy.act(batch, sampling, [np.random.default_rng(i) for i in range(5)]) for batch in (alone, shared)
+    )
+    assert torch.equal(own.trace, together.trace)
+    assert own.trace[0].tolist() != own.trace[2].tolist(), "each decision draws for itself"
+    torch.testing.assert_close(own.logprobs, together.logprobs, atol=1e-4, rtol=0)
+    scores, entropy = policy.score(shared, together.trace, sampling)
+    assert scores.shape == entropy.shape == (5, policy.units)
+    torch.testing.assert_close(scores.detach(), together.logprobs, atol=1e-4, rtol=0)
+
+
 def test_attention_goes_both_ways(tmp_path: Path) -> None:
     policy = imported(tmp_path)
     batch = row(observations(), 0)
@@ -201,7 +224,7 @@ def test_the_prompt_is_the_published_one(tmp_path: Path) -> None:
 def test_pixels_follow_the_published_chain(size: int) -> None:
     rng = np.random.default_rng(3)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
-    image = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    image = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC))
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="jpeg", quality=95)
     decoded = np.asarray(Image.open(buffer))
@@ -285,7 +308,7 @@ def test_imitation_learns_the_demonstrated_chunk(tmp_path: Path) -> None:
         optimizer.zero_grad()
         policy.imitation_loss(batch, actions, mask).backward()
         optimizer.step()
-    assert float(policy.imitation_loss(batch, actions, mask)) < 0.1 < float(first)
+    assert policy.imitation_loss(batch, actions, mask).item() < 0.1 < first.item()
     greedy = policy.act(batch, Sampling(greedy=True), [np.random.default_rng(0)] * 2).actions
     np.testing.assert_allclose(greedy[0], actions[0].numpy(), atol=1e-6)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fake_policy import FakePolicy
+from fake_policy import FakePolicy, SharingPolicy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.rollout.collect import Collection, collect_groups
@@ -65,6 +65,33 @@ def test_many_workers_equal_one_slot_of_one_worker() -> None:
         np.testing.assert_array_equal(first.executed, second.executed)
         np.testing.assert_array_equal(first.state, second.state)
         np.testing.assert_allclose(first.logprobs, second.logprobs, atol=1e-5)
+
+
+def test_what_siblings_begin_with_is_computed_once_and_recorded_for_each() -> None:
+    suite, found = make_suite(SUITE), []
+    for policy in (FakePolicy(), SharingPolicy()):
+        requests = [
+            EpisodeRequest(task=task, initial_state=state, seed=(state, sibling), group=4 * number + state)
+            for sibling in range(4)
+            for number, task in enumerate(suite.tasks)
+            for state in range(4)
+        ]
+        queue, finished = iter(requests), []
+        with RolloutEngine(SUITE, RolloutConfig(workers=1, slots_per_worker=24), 4) as engine:
+            engine.run(policy, Sampling(temperature=1.6), lambda queue=queue: next(queue, None), finished.append)
+            found.append((finished, policy.batch_sizes, engine.stats.decisions))
+    (alone, rows_alone, decisions), (shared, rows, decisions_shared) = found
+    assert decisions_shared == decisions == sum(rows_alone)
+    # 24 episodes begin at once, 12 in each half, from 6 observations.
+    assert (rows_alone[:2], rows[:2]) == ([12, 12], [6, 6])
+    for first, second in zip(alone, shared, strict=True):
+        assert first.request == second.request
+        np.testing.assert_array_equal(first.trace, second.trace)
+        np.testing.assert_array_equal(first.state, second.state)
+        for camera, images in first.images.items():
+            np.testing.assert_array_equal(images, second.images[camera])
+        goal = {"reach": 0.4, "far": 0.8, "near": 0.1}[second.request.task.name] + 0.05 * second.request.initial_state
+        np.testing.assert_allclose(second.state[:, 1], goal, atol=1e-6)
 
 
 def test_the_collected_groups_do_not_depend_on_workers_or_timing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fake_policy import FakePolicy
+from fake_policy import FakePolicy, SharingPolicy
 from sampled_episodes import observations, sampled_episode, sampled_group, small_policy
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
@@ -303,3 +303,18 @@ def test_the_learner_asks_the_policy_for_each_units_share() -> None:
     assert stats(0.1, 0.15, 1.0)["clipfrac_high"] == pytest.approx(0.5, abs=1e-4)
     assert stats(1.0, -0.15, -1.0)["clipfrac_low"] == 0.0
     assert stats(0.1, -0.15, -1.0)["clipfrac_low"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_what_siblings_begin_with_is_scored_once_by_a_policy_that_shares() -> None:
+    config, gradients, rows = replace(CONFIG, microbatch_decisions=64), [], []
+    group = sampled_group(small_policy(), 1, (1, 0, 1))
+    for episode in group[1:]:
+        episode.state[0], episode.images["front"][0] = group[0].state[0], group[0].images["front"][0]
+    for kind in (FakePolicy, SharingPolicy):
+        policy = kind(chunk_length=2, action_dim=2)
+        batch = pack(group, [1.0, -1.0, 0.5], policy.unit_action_index, "episode")
+        Learner(policy, config).accumulate_gradients(batch, "here")
+        gradients.append(policy.linear.weight.grad)
+        rows.append(policy.batch_sizes)
+    assert rows == [[9], [7]]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)

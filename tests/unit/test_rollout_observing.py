@@ -40,6 +40,13 @@ def test_siblings_that_begin_alike_are_copied_once() -> None:
     assert batch.state[0, 0] == 1, "a copy, not a view"
 
 
+def test_two_groups_share_each_their_own() -> None:
+    one, other = memory(2), memory(2)
+    requests = [request(initial_state=state) for state in (0, 1, 0, 1)]
+    batch = observe([(one, 0), (one, 1), (other, 0), (other, 1)], requests, [False] * 4)
+    assert batch.observed() == [0, 1, 0, 1]
+
+
 def test_what_differs_is_not_shared_whatever_the_request_says() -> None:
     arrays = memory(3)
     fill(arrays, 1, 1)

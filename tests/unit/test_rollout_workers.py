@@ -78,7 +78,8 @@ def test_the_first_of_siblings_renders_for_all(
     assert [environment.renders for environment in server.environments] == renders  # type: ignore[union-attr]
     goals = np.array([0.4, 0.4, 0.45, 0.4], np.float32)
     assert np.array_equal(arrays.state[:, 1], goals)
-    assert (arrays.images["wrist"] == 1).all()
+    assert (arrays.images["wrist"][:, :-1] == 1).all()
+    assert arrays.images["wrist"][:, -1, -1, 0].tolist() == [int(100 * goal) for goal in goals]
     assert np.array_equal([environment.goal for environment in server.environments], goals)  # type: ignore[union-attr]
 
 
