@@ -5,8 +5,6 @@ docs/results/performance.md.
 """
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import rollout_benchmarks
 import update_benchmarks
+from machine import this_machine
 
 from simplevla.evaluation.provenance import commit, write_atomically
 
@@ -167,7 +166,7 @@ def measure(name: str, repetitions: int) -> dict:
         "ours_range": [min(ours), max(ours)],
         "theirs_range": [min(theirs), max(theirs)],
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
 
 

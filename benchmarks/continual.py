@@ -4,8 +4,6 @@ Every structure, order and seed is one run of `simplevla continual`; finished ru
 docs/results/RECIPE.json, .md and .png.
 """
 
-import os
-import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +14,7 @@ import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from machine import this_machine
 
 from simplevla import recipes
 from simplevla.adapters.config import ContinualConfig, Structure
@@ -76,7 +75,7 @@ def main(arguments: Arguments) -> None:
     for stage in (stage for result in results for stage in result["stages"]):
         # It names folders of this machine.
         del stage["message"]
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    machine = this_machine()
     write_json(RESULTS / f"{arguments.recipe}.json", {"runs": results, "machine": machine})
     plot(arguments, results)
     write_atomically(RESULTS / f"{arguments.recipe}.md", page(arguments, results, machine).encode())

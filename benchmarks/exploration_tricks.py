@@ -4,8 +4,6 @@
 Writes docs/results/exploration_tricks.json, .md and .png. Runs that are finished in --runs are not run again.
 """
 
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from machine import this_machine
 
 from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder
@@ -84,7 +83,7 @@ def measure(script: str, title: str, prefix: str, variants: Variants, arguments:
     result = {
         "command": f"python benchmarks/{script}.py --seeds {' '.join(map(str, arguments.seeds))} "
         f"--updates {arguments.updates}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
         "commit": commit(),
         "runs": runs,
     }

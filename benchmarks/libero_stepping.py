@@ -5,12 +5,11 @@ in `fast`, without looking, to see how far the two motions part.
 """
 
 import argparse
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
+from machine import this_machine
 from rich.progress import track
 
 from simplevla.config import SuiteConfig
@@ -67,7 +66,7 @@ def main() -> None:
             "after_50_env_steps_mean": 1e3 * float(np.mean([one[49] for one in apart if len(one) >= 50])),
         },
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     write_json(RESULTS / "libero_stepping.json", result)
     write_atomically(RESULTS / "libero_stepping.md", page(result).encode())

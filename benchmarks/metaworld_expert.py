@@ -4,12 +4,11 @@ OMP_NUM_THREADS=1 LP_NUM_THREADS=0 python benchmarks/metaworld_expert.py
 """
 
 import argparse
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
+from machine import this_machine
 
 from simplevla.config import SuiteConfig
 from simplevla.evaluation.provenance import commit, versions, write_atomically, write_json
@@ -49,7 +48,7 @@ def main() -> None:
         "ms_per_observation": {mode: {str(size): picture_ms(mode, size) for size in (64, 128)} for mode in VISUALS},
         "commit": commit(),
         "versions": versions(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     write_json(RESULTS / "metaworld_expert.json", result)
     write_atomically(RESULTS / "metaworld_expert.md", page(result).encode())

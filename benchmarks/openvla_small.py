@@ -6,12 +6,12 @@ docs/results/openvla_small.json and .md.
 """
 
 import json
-import os
-import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+from machine import this_machine
 
 from simplevla.config import EvalConfig, OptimizerConfig, SamplingConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -99,7 +99,7 @@ def main() -> None:
         "minutes_rl": read_rows(RUN / "rl")[-1].get("elapsed_s", 0.0) / 60,
         "commit": commit(),
         "commit_of_training": read_json(RUN / "rl" / "environment.json")["commit"],
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     write_json(RESULTS / "openvla_small.json", summary)
     lines = "\n".join(

@@ -5,7 +5,6 @@ docs/results/policy_speed.json and .md.
 """
 
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -19,13 +18,15 @@ import torch
 import tyro
 from cost_model import observations
 from half_trained import TABLETOP, half_trained
+from machine import this_machine
 from torch import nn
+from torch.nn import functional as F
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
 
 from simplevla.allocation import keep_freed_memory
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
 from simplevla.policies.base import Sampling
-from simplevla.policies.linear import Linear
+from simplevla.policies.linear import Linear, linear
 from simplevla.policies.tinyvla import policy as policy_module
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.recipes import tabletop
@@ -87,10 +88,10 @@ def main(arguments: Arguments) -> None:
         {"policy": name, "ms_per_row": median(found), "range": [min(found), max(found)], "times": median(found) / base}
         for name, found in times.items()
     ]
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
-    write_json(RESULTS / "policy_speed.json", {"machine": machine, "commit": commit(), "rows": rows})
-    write_atomically(RESULTS / "policy_speed.md", page(rows, machine).encode())
-    print(page(rows, machine))
+    result = {"machine": this_machine(), "commit": commit(), "product_gflops": product_rates(), "rows": rows}
+    write_json(RESULTS / "policy_speed.json", result)
+    write_atomically(RESULTS / "policy_speed.md", page(result).encode())
+    print(page(result))
 
 
 def measure(variants: dict[str, Callable[[TinyVLA], None]]) -> dict[str, list[float]]:
@@ -112,24 +113,43 @@ def measure(variants: dict[str, Callable[[TinyVLA], None]]) -> dict[str, list[fl
     return times
 
 
+def product_rates() -> dict[str, float]:
+    """GFLOP/s of one product by each library."""
+    rows, width = 2048, 512
+    inputs, layer = torch.randn(rows, width), nn.Linear(width, width)
+    rates = {}
+    with torch.inference_mode():
+        for name, product in {"MKL": F.linear, "oneDNN": linear}.items():
+            seconds = []
+            for _ in range(100):
+                started = time.perf_counter()
+                product(inputs, layer.weight, layer.bias)
+                seconds.append(time.perf_counter() - started)
+            rates[name] = 2 * rows * width * width / median(seconds) / 1e9
+    return rates
+
+
 def in_a_process(argument: str, **variables: str) -> list[float]:
     command = [sys.executable, __file__, argument]
     found = subprocess.run(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=True)
     return [float(number) for number in found.stdout.split()]
 
 
-def page(rows: list[dict], machine: str) -> str:
+def page(result: dict) -> str:
     lines = ["| policy | CPU ms per row | lowest to highest | times |", "|---|---|---|---|"]
-    for row in rows:
+    for row in result["rows"]:
         low, high = row["range"]
         lines.append(f"| {row['policy']} | {row['ms_per_row']:.3f} | {low:.3f} to {high:.3f} | {row['times']:.2f} |")
     table = "\n".join(lines)
+    rates = ", ".join(f"{rate:.0f} GFLOP/s by {name}" for name, rate in result["product_gflops"].items())
     return f"""# What the nano policy's shortcuts save
 
-Command: `python benchmarks/policy_speed.py`. Machine: {machine}. Commit {commit()}. One thread, `tabletop`, batches of each size from {SIZES[0]} to {SIZES[-1]};
+Command: `python benchmarks/policy_speed.py`. Machine: {result["machine"]}. Commit {result["commit"]}. One thread, `tabletop`, batches of each size from {SIZES[0]} to {SIZES[-1]};
 medians of {REPETITIONS} repetitions in turns, but for the last row, which had a process of its own. Why: [performance](../performance.md). Data: `policy_speed.json`.
 
 {table}
+
+One product of 2048 x 512 x 512: {rates}.
 """
 
 

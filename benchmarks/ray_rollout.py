@@ -5,14 +5,13 @@ workers, and two actors with one each. Each side has its engine only while it is
 and .md.
 """
 
-import os
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from half_trained import TABLETOP, half_trained, requests
+from machine import this_machine
 from rollout_benchmarks import TABLETOP_ROLLOUT, roll_out
 
 from simplevla import recipes
@@ -49,7 +48,7 @@ def main() -> None:
         "median_ratio_to_local": ratios,
         "repetitions": REPETITIONS,
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     write_json(RESULTS / "ray_rollout.json", result)
     rows = "\n".join(

@@ -5,14 +5,13 @@ times a second. Writes docs/results/rollout_memory.json and .md.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from half_trained import TABLETOP, half_trained, requests
+from machine import this_machine
 from rollout_benchmarks import TABLETOP_ROLLOUT, roll_out
 
 from simplevla.evaluation.provenance import commit, write_atomically, write_json
@@ -68,7 +67,7 @@ def main() -> None:
         "peak_mb": peaks,
         "ratio_to_torchrl": peaks["torchrl"] / peaks["ours"],
         "commit": commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     print(json.dumps(result))
     write_json(RESULTS / "rollout_memory.json", result)

@@ -4,14 +4,13 @@
 Writes docs/results/rollouts_ahead.json and .md. Runs that are finished in --runs are not run again.
 """
 
-import os
-import platform
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tyro
 from exploration_tricks import RESULTS, Arguments, Variants, run_one
+from machine import this_machine
 
 from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
 from simplevla.training.runlog import read_rows
@@ -43,7 +42,7 @@ def main(arguments: Arguments) -> None:
         "commits_of_supervised_policies": sorted(
             {read_json(sft_folder(arguments, seed) / "environment.json")["commit"] for seed in arguments.seeds}
         ),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
     }
     write_json(RESULTS / "rollouts_ahead.json", result)
     lines = []

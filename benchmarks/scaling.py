@@ -5,8 +5,6 @@ Writes docs/results/scaling.json, .md and .png, and what `simplevla plan` knows,
 
 import json
 import multiprocessing
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from cost_model import CORES, measure_parts, measure_simulators
 from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
+from machine import this_machine
 from quiet import Watch, process_seconds, undisturbed, wait_until_quiet
 from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
 from scaling_page import page, plot
@@ -331,7 +330,7 @@ def main() -> None:
     (few, quick), (many, slow) = updates[0], updates[-1]
     per_decision = (slow - quick) / (many - few)
     update = UpdateCost(constant=quick - few * per_decision, per_decision=per_decision)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+    machine = this_machine()
     write_measured(points, others, handling, update, wholes, machine, source)
     result = {
         "points": [asdict(one) for one in points],

@@ -6,8 +6,6 @@ Every way to train runs in a process of its own. Writes docs/results/SIZE.json a
 """
 
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import this_machine
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
@@ -148,11 +147,7 @@ def main(size: str) -> None:
             raise SystemExit(f"{way}: {output.stderr[-2000:]}")
         ways[way] = json.loads(output.stdout.splitlines()[-1])
         print(way, ways[way], flush=True)
-    machine = (
-        torch.cuda.get_device_name()
-        if DEVICE.type == "cuda"
-        else f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
-    )
+    machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else this_machine()
     result = {"size": size, "machine": machine, "commit": commit(), "chunk": CHUNK, "ways": ways}
     write_json(RESULTS / f"{size}.json", result)
     rows = [

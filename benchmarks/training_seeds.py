@@ -4,8 +4,6 @@ Writes docs/results/RECIPE.json, .md and .png. Runs that are finished in --runs 
 """
 
 import json
-import os
-import platform
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from machine import this_machine
 
 from simplevla.evaluation.provenance import write_atomically, write_json
 from simplevla.evaluation.result import read_result
@@ -69,7 +68,7 @@ def main(arguments: Arguments) -> None:
     result = {
         "command": f"python benchmarks/training_seeds.py {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}",
         "recipe": arguments.recipe,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
         "protocol": evaluated.protocol,
         "seeds": rows,
         "over_seeds": over_seeds,

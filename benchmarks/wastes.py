@@ -3,14 +3,13 @@
 Writes docs/results/wastes.json and .md.
 """
 
-import os
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
 
+from machine import this_machine
 from reference import UpdateWastes, Wastes
 from rollout_benchmarks import tabletop_vs_reference
 from update_benchmarks import vs_padded
@@ -37,7 +36,7 @@ OURS = "ours"
 def main() -> None:
     result = {
         "command": "python benchmarks/wastes.py",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "machine": this_machine(),
         "commit": commit(),
         "repetitions": REPETITIONS,
         "rollouts": ablate(
