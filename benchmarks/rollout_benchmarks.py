@@ -30,7 +30,6 @@ LITE_FAST = replace(libero.SUITE, stepping="fast")
 STOCK = SuiteConfig(name=libero.SUITE.name, visuals="stock", image_size=libero.SUITE.image_size)
 STOCK_ROLLOUT = RolloutConfig(workers=4, slots_per_worker=1)
 """A stock scene takes 1.7 GB."""
-ENDLESS = 10**6
 Side = Callable[[], float]
 Sides = Iterator[tuple[Side, Side]]
 
@@ -128,10 +127,10 @@ def tabletop_vs_torchrl_chunked() -> Sides:
 def utilisation(
     recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int, seconds: float, share_first: bool = False
 ) -> Sides:
-    """Env steps per second, in the same time, of the engine and of as many processes that only replay what the policy did.
+    """Env steps per second of the engine, until it has no new episode for a slot, and of as many processes that only replay what
+    the policy did.
 
     Args:
-        groups: of the episodes that are replayed.
         share_first: the processes too render what siblings begin with only once.
     """
     policy = half_trained(recipe)
@@ -145,20 +144,19 @@ def utilisation(
     ):
 
         def ours() -> float:
-            wanted = chain.from_iterable(requests(suite, ENDLESS, seed=2))
+            queue = list(chain.from_iterable(requests(suite, groups, seed=2)))
+            left, rates = len(queue), []
             engine.reset_stats()
-            started, rates = time.perf_counter(), []
+            started = time.perf_counter()
 
-            def source() -> EpisodeRequest | None:
-                """Asked when an episode ends; once the time is over, what still runs isn't counted."""
-                passed = time.perf_counter() - started
-                if passed < seconds:
-                    return next(wanted)
-                rates.append(engine.stats.env_steps / passed)
-                return None
+            def sink(_: Episode) -> None:
+                nonlocal left
+                left -= 1
+                if left >= engine.slots:
+                    rates.append(engine.stats.env_steps / (time.perf_counter() - started))
 
-            engine.run(policy, SAMPLING, source, lambda episode: None)
-            return rates[0]
+            engine.run(policy, SAMPLING, lambda: queue.pop(0) if queue else None, sink)
+            return rates[-1]
 
         yield ours, replay_all
 
@@ -215,7 +213,7 @@ def replay(
     a policy would look at, and answers with its env steps per second."""
     suite = make_suite(config)
     environment = suite.make_environment()
-    # Its scene is built before the time runs, as ours are by an unmeasured turn.
+    # Its scene is built before the time runs, as ours are in an unmeasured turn.
     environment.reset(suite.task(plans[0][0]), plans[0][1])
     episodes = cycle(plans)
     line.send("ready")
