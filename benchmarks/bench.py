@@ -39,7 +39,7 @@ class Benchmark:
     sides: Callable[[], AbstractContextManager[tuple[Side, Side]]]
     """A context that gives ours and the other."""
     slow: bool = False
-    """A repetition takes more than a minute: two of them, and no unmeasured first turn of the other side."""
+    """A repetition takes more than a minute: two of them unless told otherwise, and no unmeasured first turn of the other side."""
     warm: bool = True
     """Ours has an unmeasured first turn."""
     extra: bool = False
@@ -137,15 +137,14 @@ class Arguments:
     """Measure one benchmark, or all that are not extra."""
 
     name: tyro.conf.Positional[str] = ""
-    repetitions: int = 3
-    """Slow ones have two at most."""
+    repetitions: int | None = None
+    """Of every side; 3, of slow ones 2, where nothing is said."""
 
 
-def measure(name: str, repetitions: int) -> dict:
+def measure(name: str, repetitions: int | None) -> dict:
     """Interleave the two sides, after one unmeasured turn of each."""
     benchmark = BENCHMARKS[name]
-    if benchmark.slow:
-        repetitions = min(repetitions, 2)
+    repetitions = repetitions or (2 if benchmark.slow else 3)
     ours: list[float] = []
     theirs: list[float] = []
     with benchmark.sides() as (our_side, their_side):
