@@ -85,13 +85,7 @@ BENCHMARKS = {
         "env steps/s",
         rollout_benchmarks.tabletop_utilisation,
         wanted=0.75,
-        note="ours against the same number of simulator processes that replay recorded chunks without a policy",
-    ),
-    "simulator_utilisation_tabletop_sharing": Benchmark(
-        "env steps/s",
-        rollout_benchmarks.tabletop_utilisation_sharing,
-        extra=True,
-        note="the same; those processes too render what siblings begin with once only, though they know no groups",
+        note="ours against as many processes that do again what our workers did, without a policy to wait for",
     ),
     "simulator_utilisation_tabletop_bfloat16": Benchmark(
         "env steps/s",

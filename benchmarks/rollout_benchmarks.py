@@ -2,15 +2,16 @@
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count, cycle, pairwise
+from itertools import chain, count
+from typing import Any
 
-from half_trained import LIBERO, TABLETOP, Plan, half_trained, recorded_plans, requests
+import numpy as np
+from half_trained import LIBERO, TABLETOP, half_trained, requests
 from reference import ReferenceRollout, Wastes
 from robosuite_environment import RobosuiteEnvironment
 
@@ -18,7 +19,7 @@ from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.recipes import libero, tabletop
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.rollout.workers import WORKER_VARIABLES
+from simplevla.rollout.workers import Reset, SimulatorSlots, SlotArrays, Step, Worker, worker_surroundings
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest
 
@@ -123,110 +124,110 @@ def tabletop_vs_torchrl_chunked() -> Sides:
     return tabletop_vs_torchrl(chunked=True)
 
 
-@contextmanager
-def utilisation(
-    recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int, seconds: float, share_first: bool = False
-) -> Sides:
-    """Env steps per second of the engine, until it has no new episode for a slot, and of as many processes that only replay what
-    the policy did.
+Log = list[tuple[Reset | Step, np.ndarray | None]]
+"""Commands in the order in which a worker got them, and a chunk's actions."""
 
-    Args:
-        share_first: the processes too render what siblings begin with only once.
-    """
+
+class LoggingWorker(Worker):
+    """Keeps what it is told to do, so that it can be done again without a policy."""
+
+    def start(self) -> None:
+        super().start()
+        self.log: Log = []
+
+    def send(self, command: Reset | Step) -> None:
+        actions = self.arrays.actions[command.slot, : command.length].copy() if isinstance(command, Step) else None
+        self.log.append((command, actions))
+        super().send(command)
+
+
+@contextmanager
+def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int) -> Sides:
+    """Env steps per second of the engine, and of as many processes that do what its workers have just done, without a policy:
+    the same commands in the same order in the same slots, hence the same scenes built and pictures drawn."""
     policy = half_trained(recipe)
-    plans = recorded_plans(policy, suite, rollout, groups)
-    workers = rollout.workers or len(os.sched_getaffinity(0))
-    bounds = [len(plans) * number // workers for number in range(workers + 1)]
-    with (
-        RolloutEngine(suite, rollout, policy.chunk_length) as engine,
-        # Whole blocks, so that a process changes its task as rarely as in the engine.
-        replaying([plans[a:b] for a, b in pairwise(bounds)], suite, seconds, share_first) as replay_all,
-    ):
+    workers: list[LoggingWorker] = []
+
+    def make_worker(*arguments: Any) -> LoggingWorker:
+        workers.append(LoggingWorker(*arguments))
+        return workers[-1]
+
+    pending: list[list[Log]] = []
+    env_steps = 0
+    with RolloutEngine(suite, rollout, policy.chunk_length, make_worker) as engine:
+        lines = [start_replay(suite, engine.slots // len(workers), policy.chunk_length) for _ in workers]
 
         def ours() -> float:
-            queue = list(chain.from_iterable(requests(suite, groups, seed=2)))
-            left, rates = len(queue), []
-            engine.reset_stats()
+            nonlocal env_steps
             started = time.perf_counter()
+            finished = roll_out(engine, policy, requests(suite, groups, seed=2))
+            seconds = time.perf_counter() - started
+            env_steps = sum(episode.env_steps for episode in finished)
+            pending.append([worker.log for worker in workers])
+            for worker in workers:
+                worker.log = []
+            return env_steps / seconds
 
-            def sink(_: Episode) -> None:
-                nonlocal left
-                left -= 1
-                if left >= engine.slots:
-                    rates.append(engine.stats.env_steps / (time.perf_counter() - started))
+        def theirs() -> float:
+            """Of the last turn; the unmeasured one before it too, so that the same scenes stand."""
+            for logs in pending:
+                for line, log in zip(lines, logs, strict=True):
+                    line.send(log)
+                for line in lines:
+                    assert line.recv() == "loaded"
+                started = time.perf_counter()
+                for line in lines:
+                    line.send("go")
+                for line in lines:
+                    assert line.recv() == "done"
+                seconds = time.perf_counter() - started
+            pending.clear()
+            return env_steps / seconds
 
-            engine.run(policy, SAMPLING, lambda: queue.pop(0) if queue else None, sink)
-            return rates[-1]
-
-        yield ours, replay_all
+        yield ours, theirs
+        for line in lines:
+            line.send(None)
 
 
 def tabletop_utilisation() -> Sides:
-    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256, seconds=8)
-
-
-def tabletop_utilisation_sharing() -> Sides:
-    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256, seconds=8, share_first=True)
+    return utilisation(TABLETOP, tabletop.SUITE, TABLETOP_ROLLOUT, groups=256)
 
 
 def tabletop_utilisation_bfloat16() -> Sides:
     """With the policy in bfloat16, which this kind of CPU multiplies in hardware, and batches of 128."""
     rollout = replace(TABLETOP_ROLLOUT, slots_per_worker=128, bfloat16=True)
-    return utilisation(TABLETOP, tabletop.SUITE, rollout, groups=256, seconds=8)
+    return utilisation(TABLETOP, tabletop.SUITE, rollout, groups=256)
 
 
 def libero_utilisation() -> Sides:
-    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=2, seconds=25)
+    return utilisation(LIBERO, STOCK, STOCK_ROLLOUT, groups=2)
 
 
 def libero_lite_fast_utilisation() -> Sides:
-    return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8, seconds=20)
+    return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8)
 
 
-@contextmanager
-def replaying(shares: list[list[Plan]], suite: SuiteConfig, seconds: float, share_first: bool) -> Iterator[Side]:
-    """Processes that execute recorded episodes, one share each, over and over; their env steps per second, together."""
+def start_replay(suite: SuiteConfig, slots: int, chunk_length: int) -> multiprocessing.connection.Connection:
+    """A process that replays logs; the line to it."""
     context = multiprocessing.get_context("spawn")
-    os.environ.update(WORKER_VARIABLES)
-    lines = []
-    for share in shares:
-        line, theirs = context.Pipe()
-        context.Process(target=replay, args=(theirs, suite, share, share_first), daemon=True).start()
-        lines.append(line)
-    for line in lines:
-        assert line.recv() == "ready"
-
-    def replay_all() -> float:
-        for line in lines:
-            line.send(seconds)
-        return sum(line.recv() for line in lines)
-
-    yield replay_all
-    for line in lines:
-        line.send(None)
+    line, theirs = context.Pipe()
+    with worker_surroundings():
+        context.Process(target=replay, args=(theirs, suite, slots, chunk_length), daemon=True).start()
+    return line
 
 
-def replay(
-    line: multiprocessing.connection.Connection, config: SuiteConfig, plans: list[Plan], share_first: bool
-) -> None:
-    """A worker without a policy: told a number of seconds, it executes recorded episodes for so long, with the pictures that
-    a policy would look at, and answers with its env steps per second."""
+def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, slots: int, chunk_length: int) -> None:
+    """A worker without a policy, which never waits: it executes a log from its beginning to its end when told to."""
     suite = make_suite(config)
-    environment = suite.make_environment()
-    # Its scene is built before the time runs, as ours are in an unmeasured turn.
-    environment.reset(suite.task(plans[0][0]), plans[0][1])
-    episodes = cycle(plans)
-    line.send("ready")
-    while (seconds := line.recv()) is not None:
-        steps, started, begun = 0, time.perf_counter(), None
-        while time.perf_counter() < started + seconds:
-            task, state, chunks = next(episodes)
-            seen = share_first and begun == (task, state)
-            (environment.reset_unseen if seen else environment.reset)(suite.task(task), state)
-            begun = task, state
-            for number, chunk in enumerate(chunks, start=1):
-                result = environment.step_chunk(chunk)
-                steps += result.executed
-                if number < len(chunks):
-                    assert result.observation
-        line.send(steps / (time.perf_counter() - started))
+    arrays = SlotArrays.over(
+        bytearray(SlotArrays.nbytes(suite.spec, slots, chunk_length)), suite.spec, slots, chunk_length
+    )
+    server = SimulatorSlots(suite, slots, arrays)
+    while (log := line.recv()) is not None:
+        line.send("loaded")
+        assert line.recv() == "go"
+        for command, actions in log:
+            if actions is not None:
+                arrays.actions[command.slot, : len(actions)] = actions
+            assert server.execute(command).kind == "done"
+        line.send("done")
