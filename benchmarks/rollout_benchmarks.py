@@ -1,7 +1,5 @@
 """Rollouts: our engine against the reference's schedule, against TorchRL, and against simulators without any policy."""
 
-import multiprocessing
-import multiprocessing.connection
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +8,15 @@ from functools import partial
 from itertools import chain, count
 from typing import Any
 
-import numpy as np
 from half_trained import LIBERO, TABLETOP, half_trained, requests
 from reference import ReferenceRollout, Wastes
 from robosuite_environment import RobosuiteEnvironment
+from same_work import Log, LoggingWorker, start_replay
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.recipes import libero, tabletop
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.rollout.workers import Reset, SimulatorSlots, SlotArrays, Step, Worker, worker_surroundings
-from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest
 
 SAMPLING = Sampling(temperature=1.0)
@@ -124,23 +120,6 @@ def tabletop_vs_torchrl_chunked() -> Sides:
     return tabletop_vs_torchrl(chunked=True)
 
 
-Log = list[tuple[Reset | Step, np.ndarray | None]]
-"""Commands in the order in which a worker got them, and a chunk's actions."""
-
-
-class LoggingWorker(Worker):
-    """Keeps what it is told to do, so that it can be done again without a policy."""
-
-    def start(self) -> None:
-        super().start()
-        self.log: Log = []
-
-    def send(self, command: Reset | Step) -> None:
-        actions = self.arrays.actions[command.slot, : command.length].copy() if isinstance(command, Step) else None
-        self.log.append((command, actions))
-        super().send(command)
-
-
 @contextmanager
 def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups: int) -> Sides:
     """Env steps per second of the engine, and of as many processes that do what its workers have just done, without a policy:
@@ -178,9 +157,9 @@ def utilisation(recipe: str, suite: SuiteConfig, rollout: RolloutConfig, groups:
                 started = time.perf_counter()
                 for line in lines:
                     line.send("go")
-                for line in lines:
-                    assert line.recv() == "done"
+                executed = sum(line.recv() for line in lines)
                 seconds = time.perf_counter() - started
+            assert executed == env_steps, f"{executed} env steps were replayed; expected the {env_steps} of the rollout"
             pending.clear()
             return env_steps / seconds
 
@@ -205,29 +184,3 @@ def libero_utilisation() -> Sides:
 
 def libero_lite_fast_utilisation() -> Sides:
     return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8)
-
-
-def start_replay(suite: SuiteConfig, slots: int, chunk_length: int) -> multiprocessing.connection.Connection:
-    """A process that replays logs; the line to it."""
-    context = multiprocessing.get_context("spawn")
-    line, theirs = context.Pipe()
-    with worker_surroundings():
-        context.Process(target=replay, args=(theirs, suite, slots, chunk_length), daemon=True).start()
-    return line
-
-
-def replay(line: multiprocessing.connection.Connection, config: SuiteConfig, slots: int, chunk_length: int) -> None:
-    """A worker without a policy, which never waits: it executes a log from its beginning to its end when told to."""
-    suite = make_suite(config)
-    arrays = SlotArrays.over(
-        bytearray(SlotArrays.nbytes(suite.spec, slots, chunk_length)), suite.spec, slots, chunk_length
-    )
-    server = SimulatorSlots(suite, slots, arrays)
-    while (log := line.recv()) is not None:
-        line.send("loaded")
-        assert line.recv() == "go"
-        for command, actions in log:
-            if actions is not None:
-                arrays.actions[command.slot, : len(actions)] = actions
-            assert server.execute(command).kind == "done"
-        line.send("done")

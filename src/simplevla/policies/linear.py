@@ -1,7 +1,7 @@
 """Linear layers through oneDNN, which PyTorch's CPU build has but uses for half precision only.
 
-In float32 PyTorch multiplies with MKL, and MKL leaves out AVX-512 on processors that aren't Intel's: there oneDNN is
-more than twice as fast, forward (docs/performance.md).
+In float32 PyTorch multiplies with MKL, and MKL leaves out AVX-512 on processors that aren't Intel's: there oneDNN can
+be more than twice as fast, forward, where the processor computes 512 bits at once (docs/performance.md).
 """
 
 import os
