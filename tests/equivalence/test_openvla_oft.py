@@ -1,6 +1,5 @@
 """An imported OpenVLA-OFT checkpoint against numbers worked out apart from it."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import map_coordinates
 
 import made_openvla_checkpoint as made
 import simplevla.policies.openvla_oft.policy as oft
@@ -19,12 +17,13 @@ from simplevla.config import OptimizerConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.actions import Actions, from_tokens, to_tokens
-from simplevla.policies.openvla_oft.pixels import prepare_pixels
+from simplevla.policies.openvla_oft.pixels import jpeg_round_trip, prepare_pixels
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.learner import Learner
 from simplevla.types import Episode
 
+RECORDED = Path(__file__).parents[1] / "recorded"
 INSTRUCTIONS = ("Pick up the milk", "put it all into the basket, gently")
 PROMPTS = tuple(f"In: What action should the robot take to {text.lower()}?\nOut:" for text in INSTRUCTIONS)
 
@@ -220,28 +219,24 @@ def test_the_prompt_is_the_published_one(tmp_path: Path) -> None:
         policy.prompts.ids("  ")
 
 
-@pytest.mark.parametrize("size", [256, 128, 200])
-def test_pixels_follow_the_published_chain(size: int) -> None:
-    rng = np.random.default_rng(3)
-    coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
-    image = np.array(coarse.resize((size, size), Image.Resampling.BICUBIC))
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="jpeg", quality=95)
-    decoded = np.asarray(Image.open(buffer))
-    assert np.abs(decoded.astype(int) - image).max() > 2
-    # Pillow's own Lanczos in float, one channel at a time.
-    channels = [Image.fromarray(decoded[..., c].astype(np.float32), "F") for c in range(3)]
-    resized = np.stack([np.asarray(c.resize((224, 224), Image.Resampling.LANCZOS)) for c in channels], axis=-1)
-    resized = np.clip(np.round(resized), 0, 255)
-    inset = (1 - np.sqrt(0.9)) / 2
-    line = inset * 223 + np.arange(224) * (1 - 2 * inset) * 223 / 223
-    grid = np.meshgrid(line, line, indexing="ij")
-    cropped = np.stack([map_coordinates(resized[..., c], grid, order=1) for c in range(3)], axis=-1)
-    got = prepare_pixels(torch.from_numpy(image)[None], 224, 0.9)[0].numpy()
-    assert got.shape == (224, 224, 3)
-    assert np.abs(got - np.clip(np.round(cropped), 0, 255)).max() <= 1
-    # The crop enlarges: what was in the corner of the picture is gone.
-    assert np.abs(got.astype(int) - resized).mean() > 2
+def test_a_jpeg_comes_out_as_tensorflow_decodes_it() -> None:
+    # Red of row 0 as TensorFlow 2.21 gives it; the accurate DCT would give 255 1 0 0 2 0 0 1.
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[0, 0] = 255
+    assert jpeg_round_trip(image)[0, :, 0].tolist() == [255, 0, 0, 2, 3, 0, 0, 1]
+
+
+def test_pixels_are_tensorflow_s() -> None:
+    """Recorded by benchmarks/record_openvla_pixels.py with TensorFlow 2.21: the published calls, step by step."""
+    page = np.asarray(Image.open(RECORDED / "openvla_pixels.png").convert("RGB"))
+    camera, decoded, seen = page[:96], page[96:192], page[192:, :84]
+    np.testing.assert_array_equal(jpeg_round_trip(camera), decoded)
+    got = prepare_pixels(torch.from_numpy(camera.copy())[None], 84, 0.9)[0].numpy()
+    difference = np.abs(got.astype(int) - seen)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.002
+    # What the picture was before the JPEG is farther away.
+    assert np.abs(decoded.astype(int) - camera).max() > 10
 
 
 def test_both_towers_see_the_same_pixels_each_in_its_way(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -218,3 +219,27 @@ def test_the_command_imports_a_policy(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "exists already" in capsys.readouterr().err
     assert main(["import", "openvla", *arguments]) == 2
     assert "expected 'tinyvla'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["whole", "siglip"])
+def test_an_imported_policy_acts_as_the_published_sampler(tmp_path: Path, kind: str) -> None:
+    tower = "siglip" if kind == "siglip" else "clip"
+    model = made.published_model(kind=tower)
+    made.write_whole(tmp_path / "run", model, tower)
+    policy, model = imported(tmp_path / "run", tmp_path / "policy"), model.double()
+    batch, seeds = observations(), (4, 5)
+    acted = policy.act(batch, Sampling(greedy=True), [np.random.default_rng(seed) for seed in seeds])
+    scheduler = DDIMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.set_timesteps(10)
+    shape = (11, made.CHUNK, made.ACTION)
+    x = torch.from_numpy(
+        np.stack([np.random.default_rng(s).standard_normal(shape, np.float32)[0] for s in seeds])
+    ).double()
+    numbers = made.statistics()
+    with torch.no_grad():
+        given = torch.cat([reference_condition(model, policy, row(batch, i)) for i in range(2)])
+        for t in scheduler.timesteps:
+            noise = made.predicted_noise(model, x, t.expand(2), given)
+            x = scheduler.step(noise, t, x).prev_sample
+    low, high = numbers["action_min"], numbers["action_max"]
+    np.testing.assert_allclose(acted.actions, (x.numpy() + 1) / 2 * (high - low) + low, atol=2e-3)

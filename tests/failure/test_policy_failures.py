@@ -119,3 +119,15 @@ def test_a_suite_that_does_not_fit_is_told_everything_that_differs() -> None:
     assert "looks through wrist" in message
     assert "takes 3 state dimensions, the suite has 5" in message
     assert "gives 2 action dimensions, the suite has 7" in message
+
+
+def test_a_diffusion_policy_that_does_not_name_its_sampler_is_refused(tmp_path: Path) -> None:
+    small.make(head="diffusion").save(tmp_path / "policy")
+    file = tmp_path / "policy" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["diffusion"].pop("use_clipped_model_output") is False
+    file.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"has no diffusion\.use_clipped_model_output.*true for a policy that was trained"
+    ):
+        load_policy(tmp_path / "policy")

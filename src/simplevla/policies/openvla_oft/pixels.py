@@ -1,13 +1,14 @@
-"""The published way from a camera image to the square picture that both vision towers see (SPEC 2).
+"""The published way from a camera image to the square picture that both vision towers see.
 
 JPEG round trip, Lanczos-3 with antialias to the model's side, centre crop by area, bilinear back to that side, in 8 bits
-after each. The suite has turned LIBERO's images by 180 degrees already.
+after each (OpenVLA-OFT, experiments/robot/openvla_utils.py). The suite has turned LIBERO's images by 180 degrees already.
 """
 
 import io
 from functools import cache
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,10 +32,10 @@ def prepare_pixels(images: Tensor, side: int, crop: float) -> Tensor:
 
 
 def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 3] as it comes out of a JPEG file."""
+    """uint8 [height, width, 3] as TensorFlow reads it out of a JPEG file: by the fast integer DCT, which Pillow can't."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return simplejpeg.decode_jpeg(buffer.getvalue(), fastdct=True)
 
 
 @cache

@@ -35,17 +35,32 @@ def squared_cosine(steps: int) -> np.ndarray:
     return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
 
 
-def transition(noisy: Tensor, noise: Tensor, abar: Tensor, abar_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """(mean, sigma) of a DDIM step from `abar` to `abar_next` (SPEC 4); sigma has no floor yet.
+def transition(
+    noisy: Tensor,
+    noise: Tensor,
+    abar: Tensor,
+    abar_next: Tensor,
+    eta: float,
+    clip_sample: bool = True,
+    use_clipped_model_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(mean, sigma) of a DDIM step from `abar` to `abar_next` (arXiv 2010.02502, equation 12); sigma has no floor yet.
+
+    The switches are those of diffusers' `DDIMScheduler`, with the meaning that they have there.
 
     Args:
         noisy: x_t, [..., H, A].
         noise: the predicted epsilon, of the same shape.
         abar: of t and of the next step, each broadcastable to `noisy`.
         eta: 0 is deterministic, 1 the full variance.
+        clip_sample: cut the estimate of x_0 to [-1, 1].
+        use_clipped_model_output: replace the predicted epsilon by the one that the cut estimate implies.
     """
-    clean = ((noisy - (1 - abar).sqrt() * noise) / abar.sqrt()).clamp(-1, 1)
-    noise = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
+    clean = (noisy - (1 - abar).sqrt() * noise) / abar.sqrt()
+    if clip_sample:
+        clean = clean.clamp(-1, 1)
+    if use_clipped_model_output:
+        noise = (noisy - abar.sqrt() * clean) / (1 - abar).sqrt()
     variance = eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next)
     mean = abar_next.sqrt() * clean + (1 - abar_next - variance).clamp(min=0).sqrt() * noise
     return mean, variance.sqrt()
@@ -147,7 +162,7 @@ class DiffusionHead(nn.Module):
             logprobs.append(torch.zeros_like(mean) if sampling.greedy else entry_logprobs(chain[-1], mean, std))
         kept = self.trained_steps
         return HeadSample(
-            normalised=chain[-1].clamp(-1, 1),
+            normalised=chain[-1].clamp(-1, 1) if self.config.clip_sample else chain[-1],
             logprobs=self._units(torch.stack(logprobs[-kept:], dim=1)),
             trace=torch.stack(chain[-kept - 1 :], dim=1).flatten(1),
         )
@@ -185,5 +200,13 @@ class DiffusionHead(nn.Module):
         abar = self.abar[step][:, None, None]
         abar_next = torch.where(index < self.config.steps - 1, self.abar[(step - stride).clamp(min=0)], 1.0)
         noise = self.unet(noisy, step, condition).float()
-        mean, sigma = transition(noisy, noise, abar, abar_next[:, None, None], 0.0 if sampling.greedy else sampling.eta)
+        mean, sigma = transition(
+            noisy,
+            noise,
+            abar,
+            abar_next[:, None, None],
+            0.0 if sampling.greedy else sampling.eta,
+            self.config.clip_sample,
+            self.config.use_clipped_model_output,
+        )
         return mean, sigma if sampling.greedy else sigma.clamp(min=sampling.sigma_min)

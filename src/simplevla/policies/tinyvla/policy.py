@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig, from_dict, to_dict
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
-from simplevla.policies.files import load_files, save_files
+from simplevla.policies.files import PolicyFiles, load_files, save_files
 from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
@@ -311,8 +311,20 @@ class TinyVLA(Policy):
             ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
         files = load_files(folder)
+        _require_named_sampler(files)
         with torch.random.fork_rng(devices=[]):
             policy = cls(from_dict(TinyVLAConfig, files.config), files.statistics, files.tokenizer)
         files.check_tensors(policy.state_dict())
         policy.load_state_dict(files.tensors)
         return policy
+
+
+def _require_named_sampler(files: PolicyFiles) -> None:
+    """Refuse a diffusion policy that doesn't say which of two samplers it was trained and evaluated with."""
+    diffusion = files.config.get("diffusion", {})
+    if files.config.get("head") == "diffusion" and "use_clipped_model_output" not in diffusion:
+        raise ValueError(
+            f"{files.folder / 'config.json'} has no diffusion.use_clipped_model_output: it was saved when every step recomputed epsilon "
+            "from the clipped estimate. Add it there: true for a policy that was trained here with that sampler, false for one that "
+            "was imported, which then acts as published."
+        )

@@ -87,7 +87,12 @@ def policy_config(
         action_dim=_size(settings, "action_dim", file),
         chunk_length=_size(settings, "chunk_size", file),
         head="diffusion",
-        diffusion=DiffusionConfig(unet=_unet_config(checkpoint.tensors, file.parent)),
+        # TinyVLA makes its DDIMScheduler with clip_sample and calls its step with diffusers' defaults.
+        diffusion=DiffusionConfig(
+            clip_sample=True,
+            use_clipped_model_output=False,
+            unet=_unet_config(checkpoint.tensors, file.parent),
+        ),
         vision=vision,
         language=language,
     )
