@@ -175,3 +175,79 @@ def test_observations_that_dont_fit(folder: Path) -> None:
     images["fixed"] = images["wrist"]
     with pytest.raises(ValueError, match="3 state dimensions; this policy takes 8"):
         policy(ObservationBatch(images=images, state=torch.zeros(1, 3), instructions=["go"]))
+
+
+def add_lora(place: Path, rank: int = 2, alpha: int = 3) -> dict[str, torch.Tensor]:
+    """An adapter as peft writes it, of one attention matrix of each kind of model; module -> B A."""
+    generator = torch.Generator().manual_seed(5)
+    weights = made.tensors()
+    modules = ("language_model.model.layers.0.self_attn.q_proj", "vision_backbone.featurizer.blocks.0.attn.qkv")
+    tensors, products = {}, {}
+    for module in modules:
+        rows, columns = weights[f"{module}.weight"].shape
+        a, b = (torch.randn(shape, generator=generator) for shape in ((rank, columns), (rows, rank)))
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        products[module] = alpha / rank * b.double() @ a.double()
+    place.mkdir(exist_ok=True)
+    save_file(tensors, place / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": ["q_proj", "qkv"],
+        "bias": "none",
+    }
+    (place / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "gaussian"}))
+    return products
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_adapter_beside_the_weights_is_not_left_out_silently(folder: Path, inside: bool) -> None:
+    add_lora(folder / "lora_adapter" if inside else folder)
+    refused(
+        folder, r"holds a LoRA adapter beside the weights.*--lora-adapter merged if they do.*--lora-adapter merge if"
+    )
+
+
+def test_an_adapter_without_weights_or_without_settings(folder: Path) -> None:
+    add_lora(folder / "lora_adapter")
+    (folder / "lora_adapter" / "adapter_config.json").unlink()
+    refused(folder, r"lora_adapter/adapter_config\.json is missing", lora_adapter="merge")
+    add_lora(folder / "lora_adapter")
+    (folder / "lora_adapter" / "adapter_model.safetensors").unlink()
+    refused(folder, r"has adapter_config\.json and no weights", lora_adapter="merge")
+
+
+def test_no_adapter_where_one_is_named(folder: Path) -> None:
+    refused(folder, r"--lora-adapter is 'merge', but there is none", lora_adapter="merge")
+
+
+def test_an_adapter_is_merged_when_asked(folder: Path, tmp_path: Path) -> None:
+    products = add_lora(folder / "lora_adapter")
+    weights = {}
+    for choice in ("merge", "merged"):
+        out = tmp_path / choice
+        arguments = ["import", "openvla-oft", str(folder), str(out), "--cameras", "fixed", "--lora-adapter", choice]
+        assert main(arguments) == 0
+        weights[choice] = load_policy(out).state_dict()
+    original = made.tensors()
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    expected = original[f"{name}.weight"].double() + products[name]
+    got = weights["merge"]["language.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(got, expected.float(), atol=1e-6, rtol=0)
+    assert torch.equal(weights["merged"]["language.layers.0.self_attn.q_proj.weight"], original[f"{name}.weight"])
+    changed = [key for key, value in weights["merge"].items() if not torch.equal(value, weights["merged"][key])]
+    # Query, key and value of the vision tower are one matrix there, three here.
+    assert len(changed) == 4
+
+
+def test_an_adapter_of_another_kind(folder: Path) -> None:
+    add_lora(folder / "lora_adapter")
+    edit_json(folder / "lora_adapter" / "adapter_config.json", lambda values: values.update(use_dora=True))
+    refused(folder, r"has \{'use_dora': True\}; expected plain LoRA", lora_adapter="merge")
+
+
+def test_whole_numbers_are_no_weights(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update({"projector.fc1.bias": tensors["projector.fc1.bias"].long()}))
+    refused(folder, r"projector\.fc1\.bias isn't made of finite numbers")

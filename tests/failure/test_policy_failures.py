@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import small_tinyvla as small
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
+from simplevla.cli import main
 from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.suites.base import SuiteSpec
 
@@ -130,4 +133,36 @@ def test_a_diffusion_policy_that_does_not_name_its_sampler_is_refused(tmp_path: 
     with pytest.raises(
         ValueError, match=r"has no diffusion\.use_clipped_model_output.*true for a policy that was trained"
     ):
+        load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_an_error_and_no_bad_policy(folder: Path, value: float) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["state.bias"][-1] = value
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"no policy that can act: state\.bias holds NaN or infinity\. The training"):
+        load_policy(folder)
+    assert main(["eval", "--policy", str(folder)]) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16])
+def test_weights_of_another_kind_of_number_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["state.bias"] = tensors["state.bias"].to(dtype)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=rf"state\.bias is {dtype}, expected torch\.float32"):
+        load_policy(folder)
+
+
+def test_adapters_whose_list_is_lost_are_not_left_out_silently(tmp_path: Path) -> None:
+    policy = small.make()
+    bank = AdapterBank(policy)
+    bank.add("one", AdapterConfig(rank=2), seed=0)
+    bank.activate("one", training=True)
+    policy.save(tmp_path / "policy")
+    (tmp_path / "policy" / "adapters" / "bank.json").unlink()
+    with pytest.raises(ValueError, match=r"bank\.json is missing, though there are adapters"):
         load_policy(tmp_path / "policy")

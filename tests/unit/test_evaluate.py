@@ -2,6 +2,8 @@ import io
 import json
 
 import pytest
+
+from fake_policy import FakePolicy
 from rich.console import Console
 
 from simplevla.config import EvalConfig
@@ -57,7 +59,7 @@ def solves_lift_breaks_push_5(task, state):
 
 def run(outcome, **config):
     engine = StubEngine(outcome)
-    return engine, evaluate(engine, None, TwoTasks(), EvalConfig(**config))
+    return engine, evaluate(engine, FakePolicy(), TwoTasks(), EvalConfig(**config))
 
 
 def test_every_held_out_state_runs_once_greedy_and_unrecorded():
@@ -127,7 +129,7 @@ def test_noise_of_an_episode_does_not_depend_on_which_tasks_are_evaluated():
     only_push = StubEngine(lambda task, state: EpisodeStatus.TIMEOUT)
     suite = TwoTasks()
     suite.tasks = suite.tasks[1:]
-    evaluate(only_push, None, suite, EvalConfig())
+    evaluate(only_push, FakePolicy(), suite, EvalConfig())
     assert [r.seed for r in only_push.requests] == [r.seed for r in engine.requests[3:]]
 
 
@@ -147,7 +149,7 @@ def test_too_few_initial_states_is_an_error():
 
 def test_the_fingerprint_is_of_the_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    result = evaluate(StubEngine(solves_lift_breaks_push_5), None, TwoTasks(), EvalConfig(), policy_folder=tmp_path)
+    result = evaluate(StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), policy_folder=tmp_path)
     # sha256("abc") from FIPS 180-2, appendix B.1
     assert result.policy_sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -155,7 +157,7 @@ def test_the_fingerprint_is_of_the_weights(tmp_path):
 def test_progress_counts_up():
     seen = []
     evaluate(
-        StubEngine(solves_lift_breaks_push_5), None, TwoTasks(), EvalConfig(), progress=lambda *now: seen.append(now)
+        StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), progress=lambda *now: seen.append(now)
     )
     assert seen == [(1, 6, 0), (2, 6, 0), (3, 6, 0), (4, 6, 1), (5, 6, 2), (6, 6, 3)]
 

@@ -47,6 +47,8 @@ class ImportOpenVLAArguments:
     """Actions in a chunk, as trained: 8 for LIBERO, 25 for RoboTwin and ALOHA."""
     gripper: Literal["libero", "none"] = "libero"
     """`libero`: the last action dimension is 1 for open in the model and -1 in the simulator; `none`: it is as it is."""
+    lora_adapter: Literal["merge", "merged"] | None = None
+    """Of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
 
 
 def import_command(arguments: list[str]) -> int:
@@ -81,9 +83,10 @@ def _import_openvla_oft(arguments: list[str]) -> int:
         statistics_key=parsed.statistics_key,
         chunk_length=parsed.chunk_length,
         gripper=parsed.gripper,
+        lora_adapter=parsed.lora_adapter,
     )
     print(
         f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters in "
-        f"{report.config.dtype}, statistics of {report.statistics_key}; {report.unread} tensors that the model never reads left out"
+        f"{report.config.dtype}, statistics of {report.statistics_key}; an adapter merged into {report.merged} of them; {report.unread} tensors that the model never reads left out"
     )
     return 0

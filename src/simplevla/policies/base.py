@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig, SamplingConfig
 from simplevla.policies.normalization import Statistics
+from simplevla.policies.trained_on import TrainedOn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,8 @@ class Policy(nn.Module, ABC):
     """Whether `act` and `score` take batches with an `index`, so that what several decisions look at is computed once."""
     statistics: Statistics
     """What it normalises with, frozen; adapters record its fingerprint."""
+    trained_on: tuple[TrainedOn, ...] = ()
+    """The stages of its training; empty where nobody knows."""
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
-"""The four files of a policy folder: written whole or not at all, and checked against each other when read."""
+"""The files of a policy folder: written whole or not at all, and checked against each other when read."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simplevla.policies.normalization import Statistics
+from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_as_json
 
 FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
 
@@ -27,9 +29,10 @@ class PolicyFiles:
     statistics: Statistics
     tokenizer: Tokenizer
     tensors: dict[str, Tensor]
+    trained_on: tuple[TrainedOn, ...]
 
     def check_tensors(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare names and shapes with the policy's.
+        """Compare names, shapes and dtypes with the policy's, and refuse numbers that aren't finite.
 
         Raises:
             ValueError: naming the first three that differ.
@@ -42,12 +45,32 @@ class PolicyFiles:
             for name, tensor in expected.items()
             if name in got and got[name].shape != tensor.shape
         ]
+        problems += [
+            f"{name} is {got[name].dtype}, expected {tensor.dtype}"
+            for name, tensor in expected.items()
+            if name in got and got[name].dtype != tensor.dtype
+        ]
+        broken = [f"{name} holds NaN or infinity" for name, tensor in got.items() if not is_finite(tensor)]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise ValueError(
+                f"{self.folder / 'model.safetensors'} is no policy that can act: {'; '.join(broken[:3])}{more}. The training that wrote it "
+                "diverged; use an earlier checkpoint, and a smaller learning rate."
+            )
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise ValueError(
                 f"{self.folder / 'model.safetensors'} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
                 "Are both files of the same policy?"
             )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; without a copy, since a policy may fill the memory."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = tensor.aminmax()
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def save_files(
@@ -57,12 +80,14 @@ def save_files(
     statistics: Statistics,
     tokenizer: Tokenizer,
     tensors: Mapping[str, Tensor],
+    trained_on: tuple[TrainedOn, ...],
 ) -> None:
     """Write a policy's files into `folder`, the tensors last."""
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _write(folder / "tokenizer.json", tokenizer.to_str().encode())
     _write(folder / "statistics.json", json.dumps(statistics.to_dict(), indent=1).encode())
+    _write(folder / FILE, stages_as_json(trained_on))
     _write(folder / "config.json", json.dumps(config, indent=1).encode())
     with _whole(folder / "model.safetensors") as temporary:
         save_file(on_cpu, temporary, metadata={"architecture": architecture})
@@ -92,6 +117,7 @@ def load_files(folder: Path) -> PolicyFiles:
         statistics=Statistics.load(folder / "statistics.json"),
         tokenizer=tokenizer,
         tensors=tensors,
+        trained_on=read_stages(folder / FILE),
     )
 
 

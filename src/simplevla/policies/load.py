@@ -59,6 +59,11 @@ def load_policy(folder: Path | str) -> Policy:
     policy = cast(Policy, getattr(importlib.import_module(module), name).load(folder))
     if (folder / BANK).is_file():
         importlib.import_module("simplevla.adapters.bank").restore_bank(policy, folder)
+    elif (folder / BANK).parent.is_dir():
+        raise ValueError(
+            f"{folder / BANK} is missing, though there are adapters beside it: without it nobody knows which one acts. Copy it too, or "
+            "take the adapters' folder away to use the base alone"
+        )
     return policy
 
 

@@ -23,6 +23,7 @@ from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder
 from simplevla.suites.registry import make_suite
@@ -58,6 +59,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     if not resume and (run / "checkpoints").exists():
         raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
+    policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
     optimizer = Optimizer(policy, config)
     if checkpoint:
         optimizer.adamw.load_state(checkpoint.optimizer())
@@ -133,6 +135,25 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
     check_actions_in_range(policy.statistics, statistics)
     return policy
+
+
+def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
+    """What imitation of this dataset meets."""
+    origin = dataset.origin or {}
+    tasks, states = dataset.task_names, dataset.initial_states
+    met: dict[str, list[int]] | None = None
+    if "suite" in origin and tasks is not None and states is not None:
+        met = {task: [] for task in tasks}
+        for task, state in zip(tasks, states, strict=True):
+            met[task].append(state)
+    return TrainedOn(
+        stage="sft",
+        suite=origin.get("suite"),
+        protocol=origin.get("protocol", {}),
+        cameras=dict(dataset.cameras),
+        instructions=tuple(dataset.instructions),
+        initial_states=None if met is None else {task: tuple(numbers) for task, numbers in met.items()},
+    )
 
 
 def check_actions_in_range(frozen: Statistics, data: Statistics) -> None:
@@ -264,6 +285,7 @@ class ClosedLoop:
     def __init__(self, config: SFTConfig, policy: Policy) -> None:
         self.suite = make_suite(config.suite)
         check_fits_suite(policy, self.suite.spec)
+        warn_of_differences(policy.trained_on, policy.cameras, self.suite)
         self.settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
         self.engine = RolloutEngine(config.suite, RolloutConfig(), policy.chunk_length)
 

@@ -138,7 +138,7 @@ class OpenVLAOFT(Policy):
 
     def save(self, folder: Path) -> None:
         config, tensors = to_dict(self.config), self.state_dict()
-        save_files(folder, ARCHITECTURE, config, self.statistics, self.prompts.tokenizer, tensors)
+        save_files(folder, ARCHITECTURE, config, self.statistics, self.prompts.tokenizer, tensors, self.trained_on)
 
     @classmethod
     def load(cls, folder: Path) -> "OpenVLAOFT":
@@ -151,6 +151,7 @@ class OpenVLAOFT(Policy):
         policy = cls.unfilled(from_dict(OpenVLAOFTConfig, files.config), files.statistics, files.tokenizer)
         files.check_tensors(policy.state_dict())
         policy.load_state_dict(files.tensors, assign=True)
+        policy.trained_on = files.trained_on
         return policy
 
 

@@ -20,6 +20,8 @@ from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 from simplevla.policies.openvla_oft.prompt import BEGIN, SPACE, STOP
 from simplevla.policies.openvla_oft.published_tensors import convert
 from simplevla.policies.published import read_json, read_tensors, weight_files
+from simplevla.policies.published_lora import ADAPTER, ADAPTER_CONFIG, merge_lora
+from simplevla.policies.trained_on import TrainedOn
 from simplevla.storage import atomic_folder
 
 CHUNK, ACTION, STATE = 8, 7, 8
@@ -28,6 +30,8 @@ WEIGHTS = ("model.safetensors",)
 L1_HEAD = "action_head--*"
 """The files of a regression head."""
 PROPRIO = "proprio_projector--*.pt"
+LORA = "lora_adapter"
+"""The folder, beside the weights, in which its training leaves an adapter."""
 TOWERS = {"vit_large_patch14_reg4_dinov2": 16, "vit_so400m_patch14_siglip_224": 16}
 """timm's names, as far as they count, and attention heads, which no tensor shows."""
 
@@ -43,6 +47,8 @@ class ImportReport:
     parameters: int
     unread: int
     """Tensors of the checkpoint that the policy never reads: the ends of the vision towers."""
+    merged: int
+    """Weights that an adapter was added to."""
 
 
 def import_openvla_oft(
@@ -53,6 +59,7 @@ def import_openvla_oft(
     statistics_key: str | None = None,
     chunk_length: int = CHUNK,
     gripper: Literal["libero", "none"] = "libero",
+    lora_adapter: Literal["merge", "merged"] | None = None,
 ) -> ImportReport:
     """Convert the checkpoint in `folder` into the new policy folder `out`, running no code from it.
 
@@ -64,6 +71,7 @@ def import_openvla_oft(
             KEY, KEY_no_noops is taken.
         chunk_length: of the training; LIBERO's is 8, RoboTwin's 25.
         gripper: the convention of the last action dimension.
+        lora_adapter: what to do with an adapter beside the weights: `merge` adds it, `merged` says that they contain it.
 
     Raises:
         ValueError: anything that is missing, left over, damaged, or of another kind.
@@ -79,6 +87,8 @@ def import_openvla_oft(
     if not files:
         raise ValueError(f"{folder} holds no model; expected {WEIGHTS[0]}, or pieces with {WEIGHTS[0]}.index.json")
     tensors = read_tensors(files) | _read_proprio(folder)
+    half = tensors.get("language_model.lm_head.weight", torch.empty(0)).dtype == torch.bfloat16
+    merged = _merge_adapter(tensors, folder, lora_adapter)
     key, measured = _read_statistics(folder / "dataset_statistics.json", statistics_key)
     mask = tuple(
         bool(x) for x in measured["action"].get("mask", [True] * (len(measured["action"]["min"]) - 1) + [False])
@@ -96,17 +106,20 @@ def import_openvla_oft(
         bounds="min_max" if gripper == "none" and all(mask) else "q01_q99",
         action_mask=mask,
         gripper=gripper,
-        dtype="bfloat16" if tensors["language_model.lm_head.weight"].dtype == torch.bfloat16 else "float32",
+        dtype="bfloat16" if half else "float32",
     )
     statistics = _statistics(measured, config)
     tokenizer = _read_tokenizer(_found(folder / "tokenizer.json"), config.language.vocab_size - config.language.padded)
     policy = OpenVLAOFT.unfilled(config, statistics, tokenizer)
     weights, unread = convert(tensors, policy, config_file)
     policy.load_state_dict(weights, assign=True)
+    policy.trained_on = (TrainedOn(stage="published"),)
     with atomic_folder(out) as temporary:
         policy.save(temporary)
     parameters = sum(tensor.numel() for tensor in weights.values())
-    return ImportReport(config=config, statistics_key=key, tensors=len(weights), parameters=parameters, unread=unread)
+    return ImportReport(
+        config=config, statistics_key=key, tensors=len(weights), parameters=parameters, unread=unread, merged=merged
+    )
 
 
 def _found(file: Path) -> Path:
@@ -123,6 +136,29 @@ def _refuse_regression(folder: Path) -> None:
             "that samples them solves nothing and RL finds no signal. Use a checkpoint that was trained on tokens (SimpleVLA-RL "
             "publishes some), or fine-tune this one with `simplevla sft` first, after moving that file away."
         )
+
+
+def _merge_adapter(tensors: dict[str, Tensor], folder: Path, lora_adapter: Literal["merge", "merged"] | None) -> int:
+    """How many of the weights an adapter beside them was added to, in place."""
+    place = next(
+        (p for p in (folder / LORA, folder) if weight_files(p, ADAPTER) or (p / ADAPTER_CONFIG).is_file()), None
+    )
+    if place is None:
+        if lora_adapter is not None:
+            raise ValueError(f"--lora-adapter is {lora_adapter!r}, but there is none in {folder} or {folder / LORA}")
+        return 0
+    if lora_adapter is None:
+        raise ValueError(
+            f"{place} holds a LoRA adapter beside the weights of {folder}, and nothing says whether they contain it. Say "
+            "--lora-adapter merged if they do (OpenVLA-OFT's training merges it into what it saves unless told otherwise), or "
+            "--lora-adapter merge if they are the base's; then compare the success with the published one before any RL"
+        )
+    if lora_adapter == "merged":
+        return 0
+    files = weight_files(place, ADAPTER)
+    if not files:
+        raise ValueError(f"{place} has {ADAPTER_CONFIG} and no weights; expected {' or '.join(ADAPTER)}")
+    return merge_lora(tensors, read_tensors(files), read_json(_found(place / ADAPTER_CONFIG)), place)
 
 
 def _read_proprio(folder: Path) -> dict[str, Tensor]:

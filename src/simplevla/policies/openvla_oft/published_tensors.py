@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from simplevla.policies.files import is_finite
 from simplevla.policies.openvla_oft.actions import BINS
 from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
@@ -43,7 +44,7 @@ def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> 
                 problems.append(
                     f"{theirs} has shape {list(tensor.shape)}, which gives {list(changed.shape)} for {name}; expected {list(wanted[name].shape)}"
                 )
-            elif not bool(changed.isfinite().all()):
+            elif not changed.is_floating_point() or not is_finite(changed):
                 problems.append(f"{theirs} isn't made of finite numbers")
             weights[name] = changed.to(dtype).contiguous()
     if problems:

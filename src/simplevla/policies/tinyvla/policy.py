@@ -301,6 +301,7 @@ class TinyVLA(Policy):
             self.statistics,
             self.instruction_tokens.tokenizer,
             self.state_dict(),
+            self.trained_on,
         )
 
     @classmethod
@@ -316,6 +317,7 @@ class TinyVLA(Policy):
             policy = cls(from_dict(TinyVLAConfig, files.config), files.statistics, files.tokenizer)
         files.check_tensors(policy.state_dict())
         policy.load_state_dict(files.tensors)
+        policy.trained_on = files.trained_on
         return policy
 
 

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simplevla.policies.files import is_finite
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla import unet
 from simplevla.policies.tinyvla.config import TinyVLAConfig
@@ -19,6 +20,7 @@ from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.published_config import FRAME, policy_config
 from simplevla.policies.tinyvla.published_files import PublishedCheckpoint, read_checkpoint
 from simplevla.policies.tinyvla.published_pickle import read_pickle
+from simplevla.policies.trained_on import TrainedOn
 
 PARTS = (
     ("condition.norm.", "embed_out.norm_after_pool."),
@@ -82,6 +84,7 @@ def import_tinyvla(
     unread = _check_tensors(checkpoint, policy.state_dict(), names, config.vision.layers, base)
     weights = {name: checkpoint.tensors[theirs].float().contiguous() for name, theirs in names.items()}
     policy.load_state_dict(weights, assign=True)
+    policy.trained_on = (TrainedOn(stage="published"),)
     _save_as(policy, out)
     return ImportReport(config=config, tensors=len(weights), merged=checkpoint.merged, unread=unread)
 
@@ -180,7 +183,7 @@ def _check_tensors(
     problems += [
         f"{name} isn't made of finite numbers"
         for name, _, have in present
-        if not have.is_floating_point() or not bool(have.isfinite().all())
+        if not have.is_floating_point() or not is_finite(have)
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""

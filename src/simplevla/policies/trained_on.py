@@ -1,0 +1,170 @@
+"""What a policy was trained on, kept in its folder: what it is used with later is compared with that, and said."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from simplevla.types import Split, Task
+
+FILE = "trained_on.json"
+"""In a policy folder; those of earlier versions have none."""
+SHOWN = 3
+"""Instructions or settings that a message names, of many."""
+
+
+class Spec(Protocol):
+    """The part of a suite's spec that matters here."""
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]: ...
+
+
+class Suite(Protocol):
+    """What is asked of a suite; policies import none."""
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def protocol(self) -> dict[str, str | int | float]: ...
+
+    def initial_states(self, task: Task, split: Split) -> list[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """One stage of a policy's training; what isn't known is None or empty."""
+
+    stage: Literal["sft", "rl", "published"]
+    suite: str | None = None
+    """None: demonstrations, or a checkpoint, from elsewhere."""
+    protocol: dict[str, str | int | float] = field(default_factory=dict)
+    """The suite's own, as it was then."""
+    cameras: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Camera -> (height, width) in pixels."""
+    instructions: tuple[str, ...] = ()
+    initial_states: dict[str, tuple[int, ...]] | None = None
+    """Task of the suite -> the initial states that training may have met; None: nobody knows."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", {name: (int(h), int(w)) for name, (h, w) in self.cameras.items()})
+        object.__setattr__(self, "instructions", tuple(self.instructions))
+        if self.initial_states is not None:
+            states = {task: tuple(sorted(set(numbers))) for task, numbers in self.initial_states.items()}
+            object.__setattr__(self, "initial_states", states)
+
+
+def rl_stage(suite: Suite) -> TrainedOn:
+    """RL on the suite's train states."""
+    return TrainedOn(
+        stage="rl",
+        suite=suite.name,
+        protocol=dict(suite.protocol),
+        cameras=dict(suite.spec.cameras),
+        instructions=tuple(task.instruction for task in suite.tasks),
+        initial_states={task.name: tuple(suite.initial_states(task, "train")) for task in suite.tasks},
+    )
+
+
+def with_stage(stages: tuple[TrainedOn, ...], stage: TrainedOn) -> tuple[TrainedOn, ...]:
+    """`stages` and then `stage`, once if it only goes on with the last one."""
+    return stages if stages and stages[-1] == stage else (*stages, stage)
+
+
+def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suite) -> list[str]:
+    """What of `suite` the policy wasn't trained for, one sentence each; nothing where its training isn't known.
+
+    Args:
+        stages: in the order of training.
+        cameras: those that the policy looks through.
+    """
+    found: list[str] = []
+    named = [stage for stage in stages if stage.suite is not None]
+    same = [stage for stage in named if stage.suite == suite.name]
+    if named and not same:
+        found.append(f"it was trained on the suite {named[-1].suite!r}, this is {suite.name!r}")
+    if same:
+        then, now = same[-1].protocol, dict(suite.protocol)
+        changed = [f"{key} {then.get(key)!r}, now {now.get(key)!r}" for key in now if then.get(key) != now.get(key)]
+        if changed:
+            found.append(f"it was trained with {_some(changed)}")
+    sizes = next((stage.cameras for stage in reversed(stages) if stage.cameras), {})
+    for camera in cameras:
+        then_size, now_size = sizes.get(camera), suite.spec.cameras.get(camera)
+        if then_size and now_size and then_size != tuple(now_size):
+            found.append(
+                f"camera {camera!r} had {then_size[0]} x {then_size[1]} pixels, now {now_size[0]} x {now_size[1]}"
+            )
+    known = {instruction for stage in stages for instruction in stage.instructions}
+    strange = [repr(task.instruction) for task in suite.tasks if task.instruction not in known]
+    if known and strange:
+        found.append(
+            f"it was never told {_some(strange)} ({len(strange)} of {len(suite.tasks)} instructions of the suite), but for "
+            f"example {sorted(known)[0]!r}"
+        )
+    return found
+
+
+def warn_of_differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suite) -> None:
+    """Warn once of all `differences`: they may be meant, and they change what a success rate means."""
+    found = differences(stages, cameras, suite)
+    if found:
+        warnings.warn(
+            f"this policy and suite {suite.name!r} differ: {'; '.join(found)}. If that isn't meant, use the settings it was trained with.",
+            stacklevel=2,
+        )
+
+
+def held_out(stages: Sequence[TrainedOn], suite: str, pairs: Sequence[tuple[str, int]]) -> str:
+    """`yes`, `no: ...` or `unknown: ...`: whether training has met none of the evaluated (task, initial state) `pairs`."""
+    if not stages:
+        return "unknown: the policy's folder doesn't say what it was trained on"
+    seen = {
+        (task, state)
+        for stage in stages
+        if stage.suite == suite and stage.initial_states
+        for task, states in stage.initial_states.items()
+        for state in states
+    }
+    met = sum(pair in seen for pair in pairs)
+    if met:
+        return f"no: training may have met {met} of these {len(pairs)} initial states"
+    silent = next((stage for stage in stages if stage.initial_states is None), None)
+    if silent is not None:
+        what = "the published checkpoint" if silent.stage == "published" else "demonstrations from elsewhere"
+        return f"unknown: nobody knows which initial states {what} came from"
+    return "yes"
+
+
+def stages_as_json(stages: Sequence[TrainedOn]) -> bytes:
+    """The content of `FILE`, which `read_stages` reads."""
+    return (json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=1) + "\n").encode()
+
+
+def read_stages(file: Path) -> tuple[TrainedOn, ...]:
+    """What `stages_as_json` made; nothing where there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not file.is_file():
+        return ()
+    try:
+        values: list[dict[str, Any]] = json.loads(file.read_text())["stages"]
+        return tuple(TrainedOn(**value) for value in values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error!r}); take it from another checkpoint of the same run, or delete it"
+        ) from error
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more
