@@ -12,9 +12,11 @@ import simplevla.training.learner
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.provenance import policy_fingerprint
-from simplevla.evaluation.result import read_result
+from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.recipes import tabletop
+from simplevla.report.choice import choose_states
 from simplevla.report.evidence import gather_evidence
+from simplevla.report.videos import read_clips
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
@@ -66,6 +68,10 @@ def test_without_advantages_nothing_is_learned(imitator: Path, tmp_path: Path, m
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def result_states(result: EvaluationResult, task: str) -> list[int]:
+    return [episode.initial_state for episode in result.episodes if episode.task == task]
+
+
 def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(replace(rl(imitator, 0), updates=1, checkpoint_every=1), run)
@@ -73,7 +79,14 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
     results = [read_result(run / "eval" / f"{name}.json") for name in ("before", "after")]
     assert [(result.split, result.overall.n) for result in results] == [("test", 100)] * 2
     assert results[0].policy_sha256 != results[1].policy_sha256
-    assert len(list((run / "videos").glob("*.mp4"))) == 4
+    choice = choose_states(results[0], results[1])
+    assert choice.neutral == [(task, result_states(results[0], task)[0]) for task in SUITE.tasks]
+    for name, result in zip(("before", "after"), results, strict=True):
+        clips = {(clip.task, clip.initial_state): clip for clip in read_clips(run / "videos", name)}
+        evaluated = {(episode.task, episode.initial_state): episode for episode in result.episodes}
+        assert list(clips) == choice.states
+        for state, clip in clips.items():
+            assert (clip.success, clip.env_steps) == (evaluated[state].success, evaluated[state].env_steps)
     files = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
     gather_evidence(run)
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files

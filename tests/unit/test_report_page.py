@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
-from simplevla.report.evidence import telling_states
+from simplevla.report.choice import choose_states
 from simplevla.report.page import write_report
 from simplevla.report.videos import encode_video
 
@@ -48,20 +48,27 @@ def full_run(run):
         {"update": 2, "train_success": 0.6, "episodes_total": 3000, "env_steps_total": 60000, "elapsed_s": 150.0},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    videos = run / "videos"
-    videos.mkdir()
+    (run / "videos").mkdir()
     for prefix, success in (("before", False), ("after", True)):
-        data, ending = encode_video([np.zeros((8, 8, 3), np.uint8)] * 3, 10.0)
-        (videos / f"{prefix}_lift_001{ending}").write_bytes(data)
-        clip = {
-            "task": "lift",
-            "instruction": "lift the <b>red</b> block",
-            "initial_state": 1,
+        film(run, prefix, [("lift", 1, success, 5)])
+
+
+def film(run, prefix, episodes):
+    data, ending = encode_video([np.zeros((8, 8, 3), np.uint8)] * 3, 10.0)
+    clips = [
+        {
+            "task": task,
+            "instruction": f"{task} the <b>red</b> block",
+            "initial_state": state,
             "success": success,
-            "env_steps": 2,
-            "file": f"{prefix}_lift_001{ending}",
+            "env_steps": env_steps,
+            "file": f"{prefix}_{task}_{state:03d}{ending}",
         }
-        (videos / f"{prefix}.json").write_text(json.dumps({"clips": [clip]}))
+        for task, state, success, env_steps in episodes
+    ]
+    for clip in clips:
+        (run / "videos" / clip["file"]).write_bytes(data)
+    (run / "videos" / f"{prefix}.json").write_text(json.dumps({"clips": clips}))
 
 
 def test_the_page_says_what_rl_did(tmp_path):
@@ -97,7 +104,7 @@ def test_videos_are_inside_the_page_side_by_side(tmp_path):
     inside = [base64.b64decode(data) for data in re.findall(r'<video src="data:video/mp4;base64,([^"]*)"', page)]
     assert inside == [(tmp_path / "videos" / f"{prefix}_lift_001.mp4").read_bytes() for prefix in ("before", "after")]
     assert "lift the &lt;b&gt;red&lt;/b&gt; block" in page
-    assert "before: not solved in 2 env steps after: solved in 2 env steps" in text_of(tmp_path / "report.html")
+    assert "before: not solved in 5 env steps after: solved in 5 env steps" in text_of(tmp_path / "report.html")
 
 
 def test_missing_parts_are_said(tmp_path):
@@ -133,8 +140,99 @@ def test_a_run_that_stopped_says_why(tmp_path):
     assert "The run stopped before its last update: every group failed: better SFT" in text_of(write_report(tmp_path))
 
 
-def test_films_show_what_rl_newly_solved():
+def test_states_are_chosen_without_knowing_the_outcome_and_one_of_each_kind():
     before = evaluation({"lift": "1001", "push": "111", "pull": "000"})
-    after = evaluation({"lift": "1011", "push": "110", "pull": "000"})
-    # lift: state 2 alone is new; push: nothing is, so the first; pull: never solved, so the first.
-    assert telling_states(before, after) == {"lift": 2, "push": 0, "pull": 0}
+    after = evaluation({"lift": "1011", "push": "100", "pull": "000"})
+    choice = choose_states(before, after)
+    assert choice.neutral == [("lift", 0), ("push", 0), ("pull", 0)]
+    # lift 2; push 1 and 2; lift 0 (shown already) and 3, push 0 (likewise); lift 1, pull 0 (likewise) to 2
+    assert choice.counts == {"gained": 1, "lost": 2, "solved both times": 3, "failed both times": 4}
+    assert choice.of_kind == {
+        "gained": ("lift", 2),
+        "lost": ("push", 1),
+        "solved both times": ("lift", 3),
+        "failed both times": ("lift", 1),
+    }
+    assert choice.states == [("lift", 0), ("push", 0), ("pull", 0), ("lift", 2), ("push", 1), ("lift", 3), ("lift", 1)]
+
+
+def test_the_neutral_states_are_the_same_whatever_the_outcomes():
+    outcomes = ["0000", "1111", "0110", "1001"]
+    chosen = {
+        tuple(choose_states(evaluation({"lift": a, "push": b}), evaluation({"lift": c, "push": d})).neutral)
+        for a in outcomes
+        for b in outcomes
+        for c in outcomes
+        for d in outcomes
+    }
+    assert chosen == {(("lift", 0), ("push", 0))}
+
+
+def test_a_kind_without_states_and_one_that_is_all_shown_already():
+    choice = choose_states(evaluation({"lift": "01", "push": "00"}), evaluation({"lift": "11", "push": "00"}))
+    assert choice.counts == {"gained": 1, "lost": 0, "solved both times": 1, "failed both times": 2}
+    assert choice.of_kind == {
+        "gained": ("lift", 0),
+        "lost": None,
+        "solved both times": ("lift", 1),
+        "failed both times": ("push", 1),
+    }
+    assert choice.states == [("lift", 0), ("push", 0), ("lift", 1), ("push", 1)]
+
+
+def test_a_state_that_broke_is_not_filmed():
+    before = evaluation({"lift": "0000"})
+    after = evaluation({"lift": "1111"})
+    after = evaluation({"lift": ""}, episodes=after.episodes[1:], broken=(("lift", 0),))
+    choice = choose_states(before, after)
+    assert choice.neutral == [("lift", 1)]
+    assert choice.counts["gained"] == 3
+
+
+def test_the_page_says_how_its_films_were_chosen_and_shows_what_got_worse(tmp_path):
+    full_run(tmp_path)
+    film(tmp_path, "before", [("lift", 0, True, 5), ("push", 0, True, 5), ("lift", 1, False, 5), ("push", 1, True, 5)])
+    film(tmp_path, "after", [("lift", 0, False, 5), ("push", 0, True, 5), ("lift", 1, True, 5), ("push", 1, True, 5)])
+    text = text_of(write_report(tmp_path))
+    neutral, kinds = text.split("Films chosen without knowing the outcome")[1].split("One film of each kind of outcome")
+    assert "The first held-out initial state of each task" in neutral
+    assert "lift, initial state 0 before: solved in 5 env steps after: not solved in 5 env steps" in neutral
+    assert "push, initial state 0 before: solved in 5 env steps after: solved in 5 env steps" in neutral
+    assert "initial state 1" not in neutral
+    assert "gained 15, lost 1, solved both times 3, failed both times 1." in kinds
+    assert "The first state of each kind" in kinds
+    assert "gained 15 · lift the <b>red</b> block · lift, initial state 1 before: not solved in 5" in kinds
+    assert "lost 1 · lift the <b>red</b> block · lift, initial state 0 Shown above." in kinds
+    assert "solved both times 3 · push the <b>red</b> block · push, initial state 1 before: solved in 5" in kinds
+    # push 9 was not filmed
+    assert "failed both times 1 · push, initial state 9 not recorded before not recorded after" in kinds
+    # each film once, although the lost one belongs to both sections
+    assert (tmp_path / "report.html").read_text().count("<video") == 8
+
+
+def test_a_kind_of_which_there_is_none_says_so(tmp_path):
+    full_run(tmp_path)
+    write_result(tmp_path / "eval" / "after.json", evaluation({"lift": "1111111111", "push": "1111111110"}))
+    assert "lost 0 No initial state is of this kind. solved both times 4" in text_of(write_report(tmp_path))
+
+
+def test_films_of_other_states_are_set_apart(tmp_path):
+    full_run(tmp_path)
+    film(tmp_path, "before", [("lift", 7, False, 5)])
+    film(tmp_path, "after", [("lift", 7, True, 5)])
+    text = text_of(write_report(tmp_path))
+    others = text.split("Films of other states How they were chosen isn't known.")[1]
+    assert "lift, initial state 7 before: not solved in 5 env steps after: solved in 5 env steps" in others
+    assert "initial state 7" not in text.split("Films of other states")[0]
+
+
+def test_a_film_that_is_not_the_evaluation_s_episode_says_so(tmp_path):
+    full_run(tmp_path)
+    assert "disagree" not in text_of(write_report(tmp_path))
+    film(tmp_path, "after", [("lift", 1, False, 30)])
+    text = text_of(write_report(tmp_path))
+    disagreement = "Film and evaluation disagree: the evaluation's episode was solved in 5 env steps."
+    assert f"after: not solved in 30 env steps {disagreement}" in text
+    assert text.count("disagree") == 1
+    film(tmp_path, "after", [("lift", 1, True, 6)])
+    assert f"after: solved in 6 env steps {disagreement}" in text_of(write_report(tmp_path))

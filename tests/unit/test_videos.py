@@ -6,9 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from simplevla.config import EvalConfig
+from fake_policy import FakePolicy
+from sampled_episodes import load_fake_policy
+from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.evaluation import evaluate as evaluation
 from simplevla.evaluation.evaluate import evaluation_request
+from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.evaluation.result import read_result
 from simplevla.policies.base import ActionSample
+from simplevla.report import evidence
+from simplevla.report.choice import choose_states
 from simplevla.report.videos import encode_video, read_clips, record_videos
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.types import ChunkResult, Observation, Task
@@ -145,3 +152,56 @@ def test_without_an_h264_encoder_an_animated_picture_is_made(monkeypatch):
     assert picture.n_frames == 3
     picture.seek(1)
     assert picture.convert("RGB").getpixel((4, 4)) == pytest.approx((120, 120, 120), abs=4)
+
+
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    """The folder of a run whose policies before and after solve different states of the fake suite."""
+    for module in (evidence, evaluation):
+        monkeypatch.setattr(module, "load_policy", load_fake_policy)
+    FakePolicy(seed=8).save(tmp_path / "start")
+    FakePolicy(seed=21).save(tmp_path / "run" / "policy")
+    config = TrainConfig(
+        suite=SuiteConfig(name="fake_suite:make"),
+        policy=str(tmp_path / "start"),
+        rollout=RolloutConfig(workers=1, slots_per_worker=2),
+    )
+    write_json(tmp_path / "run" / "config.json", to_dict(config))
+    return tmp_path / "run"
+
+
+def outcomes(items):
+    return {(item.task, item.initial_state): (item.success, item.env_steps) for item in items}
+
+
+def test_films_are_the_evaluation_s_episodes_each_state_once(finished_run):
+    evidence.gather_evidence(finished_run)
+    before, after = (read_result(finished_run / "eval" / f"{name}.json") for name in ("before", "after"))
+    choice = choose_states(before, after)
+    assert len(choice.states) > len(choice.neutral) == 3
+    for name, result in (("before", before), ("after", after)):
+        clips = read_clips(finished_run / "videos", name)
+        assert [(clip.task, clip.initial_state) for clip in clips] == choice.states
+        evaluated = outcomes(result.episodes)
+        assert outcomes(clips) == {state: evaluated[state] for state in choice.states}
+        assert {success for success, _ in outcomes(clips).values()} == {True, False}
+
+
+def test_films_are_made_again_only_where_policy_or_states_are_others(finished_run):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (finished_run / "videos").iterdir()}
+
+    evidence.gather_evidence(finished_run)
+    first, videos = times(), finished_run / "videos"
+    evidence.gather_evidence(finished_run)
+    assert times() == first
+    # Chosen by another rule once.
+    listed = read_json(videos / "after.json")["clips"]
+    write_json(videos / "after.json", {"clips": listed[:-1]})
+    evidence.gather_evidence(finished_run)
+    assert read_json(videos / "after.json")["clips"] == listed
+    # Evaluated again, and stopped before it was filmed again.
+    write_json(videos / "after.json", {"clips": [{**clip, "policy_sha256": "of another"} for clip in listed]})
+    evidence.gather_evidence(finished_run)
+    assert read_json(videos / "after.json")["clips"] == listed
+    assert times()[videos / "before.json"] == first[videos / "before.json"]

@@ -6,14 +6,16 @@ from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.load import load_policy
-from simplevla.report.videos import record_videos
+from simplevla.policies.load import load_policy, place
+from simplevla.report.choice import State, choose_states
+from simplevla.report.videos import read_clips, record_videos
 from simplevla.suites.registry import make_suite
 from simplevla.training.runlog import load_config
 
 
 def gather_evidence(run: Path) -> None:
-    """Evaluate the policies before and after RL greedily and film both, where `run` lacks it or has it of other policies.
+    """Evaluate the policies before and after RL greedily and film both, where `run` lacks it or has it of other policies
+    or other states.
 
     A run that isn't finished has no policy yet, and one whose first policy is gone can't be compared: both are left
     as they are.
@@ -23,26 +25,25 @@ def gather_evidence(run: Path) -> None:
     if not all((folder / "model.safetensors").is_file() for folder in folders.values()):
         return
     results: dict[str, EvaluationResult] = {}
-    changed = False
     for name, folder in folders.items():
         file = run / "eval" / f"{name}.json"
         if not file.exists() or read_result(file).policy_sha256 != policy_fingerprint(folder):
             write_result(file, evaluate_folder(folder, config.suite, config.rollout, EvalConfig(), config.device))
-            changed = True
         results[name] = read_result(file)
-    if not changed and all((run / "videos" / f"{name}.json").exists() for name in folders):
-        return
-    suite = make_suite(config.suite)
-    states = telling_states(results["before"], results["after"])
-    pairs = [(suite.task(task), state) for task, state in states.items()]
+    states = choose_states(results["before"], results["after"]).states
     for name, folder in folders.items():
-        record_videos(suite, load_policy(folder), pairs, run / "videos", name)
+        if not _filmed(run / "videos", name, results[name], states):
+            suite, policy = make_suite(config.suite), load_policy(folder)
+            place(policy, config.device)
+            pairs = [(suite.task(task), state) for task, state in states]
+            record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
 
 
-def telling_states(before: EvaluationResult, after: EvaluationResult) -> dict[str, int]:
-    """Per task the first initial state that RL newly solved, else the first one of all."""
-    failed = {(episode.task, episode.initial_state) for episode in before.episodes if not episode.success}
-    chosen: dict[str, int] = {}
-    for episode in sorted(after.episodes, key=lambda e: not (e.success and (e.task, e.initial_state) in failed)):
-        chosen.setdefault(episode.task, episode.initial_state)
-    return chosen
+def _filmed(folder: Path, name: str, result: EvaluationResult, states: list[State]) -> bool:
+    """Whether exactly these states have been filmed, of the policy that `result` is of."""
+    if not (folder / f"{name}.json").exists():
+        return False
+    clips = read_clips(folder, name)
+    return [(clip.task, clip.initial_state) for clip in clips] == states and all(
+        clip.policy_sha256 == result.policy_sha256 for clip in clips
+    )

@@ -12,6 +12,7 @@ import jinja2
 from simplevla.evaluation.compare import Comparison, compare
 from simplevla.evaluation.provenance import read_json, write_atomically
 from simplevla.evaluation.result import EvaluationResult, read_result
+from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.plots import learning_curves, number_of_updates, success_bars
 from simplevla.report.videos import Clip, read_clips
 
@@ -113,7 +114,7 @@ def _render(run: Run) -> str:
         tasks=list(dict.fromkeys([*(before or {}), *(after or {})])),
         before=before or {},
         after=after or {},
-        pairs=_clip_pairs(run),
+        films=_films(run, comparison),
         config=list(_flat(run.config or {})),
         environment=list(_flat(run.environment or {})),
         missing=_missing(run),
@@ -136,15 +137,49 @@ def _totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {key: row[key] for row in rows for key in keys if row.get(key) is not None}
 
 
-def _clip_pairs(run: Run) -> list[dict[str, Any]]:
-    """Clips of the same (task, initial state), before and after, with the videos as data addresses."""
-    pairs: dict[tuple[str, int], dict[str, Any]] = {}
-    for side, clips in (("before", run.clips_before), ("after", run.clips_after)):
+def _films(run: Run, comparison: Comparison | None) -> list[dict[str, Any]]:
+    """Sections of films, each with its title, the rule by which its states were chosen, and its pairs of films."""
+    pairs = _clip_pairs(run)
+
+    def film(state: State | None, kind: str = "", above: bool = False) -> dict[str, Any]:
+        return {"state": state, "kind": kind, "above": above, "pair": pairs.get(state) if state else None}
+
+    sections: list[dict[str, Any]] = []
+    choice = Choice(neutral=[], of_kind={}, counts={})
+    if pairs and run.before and run.after and comparison:
+        choice = choose_states(run.before, run.after)
+        neutral = [film(state) for state in choice.neutral]
+        sections.append({"title": "Films chosen without knowing the outcome", "rule": NEUTRAL_RULE, "films": neutral})
+        counts = {kind: f"{kind} {choice.counts[kind]}" for kind in KINDS}
+        of_kind = [film(state, counts[kind], state in choice.neutral) for kind, state in choice.of_kind.items()]
+        rule = f"Held-out initial states: {', '.join(counts.values())}. {KIND_RULE}"
+        sections.append({"title": "One film of each kind of outcome", "rule": rule, "films": of_kind})
+    if others := [film(state) for state in pairs if state not in choice.states]:
+        sections.append(
+            {"title": "Films of other states", "rule": "How they were chosen isn't known.", "films": others}
+        )
+    return sections
+
+
+def _clip_pairs(run: Run) -> dict[State, dict[str, Any]]:
+    """Clips of the same (task, initial state), before and after, with the videos as data addresses and with what the
+    evaluation's episode of that state was, where it was another one."""
+    pairs: dict[State, dict[str, Any]] = {}
+    sides = (("before", run.clips_before, run.before), ("after", run.clips_after, run.after))
+    for side, clips, result in sides:
+        evaluated = {(e.task, e.initial_state): (e.success, e.env_steps) for e in result.episodes} if result else {}
         for clip in clips:
-            pair = pairs.setdefault((clip.task, clip.initial_state), {"clip": clip, "before": None, "after": None})
+            state = (clip.task, clip.initial_state)
+            pair = pairs.setdefault(state, {"clip": clip, "before": None, "after": None})
             path = run.folder / "videos" / clip.file
-            pair[side] = {"clip": clip, "address": _data(path), "film": path.suffix == ".mp4"}
-    return list(pairs.values())
+            filmed = (clip.success, clip.env_steps)
+            pair[side] = {
+                "clip": clip,
+                "address": _data(path),
+                "film": path.suffix == ".mp4",
+                "evaluated": evaluated[state] if evaluated.get(state, filmed) != filmed else None,
+            }
+    return pairs
 
 
 def _data(path: Path) -> str:

@@ -33,15 +33,23 @@ class Clip:
     env_steps: int
     file: str
     """Name of the video in the same folder."""
+    policy_sha256: str | None = None
+    """Fingerprint of the policy's folder, where it came from one."""
 
 
 def record_videos(
-    suite: Suite, policy: Policy, pairs: Sequence[tuple[Task, int]], folder: Path, prefix: str
+    suite: Suite,
+    policy: Policy,
+    pairs: Sequence[tuple[Task, int]],
+    folder: Path,
+    prefix: str,
+    policy_sha256: str | None = None,
 ) -> list[Clip]:
     """Roll `policy` out greedily from each (task, initial state) in this process and film it.
 
     Writes `PREFIX_TASK_STATE.mp4` (or .webp where PyAV has no H.264 encoder) per pair and `PREFIX.json`, which lists
-    them. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`.
+    them. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`;
+    `policy_sha256`, the policy's fingerprint.
     """
     environment = suite.make_environment()
     clips: list[Clip] = []
@@ -59,6 +67,7 @@ def record_videos(
                     success=success,
                     env_steps=len(pictures) - 1,
                     file=file,
+                    policy_sha256=policy_sha256,
                 )
             )
     finally:
