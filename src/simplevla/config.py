@@ -136,8 +136,9 @@ class SamplingConfig:
     """Mixed groups that make one update (SPEC 1.5)."""
     group_size: int = 8
     """Siblings per group."""
-    temperature: float = 1.6
-    """Sampling temperature in training, of a token head; evaluation is greedy."""
+    temperature: float = 1.0
+    """Sampling temperature in training, of a token head; evaluation is greedy. The paper's pretrained 7B policy is so certain
+    that it takes 1.6; a policy from scratch then samples far worse than it acts greedily."""
     eta: float = 1.0
     """Of a diffusion head's DDIM steps in training: 0 is deterministic but for the floor, 1 the full variance (SPEC 4)."""
     sigma_min: float = 0.1
@@ -213,7 +214,8 @@ class DenoisingConfig:
 class OptimizerConfig:
     """AdamW, constant learning rate after an optional linear warm-up."""
 
-    lr: float = 5e-6
+    lr: float | None = None
+    """None: follows the policy's size and what of it is trained (training/learning_rate.py)."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -222,7 +224,10 @@ class OptimizerConfig:
     """AdamW's moments: as they are, or quantised to 8 bits (torchao)."""
 
     def __post_init__(self) -> None:
-        _require(self.lr >= 0, f"optimizer.lr is {self.lr}; expected 0 or more")
+        _require(
+            self.lr is None or self.lr >= 0,
+            f"optimizer.lr is {self.lr}; expected 0 or more, or None for the one that follows the policy",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +258,7 @@ class SFTConfig:
     """Actions per decision of a new policy; a saved one keeps its own."""
     batches: int = 1500
     batch_size: int = 128
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.01, warmup_steps=50)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))
     schedule: Literal["cosine", "constant"] = "cosine"
     shift_pixels: int = 2
     """Random translation of the images, up to this many pixels, in SFT only."""
@@ -280,7 +283,8 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One RL run. The defaults are the paper's (SPEC 1.5); recipes scale them."""
+    """One RL run. The defaults are the paper's (arXiv 2509.09674) but for what depends on the policy, temperature and
+    learning rate; recipes scale them."""
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     policy: str = ""

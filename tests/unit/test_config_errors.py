@@ -42,6 +42,6 @@ def test_clip_bounds(low: float, high: float) -> None:
 
 def test_defaults_are_the_paper_s() -> None:
     config = TrainConfig()
-    assert (config.sampling.groups, config.sampling.group_size, config.sampling.temperature) == (64, 8, 1.6)
+    assert (config.sampling.groups, config.sampling.group_size, config.sampling.temperature) == (64, 8, 1.0)
     assert (config.loss.clip_low, config.loss.clip_high, config.loss.aggregation) == (0.2, 0.28, "episode")
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.minibatches) == (5e-6, 0.01, 4)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.minibatches) == (None, 0.01, 4)

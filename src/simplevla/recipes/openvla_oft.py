@@ -1,7 +1,7 @@
 """The paper's LIBERO experiments with OpenVLA-OFT (arXiv 2509.09674; SPEC 1.5 and 1.6), for a GPU and the published checkpoints.
 
-What isn't set here is the default of TrainConfig, which is the paper's: 64 groups of 8, T = 1.6, clips 0.2 and 0.28, AdamW at
-5e-6, four optimizer steps per update, no KL, no entropy, evaluation every fourth update.
+What isn't set here is the default of TrainConfig, which is the paper's: 64 groups of 8, clips 0.2 and 0.28, four optimizer steps
+per update, no KL, no entropy, evaluation every fourth update.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ SUITES = {"spatial": "libero_spatial", "object": "libero_object", "goal": "liber
 """The paper's name -> the suite's."""
 
 
+TEMPERATURE = 1.6
+"""Of the paper's policy, which is certain of what it does."""
 LORA_24GB, ADAPTER_RANK = "libero_spatial_lora_24gb", 32
 
 PUBLISHED_EPISODES = 500
@@ -48,6 +50,8 @@ def full(name: str) -> TrainConfig:
     """All parameters, as published; one decision has about 350 tokens, so 16 of them fill a card."""
     return TrainConfig(
         suite=suite(name),
+        sampling=SamplingConfig(temperature=TEMPERATURE),
+        optimizer=OptimizerConfig(lr=5e-6),
         microbatch_decisions=16,
         gradient_checkpointing=True,
         # One environment per process: a LIBERO process takes about 2 GB with stock pictures.
@@ -63,7 +67,7 @@ def lora_24gb() -> TrainConfig:
     """
     return replace(
         full("spatial"),
-        sampling=SamplingConfig(groups=16),
+        sampling=SamplingConfig(groups=16, temperature=TEMPERATURE),
         microbatch_decisions=4,
         optimizer=OptimizerConfig(lr=2e-5),
     )

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
 from simplevla.training.determinism import deterministic
+from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.runlog import environment_facts
 
@@ -60,6 +62,7 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
         raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
+    config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
     optimizer = Optimizer(policy, config)
     if checkpoint:
         optimizer.adamw.load_state(checkpoint.optimizer())
@@ -106,7 +109,12 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
 def _checkpoint(config: SFTConfig, run: Path) -> Checkpoint | None:
     """The newest intact checkpoint of `run`, or None if it was stopped before its first."""
     checkpoint = load_latest(run / "checkpoints")
-    if checkpoint is not None and from_dict(SFTConfig, checkpoint.state["config"]) != config:
+    if checkpoint is None:
+        return None
+    before = from_dict(SFTConfig, checkpoint.state["config"])
+    if config.optimizer.lr is None:
+        config = replace(config, optimizer=replace(config.optimizer, lr=before.optimizer.lr))
+    if before != config:
         raise ValueError(f"{run} was started with another configuration; resume with the one in its config.json")
     return checkpoint
 
@@ -206,6 +214,7 @@ class Optimizer:
         factor = min(1.0, (number + 1) / max(settings.warmup_steps, 1))
         if self.config.schedule == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * number / self.config.batches))
+        assert settings.lr is not None, "sft() chooses one"
         return settings.lr * factor
 
     def step(self, loss: Tensor, number: int) -> float:
@@ -298,7 +307,7 @@ class ClosedLoop:
 
     def metrics(self, policy: Policy) -> dict[str, float]:
         result = evaluate(self.engine, policy, self.suite, self.settings)
-        return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items()}}
+        return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items() if r.n}}
 
 
 def _progress() -> Progress:

@@ -14,6 +14,7 @@ from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import add_up, exchange, place_among_ranks
 from simplevla.types import Episode
@@ -131,6 +132,7 @@ class Learner:
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.policy = policy
+        config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "rl"))
         self.config = config
         policy.set_denoising(config.denoising)
         self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
@@ -294,6 +296,7 @@ class Learner:
                 "extreme observations; the last checkpoint is intact."
             )
         warmup = max(settings.warmup_steps, 1)
+        assert settings.lr is not None, "the learner chooses one"
         self.optimizer.step(settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup))
         self.optimizer_steps += 1
         return norm

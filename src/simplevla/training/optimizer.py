@@ -49,7 +49,11 @@ class MasterAdamW:
             keep_unequal_parts(self.adamw, self.masters.values())
         else:
             self.adamw = torch.optim.AdamW(
-                groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=self.fused
+                groups,
+                lr=settings.lr or 0.0,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+                fused=self.fused,
             )
 
     @property

@@ -31,7 +31,7 @@ def adamw_8bit(groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch
             "float32"
         ) from None
     optimizer: torch.optim.Optimizer = AdamW8bit(
-        groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        groups, lr=settings.lr or 0.0, betas=settings.betas, weight_decay=settings.weight_decay
     )
     return optimizer
 
