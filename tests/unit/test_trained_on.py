@@ -1,34 +1,51 @@
 """What a policy was trained on, and where an evaluation differs from it."""
 
+import io
 import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import made_dataset
 import small_tinyvla as small
+from simplevla.config import EvalConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.result import EvaluationResult, result_table
 from simplevla.policies.load import load_policy
 from simplevla.policies.trained_on import TrainedOn, differences, held_out, rl_stage, warn_of_differences, with_stage
 from simplevla.suites.base import Environment, Suite, SuiteSpec
+from simplevla.suites.registry import make_suite
+from simplevla.training.imitation import sft_stage
+from simplevla.training.loop import train
 from simplevla.types import Split, Task
 
 SPEC = SuiteSpec(
     cameras={"front": (64, 64), "wrist": (32, 48)},
     state_names=("x",),
-    action_names=("a",),
-    action_low=(-1.0,),
-    action_high=(1.0,),
+    action_names=("dx", "dy"),
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
     control_hz=10.0,
 )
 
 
 class Kitchen(Suite):
     def __init__(
-        self, name: str = "kitchen", visuals: str = "lite", size: int = 64, red: str = "lift the red cup"
+        self,
+        name: str = "kitchen",
+        visuals: str = "lite",
+        size: int = 64,
+        red: str = "lift the red cup",
+        hz: float = 10.0,
+        actions: tuple[str, ...] = ("dx", "dy"),
     ) -> None:
         self.name, self.visuals = name, visuals
-        self.spec = replace(SPEC, cameras={"front": (size, size), "wrist": (32, 48)})
+        cameras = {"front": (size, size), "wrist": (32, 48)}
+        self.spec = replace(SPEC, cameras=cameras, control_hz=hz, action_names=actions)
         self.tasks = tuple(
             Task(name=task, instruction=text, horizon=5, horizon_reason="short")
             for task, text in (("red", red), ("blue", "lift the blue cup"))
@@ -63,6 +80,8 @@ def test_the_same_suite_has_no_differences_and_gives_no_warning() -> None:
         (Kitchen(name="office"), "trained on the suite 'kitchen', this is 'office'"),
         (Kitchen(visuals="stock"), "trained with visuals 'lite', now 'stock'"),
         (Kitchen(size=128), "camera 'front' had 64 x 64 pixels, now 128 x 128"),
+        (Kitchen(hz=20.0), "trained at 10 actions per second, this is 20"),
+        (Kitchen(actions=("dy", "dx")), "the action's dimensions were dx, dy, now dy, dx"),
         (Kitchen(red="take the red mug"), r"never told 'take the red mug' \(1 of 2 instructions"),
     ],
 )
@@ -121,3 +140,62 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "trained_on.json").write_text(content)
     with pytest.raises(ValueError, match=r"trained_on\.json is damaged"):
         load_policy(tmp_path)
+
+
+def test_imitation_records_what_the_dataset_says(tmp_path: Path) -> None:
+    made_dataset.write(tmp_path / "demos")
+    stage = sft_stage(LeRobotDataset(tmp_path / "demos"))
+    assert (stage.stage, stage.suite, stage.control_hz) == ("sft", "made up", 20.0)
+    assert stage.cameras == {"front": (6, 8), "wrist": (4, 4)}
+    assert (stage.state_names, stage.action_names) == (("x_m", "y_m", "z_m"), ("a0", "a1"))
+    assert stage.instructions == ("lift the block", "press the button")
+    assert stage.initial_states == {"lift": (7, 9), "press": (8,)}
+    assert held_out((stage,), "made up", [("lift", 8), ("press", 7)]) == "yes"
+    assert held_out((stage,), "made up", [("lift", 9)]).startswith("no: training may have met 1 of")
+
+
+def test_of_demonstrations_from_elsewhere_nobody_knows_the_states(tmp_path: Path) -> None:
+    made_dataset.write(tmp_path / "demos")
+    file = tmp_path / "demos" / "meta" / "info.json"
+    info = json.loads(file.read_text())
+    del info["simplevla"]
+    info["features"]["action"]["names"] = {"motors": ["a0", "a1"]}
+    info["features"]["observation.state"]["names"] = None
+    file.write_text(json.dumps(info))
+    stage = sft_stage(LeRobotDataset(tmp_path / "demos"))
+    assert (stage.suite, stage.initial_states, stage.state_names) == (None, None, ())
+    assert stage.action_names == ("a0", "a1")
+
+
+def test_training_and_evaluation_keep_and_say_it(tmp_path: Path) -> None:
+    """Through the public functions: train appends its stage, and an evaluation's result carries what differs."""
+    suite_config = SuiteConfig(name="fake_suite:make", tasks=("reach",))
+    suite = make_suite(suite_config)
+    policy = small.for_fake_suite(["reach"])
+    policy.trained_on = (TrainedOn(stage="sft", cameras={"front": (7, 7)}, instructions=("do something else",)),)
+    policy.save(tmp_path / "start")
+    config = TrainConfig(
+        suite=suite_config,
+        policy=str(tmp_path / "start"),
+        updates=1,
+        sampling=SamplingConfig(groups=1, group_size=2, dynamic=False),
+        minibatches=1,
+        rollout=RolloutConfig(workers=1, slots_per_worker=2),
+        eval_every=0,
+    )
+    with pytest.warns(UserWarning, match="had 7 x 7 pixels.*never told 'do reach'"):
+        train(config, tmp_path / "run")
+    trained = load_policy(tmp_path / "run" / "policy")
+    assert trained.trained_on == (*policy.trained_on, rl_stage(suite))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 1.5e-4
+    with pytest.warns(UserWarning, match="had 7 x 7 pixels"):
+        before = evaluate_folder(tmp_path / "start", suite_config, config.rollout, EvalConfig())
+    assert len(before.differences) == 2
+    assert before.held_out.startswith("unknown: nobody knows which initial states demonstrations")
+    after = evaluate_folder(tmp_path / "run" / "policy", suite_config, config.rollout, EvalConfig(split="all"))
+    assert (after.differences, after.held_out[:3]) == ((), "no:")
+    assert EvaluationResult.from_dict(after.to_dict()) == after
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(result_table(before))
+    assert "held out: unknown" in shown.getvalue()
+    assert "not as trained: camera 'front' had 7 x 7 pixels" in shown.getvalue()

@@ -22,6 +22,15 @@ class Spec(Protocol):
     @property
     def cameras(self) -> dict[str, tuple[int, int]]: ...
 
+    @property
+    def state_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def action_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def control_hz(self) -> float: ...
+
 
 class Suite(Protocol):
     """What is asked of a suite; policies import none."""
@@ -49,13 +58,19 @@ class TrainedOn:
     """The suite's own, as it was then."""
     cameras: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Camera -> (height, width) in pixels."""
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    """One per dimension, in order."""
+    control_hz: float | None = None
+    """Actions per second."""
     instructions: tuple[str, ...] = ()
     initial_states: dict[str, tuple[int, ...]] | None = None
     """Task of the suite -> the initial states that training may have met; None: nobody knows."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", {name: (int(h), int(w)) for name, (h, w) in self.cameras.items()})
-        object.__setattr__(self, "instructions", tuple(self.instructions))
+        for name in ("state_names", "action_names", "instructions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.initial_states is not None:
             states = {task: tuple(sorted(set(numbers))) for task, numbers in self.initial_states.items()}
             object.__setattr__(self, "initial_states", states)
@@ -68,6 +83,9 @@ def rl_stage(suite: Suite) -> TrainedOn:
         suite=suite.name,
         protocol=dict(suite.protocol),
         cameras=dict(suite.spec.cameras),
+        state_names=suite.spec.state_names,
+        action_names=suite.spec.action_names,
+        control_hz=suite.spec.control_hz,
         instructions=tuple(task.instruction for task in suite.tasks),
         initial_states={task.name: tuple(suite.initial_states(task, "train")) for task in suite.tasks},
     )
@@ -95,13 +113,23 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
         changed = [f"{key} {then.get(key)!r}, now {now.get(key)!r}" for key in now if then.get(key) != now.get(key)]
         if changed:
             found.append(f"it was trained with {_some(changed)}")
-    sizes = next((stage.cameras for stage in reversed(stages) if stage.cameras), {})
+    newest = list(reversed(stages))
+    sizes = next((stage.cameras for stage in newest if stage.cameras), {})
     for camera in cameras:
         then_size, now_size = sizes.get(camera), suite.spec.cameras.get(camera)
         if then_size and now_size and then_size != tuple(now_size):
             found.append(
                 f"camera {camera!r} had {then_size[0]} x {then_size[1]} pixels, now {now_size[0]} x {now_size[1]}"
             )
+    for what in ("state", "action"):
+        names = next((known for stage in newest if (known := getattr(stage, f"{what}_names"))), ())
+        if names and names != tuple(getattr(suite.spec, f"{what}_names")):
+            found.append(
+                f"the {what}'s dimensions were {', '.join(names)}, now {', '.join(getattr(suite.spec, f'{what}_names'))}"
+            )
+    rate = next((stage.control_hz for stage in newest if stage.control_hz is not None), None)
+    if rate is not None and abs(rate - suite.spec.control_hz) > 0.01 * rate:
+        found.append(f"it was trained at {rate:g} actions per second, this is {suite.spec.control_hz:g}")
     known = {instruction for stage in stages for instruction in stage.instructions}
     strange = [repr(task.instruction) for task in suite.tasks if task.instruction not in known]
     if known and strange:

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to_dict
+from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import write_json
@@ -159,9 +160,22 @@ def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
         suite=origin.get("suite"),
         protocol=origin.get("protocol", {}),
         cameras=dict(dataset.cameras),
+        state_names=_dimension_names(dataset.features[layout.STATE]),
+        action_names=_dimension_names(dataset.features[layout.ACTION]),
+        control_hz=dataset.fps,
         instructions=tuple(dataset.instructions),
         initial_states=None if met is None else {task: tuple(numbers) for task, numbers in met.items()},
     )
+
+
+def _dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a vector's dimensions, which LeRobot has as a list, or as a list under one key; none where there are none."""
+    names = feature.get("names")
+    if isinstance(names, dict):
+        names = next(iter(names.values()), None)
+    if not isinstance(names, list) or len(names) != feature["shape"][0]:
+        return ()
+    return tuple(map(str, names))
 
 
 def check_actions_in_range(frozen: Statistics, data: Statistics) -> None:
@@ -307,7 +321,10 @@ class ClosedLoop:
 
     def metrics(self, policy: Policy) -> dict[str, float]:
         result = evaluate(self.engine, policy, self.suite, self.settings)
-        return {"success": result.overall.rate, **{f"success/{name}": r.rate for name, r in result.by_task.items() if r.n}}
+        return {
+            "success": result.overall.rate,
+            **{f"success/{name}": r.rate for name, r in result.by_task.items() if r.n},
+        }
 
 
 def _progress() -> Progress:
