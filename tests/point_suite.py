@@ -1,6 +1,17 @@
-"""A fake suite for the tests of demonstrations: a point in the plane that has to reach a target. No physics."""
+"""A fake suite for the tests of demonstrations: a point in the plane that has to reach a target. No physics.
+
+Environment variables that the worker processes inherit:
+
+POINT_BREAK  `HOW TASK STATE` misbehaves there, at the second env step (STATE may be `any`): raise, die, hang, yes, nan, wide
+             or action
+POINT_ONCE   a file; it misbehaves as long as it isn't there, and makes it
+POINT_LOG    a file that gets a line per reset
+POINT_SLEEP  seconds that an env step takes
+"""
 
 import os
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -29,14 +40,37 @@ class PointEnvironment(Environment):
         self.task, self.initial_state = task, initial_state
         self.target = target_of(task.name, initial_state)
         self.position = np.zeros(2)
+        self.steps = 0
         return self._observe()
 
+    def misbehaviour(self) -> str:
+        """How the environment misbehaves in this env step; nothing if it doesn't."""
+        how, task, state = os.environ.get("POINT_BREAK", "none none none").split()
+        if task != self.task.name or state not in ("any", str(self.initial_state)) or self.steps != 2:
+            return ""
+        once = os.environ.get("POINT_ONCE")
+        if once and Path(once).exists():
+            return ""
+        if once:
+            Path(once).touch()
+        return how
+
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        breaking = os.environ.get("POINT_BREAK", "")
-        if breaking == f"raise {self.task.name} {self.initial_state}":
+        self.steps += 1
+        time.sleep(float(os.environ.get("POINT_SLEEP", "0")))
+        how = self.misbehaviour()
+        if how == "raise":
             raise RuntimeError("the simulator diverged")
-        if breaking == f"die {self.task.name} {self.initial_state}":
+        if how == "die":
             os._exit(9)
+        if how == "hang":
+            time.sleep(600)
+        if how == "yes":
+            return ChunkResult(observation=self._observe(), executed=1, success="yes")  # type: ignore[arg-type]
+        if how in ("nan", "wide"):
+            seen = self._observe()
+            state = np.array([np.nan, 0], np.float32) if how == "nan" else np.zeros(3, np.float32)
+            return ChunkResult(observation=Observation(images=seen.images, state=state), executed=1, success=False)
         for executed, action in enumerate(actions, start=1):
             self.position = self.position + STEP * np.clip(action[:2].astype(np.float64), -1, 1)
             if np.linalg.norm(self.position - self.target) < 0.02:
@@ -71,6 +105,8 @@ class PointExpert(Expert):
 
     def action(self) -> np.ndarray:
         env = self.environment
+        if env.steps == 1 and os.environ.get("POINT_BREAK") == f"action {env.task.name} {env.initial_state}":
+            return np.array([np.nan, 0, 0], np.float32)
         if env.task.name == "hopeless" or (env.task.name == "flaky" and env.initial_state % 3 == 0):
             return np.zeros(3, np.float32)
         move = np.clip((env.target - env.position) / STEP, -1, 1)

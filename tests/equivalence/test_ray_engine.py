@@ -163,7 +163,8 @@ def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
         got = rolled_out(rays, lambda n: os.kill(pid, signal.SIGKILL) if n == 5 else None)
         assert rays.stats.worker_restarts == 1
         assert rays.stats.retries > 0
-        assert "replaced" in rays.stats.last_error
+        assert rays.stats.errors.counts["rollout actor lost"] >= 1
+        assert "replaced" in rays.stats.errors.last_error
         assert actor_process(rays, 1) != pid
         # Lost while nobody rolls out.
         os.kill(actor_process(rays, 0), signal.SIGKILL)
@@ -198,7 +199,7 @@ def test_an_actor_that_never_answers_is_replaced(base: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert rays.stats.worker_restarts == 1
-        assert "no answer for 5 s" in rays.stats.last_error
+        assert "no answer for 5 s" in rays.stats.errors.last_error
     assert sorted(episode.request.group for episode in found) == list(range(6))
 
 

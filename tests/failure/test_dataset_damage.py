@@ -234,15 +234,6 @@ def test_suite_without_expert(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_worker_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POINT_BREAK", "die near 2")
-    with pytest.raises(RuntimeError, match=r"a worker process died in task 'near', .*same command again to continue"):
-        generate(demos("near", workers=2), tmp_path / "data", progress=False)
-    monkeypatch.delenv("POINT_BREAK")
-    generate(demos("near", workers=2), tmp_path / "data", progress=False)
-    assert LeRobotDataset(tmp_path / "data").num_episodes == 4
-
-
 GENERATE_FOREVER = """
 from simplevla.config import DemosConfig, SuiteConfig
 from simplevla.demonstrations.generate import generate

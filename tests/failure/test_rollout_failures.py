@@ -70,8 +70,11 @@ def test_an_environment_that_always_crashes_ends_env_error_and_leaves_others_alo
     assert sorted(crashed) == [0, 2, 4, 6]
     # Each is started three times: two retries. The worker survives an exception.
     assert (engine.stats.env_errors, engine.stats.retries, engine.stats.worker_restarts) == (4, 8, 0)
-    assert "RuntimeError: the gripper fell off" in engine.stats.last_error
-    assert "fake_suite.py" in engine.stats.last_error
+    assert engine.stats.errors.counts == {"environment raised RuntimeError": 12}
+    assert "RuntimeError: the gripper fell off" in engine.stats.errors.last_error
+    assert "fake_suite.py" in engine.stats.errors.last_error
+    assert episodes[0].error.endswith("RuntimeError: the gripper fell off\n")
+    assert episodes[1].error == ""
     assert engine.stats.episodes == 8
     with pytest.raises(AssertionError, match="has no reward"):
         _ = episodes[0].reward
@@ -84,19 +87,24 @@ def test_a_crash_in_reset_is_an_environment_error_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "restarts", "config"),
+    ("task", "kind", "restarts", "config"),
     [
-        ("crash_once", 0, RolloutConfig(workers=2, slots_per_worker=2)),
-        ("kill_once", 1, RolloutConfig(workers=2, slots_per_worker=2)),
-        ("hang_once", 1, RolloutConfig(workers=2, slots_per_worker=2, chunk_timeout_s=3.0)),
+        ("crash_once", "environment raised RuntimeError", 0, RolloutConfig(workers=2, slots_per_worker=2)),
+        ("kill_once", "worker died (exit code 9)", 1, RolloutConfig(workers=2, slots_per_worker=2)),
+        ("hang_once", "worker silent for 3 s", 1, RolloutConfig(workers=2, slots_per_worker=2, chunk_timeout_s=3.0)),
     ],
 )
-def test_a_single_accident_changes_no_episode(task: str, restarts: int, config: RolloutConfig, folder: Path) -> None:
+def test_a_single_accident_changes_no_episode(
+    task: str, kind: str, restarts: int, config: RolloutConfig, folder: Path
+) -> None:
     suite = suite_of(task, "reach")
     episodes, engine = roll_out(suite, config, 12)
     assert (folder / task).exists()
     assert engine.stats.worker_restarts == restarts
     assert engine.stats.env_errors == 0
+    # It is in the log although every episode went well in the end.
+    assert engine.stats.errors.metrics()["errors"] == {kind: 1}
+    assert engine.stats.errors.metrics()["last_error"].endswith("the gripper fell off" if restarts == 0 else kind)
     # The episode itself, and with a lost worker at most the one in its other slot.
     assert 1 <= engine.stats.retries <= 1 + restarts
     # With the file there nothing goes wrong any more: the reference.
@@ -149,7 +157,7 @@ def test_a_hanging_environment_ends_env_error_in_bounded_time() -> None:
     episodes, engine = roll_out(suite_of("hang"), config, 1)
     assert episodes[0].status is EpisodeStatus.ENV_ERROR
     assert engine.stats.worker_restarts == 2
-    assert "no answer for 0.5 s" in engine.stats.last_error
+    assert engine.stats.errors.counts == {"worker silent for 0.5 s": 2}
     assert 1.0 < time.monotonic() - started < 60
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("metaworld", reason="needs the extra 'metaworld'")
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
 from simplevla.config import DemosConfig, SuiteConfig
-from simplevla.demonstrations.expert import Attempt, DemonstrationWorker
+from simplevla.demonstrations.expert import Attempt
 from simplevla.suites.base import Suite
 from simplevla.suites.checker import check_suite
 from simplevla.suites.metaworld import catalog
@@ -263,15 +263,22 @@ def test_experts_solve_held_out_layouts(lite: tuple[Suite, MetaworldEnvironment]
 
 
 def test_a_demonstration_with_noise() -> None:
-    suite = SuiteConfig(name="metaworld", tasks=("reach-v3",), visuals="lite", image_size=32)
-    worker = DemonstrationWorker(DemosConfig(suite=suite, noise=0.5, noise_probability=0.1))
-    task = make_suite(suite).tasks[0]
-    episode = worker.run(Attempt(episode=0, number=0, task=task, initial_state=2))
+    config = DemosConfig(
+        suite=SuiteConfig(name="metaworld", tasks=("reach-v3",), visuals="lite", image_size=32),
+        noise=0.5,
+        noise_probability=0.1,
+    )
+    suite = make_suite(config.suite)
+    environment = suite.make_environment()
+    beats: list[None] = []
+    attempt = Attempt(config=config, episode=0, number=0, task=suite.tasks[0], initial_state=2)
+    episode = attempt.run(suite, environment, lambda: beats.append(None))
     assert episode is not None
+    assert len(beats) == len(episode.actions)
     assert 20 < len(episode.actions) < 150
     assert np.abs(episode.actions).max() == 1, "the expert commands more than the arm can do"
     assert len(episode.images["wrist"]) == len(episode.actions) == len(episode.state)
-    worker.environment.close()
+    environment.close()
 
 
 def test_wrong_calls_are_refused(lite: tuple[Suite, MetaworldEnvironment]) -> None:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from simplevla.evaluation.compare import compare, compare_files
-from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
+from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
 
 
 def result(successes, broken=(), **changes):
@@ -22,7 +22,7 @@ def result(successes, broken=(), **changes):
             for state, flag in enumerate(flags)
             if (task, state) not in broken
         ),
-        "broken": tuple(broken),
+        "broken": tuple(Broken(*pair) for pair in broken),
         "wall_s": 1.0,
         "versions": {},
         "commit": "unknown",

@@ -1,6 +1,8 @@
 """Generating demonstrations with the fake point suite, in real worker processes."""
 
 import json
+import multiprocessing
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import point_suite
-from point_suite import STEP, PointSuite, picture, target_of
-from simplevla.config import DemosConfig, SuiteConfig
+from point_suite import STEP, PointEnvironment, PointSuite, picture, target_of
+from simplevla.config import DemosConfig, RolloutConfig, SuiteConfig
+from simplevla.demonstrations import generate as generation
 from simplevla.demonstrations import writer
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.expert import disturb, human
 from simplevla.demonstrations.generate import Schedule, generate
+from simplevla.rollout.workers import SuiteError
+from simplevla.types import ChunkResult, Observation
 
 
 def demos(*tasks: str, episodes: int = 8, workers: int = 1, **settings: float) -> DemosConfig:
@@ -30,7 +35,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_schedule_spreads_episodes_over_tasks_and_train_states() -> None:
     suite = PointSuite()
     suite.tasks = suite.tasks[:2]
-    schedule = Schedule(suite)
+    schedule = Schedule(demos(), suite)
     plan = [schedule.attempt(episode, 0) for episode in range(12)]
     assert [a.task.name for a in plan] == ["near", "far"] * 6
     assert [a.initial_state for a in plan] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]
@@ -107,8 +112,8 @@ def test_interrupted_generation_continues_to_the_same_bytes(tmp_path: Path, monk
     monkeypatch.setattr(writer, "EPISODES_PER_FILE", 2)
     log = tmp_path / "log"
     generate(demos(), tmp_path / "whole", progress=False)
-    monkeypatch.setenv("POINT_BREAK", "raise far 2")
-    with pytest.raises(RuntimeError, match=r"failed in task 'far', initial state 2: .*the simulator diverged"):
+    monkeypatch.setenv("POINT_BREAK", "nan far 2")
+    with pytest.raises(SuiteError, match=r"task 'far', initial state 2, run: the observation's state has NaN"):
         generate(demos(), tmp_path / "data", progress=False)
     assert not (tmp_path / "data").exists()
     assert len(list((tmp_path / "data.partial/data/chunk-000").iterdir())) == 2
@@ -134,11 +139,134 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=r"demos.noise: 0.3, now 0.1.*choose another folder"):
         generate(demos(episodes=2, noise=0.1), tmp_path / "data", progress=False)
     monkeypatch.setattr(writer, "EPISODES_PER_FILE", 1)
-    monkeypatch.setenv("POINT_BREAK", "raise far 0")
-    with pytest.raises(RuntimeError):
+    monkeypatch.setenv("POINT_BREAK", "nan far 0")
+    with pytest.raises(SuiteError):
         generate(demos(), tmp_path / "other", progress=False)
     with pytest.raises(ValueError, match=r"other.partial was started with other settings \(demos.episodes: 8, now 4\)"):
         generate(demos(episodes=4), tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("raise", "environment or expert raised RuntimeError (1 time, last: RuntimeError: the simulator diverged)"),
+        ("die", "worker died (exit code 9) (1 time)"),
+        ("hang", "worker silent for 2 s (1 time)"),
+    ],
+)
+def test_an_accident_changes_no_byte_and_is_reported(
+    how: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(demos(), tmp_path / "calm", progress=False)
+    monkeypatch.setattr(generation, "SETTINGS", RolloutConfig(chunk_timeout_s=2.0))
+    monkeypatch.setenv("POINT_BREAK", f"{how} far 2")
+    monkeypatch.setenv("POINT_ONCE", str(tmp_path / "once"))
+    generate(demos(workers=2), tmp_path / "data")
+    assert content(tmp_path / "data") == content(tmp_path / "calm")
+    assert f"no failures of the expert: {kind}; attempts given up after 3 runs: none" in capsys.readouterr().out
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("how", ["raise", "die", "hang"])
+def test_a_state_that_always_breaks_is_left_out_and_no_failure_of_the_expert(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(generation, "SETTINGS", RolloutConfig(chunk_timeout_s=1.0))
+    monkeypatch.setattr(writer, "EPISODES_PER_FILE", 1)
+    monkeypatch.setenv("POINT_LOG", str(log))
+    monkeypatch.setenv("POINT_BREAK", f"{how} flaky 1")
+    generate(demos("flaky", episodes=2, noise_probability=0.0), tmp_path / "data")
+    # Episode 0: state 0 fails the expert, state 1 breaks three times, state 2 is solved. Episode 1: state 1 breaks again.
+    assert log.read_text().split("\n")[:-1] == [f"flaky {state}" for state in (0, 1, 1, 1, 2, 1, 1, 1, 2)]
+    rows = [pq.read_table(file).to_pylist()[0] for file in sorted((tmp_path / "data/meta/episodes").rglob("*.parquet"))]
+    # A broken attempt isn't the expert's: it solved 1 of 2, then 1 of 1.
+    assert [(row["initial_state"], row["attempts"]) for row in rows] == [(2, 2), (2, 1)]
+    out = capsys.readouterr().out
+    assert "flaky 2/3" in out
+    assert "(6 times" in out
+    assert "attempts given up after 3 runs: 2 at 'flaky'" in out
+
+
+def test_a_task_that_always_breaks_ends_the_generation_with_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POINT_BREAK", "raise far any")
+    with pytest.raises(
+        RuntimeError, match=r"5 of 5 attempts at task 'far' broke in their environment, each 3 t"
+    ) as caught:
+        generate(demos(episodes=100, workers=2), tmp_path / "data", progress=False)
+    message = str(caught.value)
+    assert isinstance(caught.value, ValueError), "the command line says it in one line"
+    assert re.search(
+        r"environment or expert raised RuntimeError \(1[5-7] times, last: .*the simulator diverged\)", message
+    )
+    assert "leave the task out with suite.tasks" in message
+    assert multiprocessing.active_children() == []
+
+
+def test_silence_is_the_time_without_an_env_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt of eight env steps, each of which takes half of the time limit."""
+    log = tmp_path / "log"
+    monkeypatch.setattr(generation, "SETTINGS", RolloutConfig(chunk_timeout_s=1.0))
+    monkeypatch.setenv("POINT_SLEEP", "0.5")
+    monkeypatch.setenv("POINT_LOG", str(log))
+    generate(demos("far", episodes=1, noise_probability=0.0), tmp_path / "data", progress=False)
+    assert LeRobotDataset(tmp_path / "data").num_frames == 8
+    assert log.read_text() == "far 0\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("yes", "success is 'yes' of type str; expected True or False"),
+        ("nan", r"NaN or infinite values: {'x_m': nan}"),
+        ("wide", r"state is float32 \(3,\); expected float32 \(2,\)"),
+        ("action", r"the expert gave the action \[nan  0.  0.\]; expected 3 finite numbers"),
+    ],
+)
+def test_a_breach_of_the_contract_ends_the_generation_at_once(
+    how: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("POINT_LOG", str(log))
+    monkeypatch.setenv("POINT_BREAK", f"{how} near 0")
+    with pytest.raises(SuiteError, match="suite 'point', task 'near', initial state 0, run: .*" + message):
+        generate(demos("near"), tmp_path / "data", progress=False)
+    assert log.read_text() == "near 0\n"
+    assert not (tmp_path / "data").exists()
+
+
+def test_pictures_and_actions_are_kept_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulator may render into the same array again, and do as it likes with the actions that it is given."""
+    seen = Observation(
+        images={"front": np.zeros((6, 8, 3), np.uint8), "wrist": np.zeros((4, 4, 3), np.uint8)},
+        state=np.zeros(2, np.float32),
+    )
+
+    class Reusing(PointEnvironment):
+        def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+            result = super().step_chunk(actions)
+            actions[:] = 0
+            return result
+
+        def _observe(self) -> Observation:
+            new = super()._observe()
+            seen.state[:] = new.state
+            for camera, image in new.images.items():
+                seen.images[camera][:] = image
+            return seen
+
+    suite = PointSuite()
+    attempt = Schedule(demos("near", noise_probability=0.0), suite).attempt(0, 0)
+    plain = attempt.run(suite, PointEnvironment(), lambda: None)
+    reused = attempt.run(suite, Reusing(), lambda: None)
+    assert plain is not None
+    assert reused is not None
+    assert plain.images == reused.images
+    assert len(set(plain.images["front"])) == 4
+    np.testing.assert_array_equal(plain.state, reused.state)
+    np.testing.assert_array_equal(plain.actions, reused.actions)
 
 
 def test_statistics_are_those_of_the_frames(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from simplevla.config import EvalConfig
 from simplevla.evaluation.evaluate import evaluate
-from simplevla.evaluation.result import EvaluationResult, read_result, result_table, write_result
+from simplevla.evaluation.result import Broken, EvaluationResult, read_result, result_table, write_result
+from simplevla.rollout.scheduler import RolloutStats
 from simplevla.suites.base import Suite, SuiteSpec
 from simplevla.types import Episode, EpisodeStatus, Task
 
@@ -35,12 +36,25 @@ class TwoTasks(Suite):
         raise AssertionError("the engine makes environments")
 
 
+TRACEBACK = """Traceback (most recent call last):
+  File "workers.py", line 1, in execute
+    environment.step_chunk(actions)
+  File "robot.py", line 7, in step_chunk
+    raise RuntimeError("the gripper fell off")
+RuntimeError: the gripper fell off
+"""
+
+
 class StubEngine:
     """Answers every request at once by `outcome(task, state)`; delivers episodes in reverse order."""
 
     def __init__(self, outcome):
         self.outcome = outcome
         self.requests = []
+        self.stats = RolloutStats()
+
+    def reset_stats(self):
+        self.stats = RolloutStats()
 
     def run(self, policy, sampling, source, sink, record=True):
         self.sampling, self.record = sampling, record
@@ -48,7 +62,11 @@ class StubEngine:
             self.requests.append(request)
         for request in reversed(self.requests):
             status = self.outcome(request.task.name, request.initial_state)
-            sink(Episode(request=request, status=status, env_steps=request.initial_state + 1))
+            error = ""
+            if status is EpisodeStatus.ENV_ERROR:
+                error = TRACEBACK
+                self.stats.errors.add("environment raised RuntimeError", TRACEBACK, 3)
+            sink(Episode(request=request, status=status, error=error, env_steps=request.initial_state + 1))
 
 
 def solves_lift_breaks_push_5(task, state):
@@ -77,7 +95,9 @@ def test_broken_episodes_are_not_failures():
     assert (result.by_task["lift"].solved, result.by_task["lift"].n) == (3, 3)
     assert (result.by_task["push"].solved, result.by_task["push"].n) == (0, 2)
     assert result.env_errors == 1
-    assert result.broken == (("push", 5),)
+    assert result.broken == (Broken("push", 5, "RuntimeError: the gripper fell off"),)
+    assert result.errors.counts == {"environment raised RuntimeError": 3}
+    assert result.unmeasured == []
     # Wilson at 3 of 3: low = 1 / (1 + z²/3) = 0.438494
     assert result.by_task["lift"].low == pytest.approx(0.438494, abs=1e-5)
 
@@ -133,13 +153,43 @@ def test_noise_of_an_episode_does_not_depend_on_which_tasks_are_evaluated():
     assert [r.seed for r in only_push.requests] == [r.seed for r in engine.requests[3:]]
 
 
-def test_no_valid_episode_is_said_and_not_divided_by():
-    _, result = run(lambda task, state: EpisodeStatus.ENV_ERROR)
-    assert str(result.overall) == "no valid episode (n = 0)"
-    assert result.to_dict()["overall"] == {"solved": 0, "n": 0, "rate": None, "wilson_low": 0.0, "wilson_high": 1.0}
+def test_an_evaluation_of_which_every_episode_broke_is_no_result():
+    with pytest.raises(ValueError, match="broke each of the 6 episodes") as error:
+        run(lambda task, state: EpisodeStatus.ENV_ERROR)
+    message = str(error.value)
+    assert "environment raised RuntimeError (18 times, last: RuntimeError: the gripper fell off)" in message
+    assert 'File "robot.py", line 7, in step_chunk' in message
+    assert "workers.py" not in message
+
+
+def test_what_broke_before_the_evaluation_is_not_its_own():
+    engine = StubEngine(solves_lift_breaks_push_5)
+    engine.stats.errors.add("worker died (exit code 9)", "worker died (exit code 9)", 5)
+    result = evaluate(engine, FakePolicy(), TwoTasks(), EvalConfig())
+    assert result.errors.counts == {"environment raised RuntimeError": 3}
+
+
+def test_a_task_of_which_every_episode_broke_has_no_rate():
+    _, result = run(lambda task, state: EpisodeStatus.ENV_ERROR if task == "push" else EpisodeStatus.SUCCESS)
+    push = result.by_task["push"]
+    assert result.unmeasured == ["push"]
+    assert str(push) == "no valid episode (n = 0)"
+    assert push.to_dict() == {"solved": 0, "n": 0, "rate": None, "wilson_low": 0.0, "wilson_high": 1.0}
     screen = io.StringIO()
     Console(width=150, file=screen).print(result_table(result))
-    assert screen.getvalue().count("no valid episode") == 3
+    assert screen.getvalue().count("no valid episode") == 1
+
+
+def test_a_result_from_before_the_errors_were_kept_can_be_read():
+    _, result = run(solves_lift_breaks_push_5)
+    old = result.to_dict()
+    del old["errors"]
+    for broken in old["broken"]:
+        del broken["reason"]
+    read = EvaluationResult.from_dict(old)
+    assert read.broken == (Broken("push", 5, ""),)
+    assert read.errors.counts == {}
+    assert read.episodes == result.episodes
 
 
 def test_too_few_initial_states_is_an_error():
@@ -149,7 +199,9 @@ def test_too_few_initial_states_is_an_error():
 
 def test_the_fingerprint_is_of_the_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    result = evaluate(StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), policy_folder=tmp_path)
+    result = evaluate(
+        StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), policy_folder=tmp_path
+    )
     # sha256("abc") from FIPS 180-2, appendix B.1
     assert result.policy_sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -157,7 +209,11 @@ def test_the_fingerprint_is_of_the_weights(tmp_path):
 def test_progress_counts_up():
     seen = []
     evaluate(
-        StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), progress=lambda *now: seen.append(now)
+        StubEngine(solves_lift_breaks_push_5),
+        FakePolicy(),
+        TwoTasks(),
+        EvalConfig(),
+        progress=lambda *now: seen.append(now),
     )
     assert seen == [(1, 6, 0), (2, 6, 0), (3, 6, 0), (4, 6, 1), (5, 6, 2), (6, 6, 3)]
 

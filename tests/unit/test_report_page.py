@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
+from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
 from simplevla.report.choice import choose_states
 from simplevla.report.page import write_report
 from simplevla.report.videos import encode_video
@@ -126,7 +126,7 @@ def test_evaluations_that_cannot_be_paired_are_shown_with_the_reason(tmp_path):
 
 
 def test_no_valid_episode_is_no_rate(tmp_path):
-    broken = evaluation({"lift": ""}, broken=(("lift", 0),))
+    broken = evaluation({"lift": ""}, broken=(Broken("lift", 0),))
     write_result(tmp_path / "eval" / "after.json", broken)
     text = text_of(write_report(tmp_path))
     assert "none no valid episode (n = 0)" in text
@@ -183,7 +183,7 @@ def test_a_kind_without_states_and_one_that_is_all_shown_already():
 def test_a_state_that_broke_is_not_filmed():
     before = evaluation({"lift": "0000"})
     after = evaluation({"lift": "1111"})
-    after = evaluation({"lift": ""}, episodes=after.episodes[1:], broken=(("lift", 0),))
+    after = evaluation({"lift": ""}, episodes=after.episodes[1:], broken=(Broken("lift", 0),))
     choice = choose_states(before, after)
     assert choice.neutral == [("lift", 1)]
     assert choice.counts["gained"] == 3

@@ -1,6 +1,7 @@
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -313,9 +314,83 @@ def test_a_policy_that_does_not_fit_is_refused(policy: Policy, message: str) -> 
         roll_out(rollouts, [], policy=policy)
 
 
-def test_nan_actions_are_refused() -> None:
-    with engine() as rollouts, pytest.raises(ValueError, match=r"actions have shape .* or NaN"):
-        roll_out(rollouts, [request("reach")], policy=Constant(float("nan")))
+class Answering(FakePolicy):
+    """Answers what `spoil` makes of its sample, once an episode has begun."""
+
+    def __init__(self, spoil: Callable[[ActionSample], ActionSample]) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def act(self, batch: ObservationBatch, sampling: Sampling, generators: object) -> ActionSample:
+        sample = super().act(batch, sampling, generators)  # type: ignore[arg-type]
+        return self.spoil(sample) if len(self.batch_sizes) == 2 else sample
+
+
+def with_nan(sample: ActionSample, name: str, value: float) -> ActionSample:
+    array = getattr(sample, name).copy() if name == "actions" else getattr(sample, name).clone().float()
+    array.reshape(-1)[5] = value
+    return replace(sample, **{name: array})
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("actions", "actions"), ("logprobs", "log-probabilities"), ("trace", "trace")]
+)
+def test_an_answer_that_is_not_finite_is_an_error_of_the_policy(
+    name: str, words: str, value: float, record: bool
+) -> None:
+    policy = Answering(lambda sample: with_nan(sample, name, value))
+    finished: list[Episode] = []
+    queue = iter([request("impossible", initial_state=3)])
+    message = (
+        rf"policy's {words} are NaN or infinite in task 'impossible', initial state 3 \(1 of 8 numbers; in 1 of 1 dec"
+    )
+    with engine() as rollouts, pytest.raises(ValueError, match=message) as caught:
+        rollouts.run(policy, Sampling(), lambda: next(queue, None), finished.append, record)
+    # Neither a failure of the policy nor one of the environment.
+    assert finished == []
+    assert (rollouts.stats.retries, rollouts.stats.env_errors, rollouts.stats.errors.counts) == (0, 0, {})
+    assert "weights are to blame" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda sample: replace(sample, actions=sample.actions[:, :3]),
+            r"actions have shape \(1, 3, 2\); expected \(1, 4, 2\)",
+        ),
+        (
+            lambda sample: replace(sample, logprobs=sample.logprobs[0]),
+            r"log-probabilities have shape \(8,\); expected a row for each of 1 decisions",
+        ),
+        (lambda sample: replace(sample, trace=sample.trace[:0]), r"trace have shape \(0, 8\); expected a row for each"),
+    ],
+)
+def test_an_answer_of_another_shape_is_named(spoil: Callable[[ActionSample], ActionSample], message: str) -> None:
+    with engine() as rollouts, pytest.raises(ValueError, match=message):
+        roll_out(rollouts, [request("impossible")], policy=Answering(spoil))
+
+
+def test_the_episode_of_a_bad_answer_is_the_right_one_of_its_batch() -> None:
+    """Slots 0 and 2 form a half, so that their episodes share a batch."""
+
+    def spoil(sample: ActionSample) -> ActionSample:
+        sample.logprobs[1, 2] = float("nan")
+        return sample
+
+    policy = FakePolicy()
+    real = policy.act
+    policy.act = lambda *arguments: spoil(real(*arguments))  # type: ignore[method-assign]
+    requests = [request("impossible", number, initial_state=number) for number in range(3)]
+    with engine(slots=3) as rollouts:
+        places = {slot.index: slot for slot in rollouts._slots}
+        with pytest.raises(ValueError, match=r"log-probabilities are NaN .*in 1 of 2 decisions") as caught:
+            roll_out(rollouts, requests, policy=policy)
+        bad = places[2].running
+    assert bad is not None
+    assert f"initial state {bad.request.initial_state} " in str(caught.value)
 
 
 def test_a_task_of_another_suite_is_refused() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from simplevla.commands.arguments import UNPREFIXED, recipe_called, take_name
+from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
 
 
@@ -46,8 +46,15 @@ def evaluate_command(arguments: list[str]) -> int:
     if parsed.out is not None:
         write_result(parsed.out, result)
     Console().print(result_table(result))
+    if result.errors.counts:
+        given_up = "".join(f"\n  {task}, initial state {state}: {reason}" for task, state, reason in result.broken)
+        print(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}")
+        print(f"the last error was:\n{result.errors.last_error}")
     if name in PUBLISHED:
         print(parity(name, result))
+    if result.unmeasured:
+        print(f"no valid episode of {', '.join(result.unmeasured)}: the overall rate is without them")
+        return EXIT_PROBLEMS
     return 0
 
 

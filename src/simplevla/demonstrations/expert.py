@@ -1,9 +1,6 @@
 """One attempt of a suite's scripted expert, inside a worker process. Imports no torch, so that workers start fast."""
 
-import multiprocessing
-import os
-import signal
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,71 +8,76 @@ import numpy as np
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.images import encode_png
 from simplevla.demonstrations.writer import DemonstrationEpisode
-from simplevla.suites.base import Environment, Expert, SuiteSpec
-from simplevla.suites.registry import make_suite
+from simplevla.rollout.workers import SuiteError, check_observation, check_result
+from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.types import Observation, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Attempt number `number` (from 0) at demonstration `episode` of the dataset."""
+    """Attempt number `number` (from 0) at demonstration `episode` of the dataset; a worker's `Job`."""
 
+    config: DemosConfig
     episode: int
     number: int
     task: Task
     initial_state: int
 
+    def run(self, suite: Suite, environment: Environment, beat: Callable[[], None]) -> DemonstrationEpisode | None:
+        """The demonstration, or None if the task wasn't solved within its horizon. Depends on nothing but this attempt.
 
-class DemonstrationWorker:
-    """One environment with its expert."""
-
-    def __init__(self, config: DemosConfig) -> None:
-        self.config = config
-        suite = make_suite(config.suite)
-        self.spec: SuiteSpec = suite.spec
-        self.environment: Environment = suite.make_environment()
-        expert = suite.make_expert(self.environment)
+        Raises:
+            SuiteError: the suite has no expert, or it or its expert breaks the contract.
+        """
+        expert = suite.make_expert(environment)
         if expert is None:
-            raise ValueError(
+            raise SuiteError(
                 f"suite {suite.name!r} has no scripted expert; give sft the folder of a dataset from elsewhere"
             )
-        self.expert: Expert = expert
-
-    def run(self, attempt: Attempt) -> DemonstrationEpisode | None:
-        """The demonstration, or None if the task wasn't solved within its horizon. Depends on nothing but `attempt`."""
-        rng = np.random.default_rng((self.config.seed, attempt.episode, attempt.number))
-        observation = self.environment.reset(attempt.task, attempt.initial_state)
-        self.expert.reset()
+        rng = np.random.default_rng((self.config.seed, self.episode, self.number))
+        observation = _checked(environment.reset(self.task, self.initial_state), suite.spec)
+        expert.reset()
         observations: list[Observation] = []
         labels: list[np.ndarray] = []
         success = False
-        while not success and len(labels) < attempt.task.horizon:
-            label = human(self._label(attempt), self.spec, self.config, rng)
+        while not success:
+            beat()
+            label = human(_label(expert, suite.spec), suite.spec, self.config, rng)
             observations.append(observation)
             labels.append(label)
-            action = disturb(label, self.spec, self.config, rng)
-            result = self.environment.step_chunk(action[None])
-            observation, success = result.observation, result.success
-        if not success:
-            return None
+            result = environment.step_chunk(disturb(label, suite.spec, self.config, rng)[None].copy())
+            check_result(result, 1)
+            success = bool(result.success)
+            if not success:
+                if len(labels) == self.task.horizon:
+                    return None
+                # Nobody looks at the end of an episode.
+                observation = _checked(result.observation, suite.spec)
         return DemonstrationEpisode(
-            task=attempt.task.name,
-            instruction=attempt.task.instruction,
-            initial_state=attempt.initial_state,
-            attempts=attempt.number + 1,
-            images={camera: [encode_png(seen.images[camera]) for seen in observations] for camera in self.spec.cameras},
-            state=np.stack([seen.state for seen in observations]).astype(np.float32),
+            task=self.task.name,
+            instruction=self.task.instruction,
+            initial_state=self.initial_state,
+            attempts=self.number + 1,
+            images={
+                camera: [encode_png(seen.images[camera]) for seen in observations] for camera in suite.spec.cameras
+            },
+            state=np.stack([seen.state for seen in observations]),
             actions=np.stack(labels),
         )
 
-    def _label(self, attempt: Attempt) -> np.ndarray:
-        action = np.asarray(self.expert.action(), dtype=np.float32)
-        if action.shape != (len(self.spec.action_names),) or not np.isfinite(action).all():
-            raise ValueError(
-                f"the expert of task {attempt.task.name!r} gave the action {action} in initial state "
-                f"{attempt.initial_state}; expected {len(self.spec.action_names)} finite numbers"
-            )
-        return action
+
+def _checked(observation: Observation, spec: SuiteSpec) -> Observation:
+    """A copy, since a simulator may hand out the picture that it renders into next."""
+    check_observation(observation, spec)
+    images = {camera: image.copy() for camera, image in observation.images.items()}
+    return Observation(images=images, state=observation.state.copy())
+
+
+def _label(expert: Expert, spec: SuiteSpec) -> np.ndarray:
+    action = np.asarray(expert.action(), dtype=np.float32)
+    if action.shape != (len(spec.action_names),) or not np.isfinite(action).all():
+        raise SuiteError(f"the expert gave the action {action}; expected {len(spec.action_names)} finite numbers")
+    return action
 
 
 def human(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.random.Generator) -> np.ndarray:
@@ -108,30 +110,3 @@ def disturb(label: np.ndarray, spec: SuiteSpec, config: DemosConfig, rng: np.ran
         scale[-1] = 0.0
     noise = scale * rng.standard_normal(len(label))
     return np.where(scale > 0, np.clip(label + noise, low, high), label).astype(np.float32)
-
-
-_worker: DemonstrationWorker | None = None
-
-
-def start_process() -> None:
-    """Prepare a worker process: one thread, and gone at Ctrl-C or when its parent is gone."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's software renderer
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def run_attempt(config: DemosConfig, attempt: Attempt) -> DemonstrationEpisode | None:
-    """`DemonstrationWorker.run` on the process's own worker, which is built at the first call."""
-    global _worker
-    if _worker is None or _worker.config != config:
-        _worker = DemonstrationWorker(config)
-    return _worker.run(attempt)
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

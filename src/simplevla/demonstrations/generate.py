@@ -3,28 +3,40 @@
 import contextlib
 import heapq
 import json
-import multiprocessing
-import os
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simplevla.config import DemosConfig, to_dict
+from simplevla.config import DemosConfig, RolloutConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
-from simplevla.demonstrations.expert import Attempt, run_attempt, start_process
+from simplevla.demonstrations.expert import Attempt
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode, changed
 from simplevla.policies.normalization import Statistics
+from simplevla.rollout.crew import Crew, Errors, Loss, cores, last_lines
+from simplevla.rollout.workers import Reply, Run, SuiteError, Worker
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 
+log = logging.getLogger(__name__)
+
 MIN_ATTEMPTS, MIN_SUCCESS = 20, 0.2
 """A task whose expert solves less than this share of at least that many attempts ends the generation."""
+MIN_BROKEN, MAX_BROKEN = 5, 0.8
+"""A task of whose attempts, at least that many, more than this share break ends it too: each of them broke every time."""
+SETTINGS = RolloutConfig()
+"""Time limit and attempts are those of rollouts."""
+
+
+class BrokenTask(SuiteError, RuntimeError):
+    """Nearly every attempt at a task breaks in its environment, so that going on can't help."""
 
 
 def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> Statistics:
@@ -35,7 +47,8 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
 
     Raises:
         ValueError: no expert, no train states, an expert that hardly ever succeeds, or a folder with other content.
-        RuntimeError: a worker or its simulator crashed; what is finished is kept.
+        SuiteError: the suite breaks its contract, or can't be built; what is finished is kept.
+        BrokenTask: a task's environments crash or hang nearly always; what is finished is kept.
         OSError: no space or no permission; what is finished is kept.
     """
     folder = Path(folder)
@@ -44,11 +57,12 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
     about = _about(config, suite)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         return _finished(folder, about, console)
-    schedule = Schedule(suite)
-    tally = Tally([task.name for task in suite.tasks])
+    schedule = Schedule(config, suite)
+    tally = Tally(config, [task.name for task in suite.tasks])
     with DatasetWriter(folder, suite.spec, [task.instruction for task in suite.tasks], about) as writer:
         for row in writer.episodes:
-            tally.count(row["task_name"], solved=1, attempted=row["attempts"])
+            tally.solved[row["task_name"]] += 1
+            tally.attempted[row["task_name"]] += row["attempts"]
         resumed = writer.next_episode
         if resumed:
             console.print(f"continuing {writer.partial} after {resumed} episodes", soft_wrap=True)
@@ -61,13 +75,15 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
                 rate = (solved - resumed) / (time.monotonic() - started)
                 bar.update(shown, completed=solved, expert=tally.overall(), rate=rate)
 
-            with contextlib.closing(_episodes(config, schedule, resumed, tally, show)) as episodes:
+            with contextlib.closing(_episodes(config, suite, schedule, resumed, tally, show)) as episodes:
                 for episode in episodes:
                     writer.add(episode)
         statistics = writer.finish()
         frames = writer.episodes[-1]["dataset_to_index"]
     console.print(f"{folder}: {config.episodes} episodes, {frames} frames", soft_wrap=True)
     console.print(f"expert success: {tally}", soft_wrap=True)
+    if tally.errors.counts:
+        console.print(f"broken, and no failures of the expert: {tally.breakage()}", soft_wrap=True, markup=False)
     return statistics
 
 
@@ -78,7 +94,8 @@ class Schedule:
         ValueError: a task has no train states.
     """
 
-    def __init__(self, suite: Suite) -> None:
+    def __init__(self, config: DemosConfig, suite: Suite) -> None:
+        self.config = config
         self.tasks = suite.tasks
         self.states = [suite.initial_states(task, "train") for task in suite.tasks]
         for task, states in zip(self.tasks, self.states, strict=True):
@@ -90,19 +107,22 @@ class Schedule:
         task = episode % len(self.tasks)
         states = self.states[task]
         state = states[(episode // len(self.tasks) + number) % len(states)]
-        return Attempt(episode=episode, number=number, task=self.tasks[task], initial_state=state)
+        return Attempt(config=self.config, episode=episode, number=number, task=self.tasks[task], initial_state=state)
 
 
 class Tally:
-    """The expert's solved and attempted episodes per task."""
+    """What came of the attempts at each task: solved, attempted by the expert to the end, and broken."""
 
-    def __init__(self, tasks: list[str]) -> None:
+    def __init__(self, config: DemosConfig, tasks: list[str]) -> None:
+        self.config = config
         self.solved = dict.fromkeys(tasks, 0)
         self.attempted = dict.fromkeys(tasks, 0)
-
-    def count(self, task: str, *, solved: int, attempted: int = 1) -> None:
-        self.solved[task] += solved
-        self.attempted[task] += attempted
+        self.broken = dict.fromkeys(tasks, 0)
+        """Attempts that broke each time they were run, and say nothing about the expert."""
+        self.errors = Errors()
+        self._failures: Counter[tuple[int, int]] = Counter()
+        self._given_up: Counter[int] = Counter()
+        """Of `broken`, those at each demonstration."""
 
     def overall(self) -> str:
         return f"{sum(self.solved.values())}/{sum(self.attempted.values())}"
@@ -110,62 +130,99 @@ class Tally:
     def __str__(self) -> str:
         return ", ".join(f"{task} {self.solved[task]}/{n}" for task, n in self.attempted.items())
 
-    def check(self, task: str, config: DemosConfig) -> None:
-        """Raise ValueError if `task` fails too often to go on."""
+    def breakage(self) -> str:
+        """What broke, and how many attempts were given up for it."""
+        given_up = ", ".join(f"{n} at {task!r}" for task, n in self.broken.items() if n)
+        return f"{self.errors}; attempts given up after {SETTINGS.max_attempts} runs: {given_up or 'none'}"
+
+    def judge(self, attempt: Attempt, event: Reply | Loss) -> DemonstrationEpisode | tuple[int, int]:
+        """The demonstration, or which attempt (episode, number) at it is next: the same one if it broke.
+
+        Raises:
+            ValueError: the expert fails too often at this task.
+            BrokenTask: it breaks too often.
+        """
+        task, this = attempt.task.name, (attempt.episode, attempt.number)
+        following = (attempt.episode, attempt.number + 1)
+        if isinstance(event, Loss) or event.kind == "env_error":
+            self.errors.add(event.error, event.text)
+            self._failures[this] += 1
+            log.warning(
+                "task %r, initial state %d broke (%d of at most %d runs): %s",
+                *(task, attempt.initial_state, self._failures[this], SETTINGS.max_attempts, last_lines(event.text, 1)),
+            )
+            if self._failures[this] < SETTINGS.max_attempts:
+                return this
+            self.broken[task] += 1
+            self._given_up[attempt.episode] += 1
+            self._check_broken(task)
+            return following
+        self.attempted[task] += 1
+        if event.outcome is None:
+            self._check_solved(task)
+            return following
+        self.solved[task] += 1
+        episode: DemonstrationEpisode = event.outcome
+        return replace(episode, attempts=episode.attempts - self._given_up[attempt.episode])
+
+    def _check_solved(self, task: str) -> None:
         solved, attempted = self.solved[task], self.attempted[task]
         if attempted >= MIN_ATTEMPTS and solved < MIN_SUCCESS * attempted:
             raise ValueError(
                 f"the expert solved {solved} of {attempted} attempts at task {task!r}; expected at least "
-                f"{MIN_SUCCESS:.0%} (all tasks: {self}). Lower demos.noise (now {config.noise}) or "
-                f"demos.noise_probability (now {config.noise_probability}), or leave the task out with suite.tasks"
+                f"{MIN_SUCCESS:.0%} (all tasks: {self}). Lower demos.noise (now {self.config.noise}) or "
+                f"demos.noise_probability (now {self.config.noise_probability}), or leave the task out with suite.tasks"
+            )
+
+    def _check_broken(self, task: str) -> None:
+        broken, run = self.broken[task], self.broken[task] + self.attempted[task]
+        if run >= MIN_BROKEN and broken > MAX_BROKEN * run:
+            raise BrokenTask(
+                f"{broken} of {run} attempts at task {task!r} broke in their environment, each {SETTINGS.max_attempts} times: "
+                f"{self.errors}. Mend the environment (simplevla check-suite {self.config.suite.name} may say more), or leave the "
+                "task out with suite.tasks. Finished files are kept: the same command goes on from them. The last error was: "
+                f"{self.errors.last_error}"
             )
 
 
 def _episodes(
-    config: DemosConfig, schedule: Schedule, start: int, tally: Tally, show: Callable[[], None]
+    config: DemosConfig, suite: Suite, schedule: Schedule, start: int, tally: Tally, show: Callable[[], None]
 ) -> Generator[DemonstrationEpisode, None, None]:
-    """Successful episodes number `start` and up, in order, from as many processes as configured."""
+    """Successful episodes number `start` and up, in order, from as many workers as configured."""
     queue = [(episode, 0) for episode in range(start, config.episodes)]
-    running: dict[Future[DemonstrationEpisode | None], Attempt] = {}
+    running: dict[Worker, Attempt] = {}
     ready: dict[int, DemonstrationEpisode] = {}
-    workers = min(config.workers or len(os.sched_getaffinity(0)), max(1, len(queue)))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_process)
+    workers = min(config.workers or cores(), max(1, len(queue)))
+    crew = Crew(partial(Worker, config.suite, suite.spec, 1, 1), workers, suite.name, SETTINGS.chunk_timeout_s)
+
+    def occupy(workers: list[Worker]) -> None:
+        for worker in workers:
+            if queue and worker not in running:
+                attempt = running[worker] = schedule.attempt(*heapq.heappop(queue))
+                worker.send(Run(0, attempt.task.name, attempt.initial_state, attempt))
+                worker.flush()
+
     try:
         while queue or running:
-            while queue and len(running) < 2 * workers:
-                attempt = schedule.attempt(*heapq.heappop(queue))
-                running[pool.submit(run_attempt, config, attempt)] = attempt
-            done = wait(running, return_when=FIRST_COMPLETED).done
-            # By episode, so that a crash loses no earlier episode that is done as well.
-            for future in sorted(done, key=lambda future: running[future].episode):
-                attempt = running.pop(future)
-                episode = _result(future, attempt)
-                tally.count(attempt.task.name, solved=episode is not None)
-                if episode is None:
-                    tally.check(attempt.task.name, config)
-                    heapq.heappush(queue, (attempt.episode, attempt.number + 1))
+            occupy(crew.workers)
+            for worker, event in crew.receive():
+                attempt = running.pop(worker, None)
+                if attempt is None:
+                    # It was lost while it had nothing to do.
+                    continue
+                judged = tally.judge(attempt, event)
+                if isinstance(judged, DemonstrationEpisode):
+                    ready[attempt.episode] = judged
                 else:
-                    ready[attempt.episode] = episode
+                    heapq.heappush(queue, judged)
+                # Before the dataset is written to, which takes its time.
+                occupy([worker])
                 show()
                 while start in ready:
                     yield ready.pop(start)
                     start += 1
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _result(future: Future[DemonstrationEpisode | None], attempt: Attempt) -> DemonstrationEpisode | None:
-    """What the worker returned; its crash becomes an error that says where."""
-    where = f"in task {attempt.task.name!r}, initial state {attempt.initial_state}"
-    remedy = "finished files are kept: give the same command again to continue"
-    try:
-        return future.result()
-    except (ValueError, ImportError):
-        raise
-    except BrokenProcessPool as error:
-        raise RuntimeError(f"a worker process died {where} (killed, or out of memory?); {remedy}") from error
-    except Exception as error:
-        raise RuntimeError(f"the environment or its expert failed {where}: {error!r}; {remedy}") from error
+        crew.close()
 
 
 def _about(config: DemosConfig, suite: Suite) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,7 +90,9 @@ class RolloutActor:
         with self._changed:
             self._changed.wait_for(lambda: self._episodes, timeout=WAIT_S)
             episodes, self._episodes = self._episodes, []
-        return Finished(episodes=episodes, stats=self._engine.stats)
+        # A copy, since another thread goes on counting while this one is sent.
+        stats = replace(self._engine.stats, errors=self._engine.stats.errors.copy())
+        return Finished(episodes=episodes, stats=stats)
 
     def stop(self, number: int) -> None:
         """Let the `run` of this number return; nothing may be in flight."""

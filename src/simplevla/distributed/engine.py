@@ -213,7 +213,8 @@ class RayEngine:
         self._add_stats(replica)
         self.stats.worker_restarts += 1
         self.stats.retries += len(lost)
-        self.stats.last_error = f"a rollout actor was replaced: {reason}"
+        error = f"a rollout actor was replaced: {reason}"
+        self.stats.errors.add("rollout actor lost", error)
         ray.kill(replica.handle)
         replica.handle, replica.answer, replica.running, replica.outstanding = self._new_actor(), None, None, {}
         replica.starting, replica.version = replica.handle.slots.remote(), None
@@ -223,7 +224,7 @@ class RayEngine:
                 self.stats.episodes += 1
                 self.stats.env_errors += 1
                 rollout.drained = False
-                rollout.sink(Episode(request=request, status=EpisodeStatus.ENV_ERROR))
+                rollout.sink(Episode(request=request, status=EpisodeStatus.ENV_ERROR, error=error))
             else:
                 rollout.waiting.append(request)
 
@@ -264,7 +265,7 @@ class RayEngine:
     def _add_stats(self, replica: _Replica) -> None:
         for name in ("env_steps", "decisions", "worker_restarts", "retries", "env_errors", "policy_s"):
             setattr(self.stats, name, getattr(self.stats, name) + getattr(replica.stats, name))
-        self.stats.last_error = replica.stats.last_error or self.stats.last_error
+        self.stats.errors.merge(replica.stats.errors)
         replica.stats = RolloutStats()
 
 

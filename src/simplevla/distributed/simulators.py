@@ -19,7 +19,7 @@ from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources, connect, surroundings
 from simplevla.policies.base import Policy
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.rollout.workers import WORKER_VARIABLES, Reply, Reset, SimulatorSlots, SlotArrays, Step, Worker
+from simplevla.rollout.workers import WORKER_VARIABLES, Command, Reply, SimulatorSlots, SlotArrays, Step, Worker
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
 
@@ -46,7 +46,7 @@ class Simulator:
         return Reply("ready")
 
     def execute(
-        self, commands: list[Reset | Step], actions: Mapping[int, np.ndarray]
+        self, commands: list[Command], actions: Mapping[int, np.ndarray]
     ) -> list[tuple[Reply, np.ndarray, dict[str, np.ndarray]]]:
         """(reply, state, images) of each command, in their order.
 
@@ -115,6 +115,10 @@ class RemoteWorker(Worker):
     def executing(self) -> int | None:
         """Not known from here."""
         return None
+
+    def _alive_at(self) -> float:
+        """When it last answered."""
+        return self._heard
 
     def kill(self) -> int | None:
         self._commands.put(None)

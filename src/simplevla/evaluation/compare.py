@@ -35,8 +35,8 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided."""
-        return mcnemar_exact(self.only_a, self.only_b)
+        """McNemar's exact test, two-sided; NaN without pairs, which say nothing."""
+        return mcnemar_exact(self.only_a, self.only_b) if self.n else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -45,7 +45,7 @@ class Paired:
             "b": self.b.to_dict(),
             "only_a": self.only_a,
             "only_b": self.only_b,
-            "mcnemar_exact_p": self.p_value,
+            "mcnemar_exact_p": self.p_value if self.n else None,
         }
 
 
@@ -78,7 +78,8 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
     """Pair the episodes of `a` and `b` by (task, initial state).
 
     Raises:
-        ValueError: they differ in suite, split, protocol, horizons or initial states, naming the difference.
+        ValueError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no initial
+            state has a valid episode in both.
     """
     _require_same("suite", a.suite, b.suite, name_a, name_b)
     _require_same("split", a.split, b.split, name_a, name_b)
@@ -89,7 +90,8 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
         _require_same(f"horizon of {task!r}", a.horizons.get(task), b.horizons.get(task), name_a, name_b)
     solved_a = {(e.task, e.initial_state): e.success for e in a.episodes}
     solved_b = {(e.task, e.initial_state): e.success for e in b.episodes}
-    asked_a, asked_b = {*solved_a, *a.broken}, {*solved_b, *b.broken}
+    asked_a = {*solved_a, *((task, state) for task, state, _ in a.broken)}
+    asked_b = {*solved_b, *((task, state) for task, state, _ in b.broken)}
     if asked_a != asked_b:
         examples = ", ".join(f"{task}/{state}" for task, state in sorted(asked_a ^ asked_b)[:3])
         raise ValueError(
@@ -98,6 +100,11 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
             "evaluate both with the same tasks and episodes_per_task"
         )
     shared = solved_a.keys() & solved_b.keys()
+    if not shared:
+        raise ValueError(
+            f"no initial state has a valid episode in both: the environment broke {a.env_errors} of {len(asked_a)} episodes of "
+            f"{name_a} and {b.env_errors} of {name_b}. Mend it and evaluate again."
+        )
 
     def pair(keys: list[tuple[str, int]]) -> Paired:
         outcomes = [(solved_a[key], solved_b[key]) for key in keys]
@@ -143,7 +150,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def _cells(paired: Paired) -> tuple[str, ...]:
     rates = (f"{rate.rate:.1%}" if rate.n else "no pair" for rate in (paired.a, paired.b))
-    return str(paired.n), *rates, str(paired.only_a), str(paired.only_b), f"{paired.p_value:.3g}"
+    p = f"{paired.p_value:.3g}" if paired.n else ""
+    return str(paired.n), *rates, str(paired.only_a), str(paired.only_b), p
 
 
 def _require_same(what: str, a: object, b: object, name_a: str, name_b: str) -> None:

@@ -9,9 +9,11 @@ import rich.progress
 
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
-from simplevla.evaluation.result import EvaluationResult, Outcome
+from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import check_fits_suite, load_policy, place
+from simplevla.policies.trained_on import differences, held_out, warn_of_differences
+from simplevla.rollout.crew import last_lines
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
@@ -38,7 +40,8 @@ def evaluate(
         policy_folder: where `policy` was loaded from, for the fingerprint in the result.
 
     Raises:
-        ValueError: the split has fewer initial states than `config.episodes_per_task`, or none.
+        ValueError: the split has fewer initial states than `config.episodes_per_task`, or none; or the environment broke
+            every episode, so that there is no result.
     """
     pairs = evaluation_pairs(suite, config)
     sampling = Sampling(greedy=True) if config.greedy else Sampling(temperature=config.temperature)
@@ -53,17 +56,18 @@ def evaluate(
         if progress is not None:
             progress(len(finished), len(pairs), solved)
 
+    engine.reset_stats()
     start = time.monotonic()
     engine.run(policy, sampling, lambda: next(requests, None), sink, record=False)
     wall_s = time.monotonic() - start
 
     outcomes: list[Outcome] = []
-    broken: list[tuple[str, int]] = []
+    broken: list[Broken] = []
     for task, initial_state in pairs:
         episode = finished.get((task.name, initial_state))
         assert episode is not None, f"the engine never returned {task.name} / initial state {initial_state}"
         if episode.status is EpisodeStatus.ENV_ERROR:
-            broken.append((task.name, initial_state))
+            broken.append(Broken(task.name, initial_state, last_lines(episode.error, 1)))
         else:
             outcomes.append(
                 Outcome(
@@ -73,6 +77,13 @@ def evaluate(
                     env_steps=int(episode.env_steps),
                 )
             )
+    errors = engine.stats.errors.shortened()
+    if not outcomes:
+        raise ValueError(
+            f"the environment broke each of the {len(broken)} episodes, so that nothing is known about the policy: {errors}. "
+            f"Mend it (simplevla check-suite {suite.name} may say more) and evaluate again. The last error was: "
+            f"{errors.last_error or broken[-1].reason}"
+        )
     return EvaluationResult(
         suite=suite.name,
         split=config.split,
@@ -83,11 +94,14 @@ def evaluate(
         seed=config.seed,
         episodes=tuple(outcomes),
         broken=tuple(broken),
+        errors=errors,
         wall_s=wall_s,
         versions=versions(),
         commit=commit(),
         policy=str(policy_folder) if policy_folder else None,
         policy_sha256=policy_fingerprint(policy_folder) if policy_folder else None,
+        held_out=held_out(policy.trained_on, suite.name, [(task.name, state) for task, state in pairs]),
+        differences=tuple(differences(policy.trained_on, policy.cameras, suite)),
     )
 
 
@@ -103,6 +117,7 @@ def evaluate_folder(
     policy = load_policy(folder)
     place(policy, device)
     check_fits_suite(policy, suite.spec)
+    warn_of_differences(policy.trained_on, policy.cameras, suite)
     with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:
         bar = bars.add_task("episodes")
 

@@ -1,14 +1,15 @@
 """An evaluation's result: every episode's outcome with all that is needed to judge and to repeat it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from simplevla.evaluation.provenance import read_json, write_json
 from simplevla.evaluation.statistics import wilson
+from simplevla.rollout.crew import Errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,15 @@ class Outcome:
             raise ValueError(f"success of {self.task}/{self.initial_state} is {self.success!r}; expected true or false")
 
 
+class Broken(NamedTuple):
+    """An episode that ended as ENV_ERROR: no statement about the policy."""
+
+    task: str
+    initial_state: int
+    reason: str = ""
+    """What broke it last; empty in files from before this was kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """Success per task and overall, under a named protocol."""
@@ -78,19 +88,29 @@ class EvaluationResult:
     seed: int
     episodes: tuple[Outcome, ...]
     """In the order of tasks, then initial states; episodes that the environment broke are not here."""
-    broken: tuple[tuple[str, int], ...] = ()
-    """(task, initial state) of the episodes that ended as ENV_ERROR: no statement about the policy."""
+    broken: tuple[Broken, ...] = ()
+    errors: Errors = field(default_factory=Errors)
+    """What broke, also where the episode was run again and went well."""
     wall_s: float
     versions: Mapping[str, str]
     commit: str
     policy: str | None = None
     """Folder of the policy, where it came from one."""
     policy_sha256: str | None = None
+    held_out: str = "unknown: not recorded"
+    """`yes`, `no: ...` or `unknown: ...`: whether training has met none of these initial states."""
+    differences: tuple[str, ...] = ()
+    """What of the suite the policy wasn't trained for."""
 
     @property
     def env_errors(self) -> int:
         """Episodes that ended as ENV_ERROR; they are not in any n."""
         return len(self.broken)
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """Tasks all of whose episodes broke: nothing is known about them, and the overall rate is without them."""
+        return [name for name, rate in self.by_task.items() if rate.n == 0]
 
     @property
     def overall(self) -> Rate:
@@ -118,13 +138,16 @@ class EvaluationResult:
             "wall_s": self.wall_s,
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
+            "held_out": self.held_out,
+            "differences": list(self.differences),
             "commit": self.commit,
             "versions": dict(self.versions),
             "episodes": [
                 {"task": e.task, "initial_state": e.initial_state, "success": e.success, "env_steps": e.env_steps}
                 for e in self.episodes
             ],
-            "broken": [{"task": task, "initial_state": state} for task, state in self.broken],
+            "broken": [broken._asdict() for broken in self.broken],
+            "errors": {kind: {"count": n, "last": self.errors.last[kind]} for kind, n in self.errors.counts.items()},
         }
 
     @classmethod
@@ -144,12 +167,15 @@ class EvaluationResult:
                 temperature=values["temperature"],
                 seed=values["seed"],
                 episodes=tuple(Outcome(**episode) for episode in values["episodes"]),
-                broken=tuple((b["task"], b["initial_state"]) for b in values["broken"]),
+                broken=tuple(Broken(**broken) for broken in values["broken"]),
+                errors=_errors(values.get("errors", {})),
                 wall_s=values["wall_s"],
                 versions=dict(values["versions"]),
                 commit=values["commit"],
                 policy=values["policy"],
                 policy_sha256=values["policy_sha256"],
+                held_out=values.get("held_out", cls.held_out),
+                differences=tuple(values.get("differences", ())),
             )
             written = (values["overall"]["solved"], values["overall"]["n"])
         except KeyError as error:
@@ -163,6 +189,13 @@ class EvaluationResult:
                 f"its episodes say {found[0]} of {found[1]}; the file was changed by hand or damaged"
             )
         return result
+
+
+def _errors(values: dict[str, dict[str, Any]]) -> Errors:
+    errors = Errors()
+    for kind, error in values.items():
+        errors.add(kind, error["last"], error["count"])
+    return errors
 
 
 def _rate(episodes: Iterable[Outcome]) -> Rate:
@@ -185,9 +218,12 @@ def result_table(result: EvaluationResult) -> Table:
     how = "greedy" if result.greedy else f"sampled at temperature {result.temperature:g}"
     protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
     errors = f" · {result.env_errors} episodes broken by the environment, not in n" if result.env_errors else ""
+    notes = [] if result.held_out == "yes" or result.split == "train" else [f"held out: {result.held_out}"]
+    notes += [f"not as trained: {difference}" for difference in result.differences]
     table = Table(
         title=f"{result.suite} · {result.split} initial states · {how}",
-        caption=f"{protocol} · seed {result.seed} · {result.wall_s:.0f} s · commit {result.commit[:12]}{errors}",
+        caption=f"{protocol} · seed {result.seed} · {result.wall_s:.0f} s · commit {result.commit[:12]}{errors}"
+        + "".join(f"\n{note}" for note in notes),
     )
     table.add_column("task")
     for heading in ("success", "95 % Wilson", "solved", "n", "horizon"):

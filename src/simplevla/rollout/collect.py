@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from simplevla.algorithm.selection import is_mixed
 from simplevla.config import SamplingConfig
 from simplevla.policies.base import Policy, Sampling
+from simplevla.rollout.crew import Errors
 from simplevla.rollout.scheduler import Engine
 from simplevla.rollout.states import StateSampler
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
@@ -140,11 +141,11 @@ def collect_groups(
     sampler.observe([collector.outcomes[number] for number in sorted(collector.outcomes)])
     result.groups = [collector.kept[number] for number in sorted(collector.kept)]
     if not result.groups:
-        raise NoSignal(_explain(result, config, engine.stats.last_error), result)
+        raise NoSignal(_explain(result, config, engine.stats.errors), result)
     return result
 
 
-def _explain(result: Collection, config: SamplingConfig, last_error: str) -> str:
+def _explain(result: Collection, config: SamplingConfig, errors: Errors) -> str:
     lines = [
         f"No learning signal: none of {result.sampled} groups of {config.group_size} episodes can train "
         f"(all failed {result.all_failed}, all solved {result.all_solved}, mean success outside "
@@ -155,13 +156,16 @@ def _explain(result: Collection, config: SamplingConfig, last_error: str) -> str
     lines += [f"  {task}: {solved}/{n} = {rate:.1f} %" for task, (solved, n, rate) in rates.items()]
     if result.all_failed:
         lines.append(
-            "Where success is 0 %, RL has nothing to reinforce: give the policy a better SFT (more demonstrations or "
-            f"batches), raise sampling.temperature (now {config.temperature:g}), or take easier tasks."
+            "Where success is 0 %, RL has nothing to reinforce. If `simplevla eval` (greedy) solves far more, the sampling spoils it: lower "
+            f"sampling.temperature (now {config.temperature:g}), or sigma_min of a diffusion head (now {config.sigma_min:g}). Else give the policy "
+            "a better SFT (more demonstrations or batches), or take easier tasks."
         )
     if result.all_solved:
         lines.append("Where success is 100 %, training is done: stop here, or add harder tasks.")
     if result.outside:
         lines.append("Some groups had both outcomes: widen sampling.filter_low and sampling.filter_high to use them.")
     if result.broken:
-        lines.append(f"Some episodes broke in their environment; the last error was: {last_error.strip() or 'unknown'}")
+        lines.append(
+            f"Some episodes broke in their environment: {errors}. The last error was: {errors.last_error.strip()}"
+        )
     return "\n".join(lines)

@@ -7,13 +7,10 @@ share a batch follows from the episodes alone, and the same requests give the sa
 
 import contextlib
 import logging
-import os
-import selectors
-import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -22,8 +19,10 @@ import torch
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
+from simplevla.rollout.acting import check_sample
+from simplevla.rollout.crew import Crew, Errors, Loss, cores
 from simplevla.rollout.observing import observe
-from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, Reset, Step, SuiteError, Worker, close_all
+from simplevla.rollout.workers import Reply, Reset, Step, Worker
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
@@ -77,8 +76,8 @@ class RolloutStats:
     wait_s: float = 0.0
     """Waiting for simulators."""
     wall_s: float = 0.0
-    last_error: str = ""
-    """What broke last, with the traceback where there is one."""
+    errors: Errors = field(default_factory=Errors)
+    """What broke: each exception of an environment and each lost worker."""
 
 
 @dataclass
@@ -88,6 +87,8 @@ class _Running:
     request: EpisodeRequest
     failures: int = 0
     broken: bool = False
+    error: str = ""
+    """What broke it last."""
 
     def __post_init__(self) -> None:
         self.begin()
@@ -105,7 +106,7 @@ class _Running:
 
     def episode(self, status: EpisodeStatus) -> Episode:
         if status is EpisodeStatus.ENV_ERROR:
-            return Episode(request=self.request, status=status)
+            return Episode(request=self.request, status=status, error=self.error)
         if not self.state:
             return Episode(request=self.request, status=status, env_steps=self.env_steps)
         return Episode(
@@ -177,27 +178,21 @@ class RolloutEngine:
         self._task_names = {task.name for task in built.tasks}
         self._keep_tasks = built.task_change_is_slow
         self._waiting: list[EpisodeRequest] = []
-        self._selector = selectors.DefaultSelector()
-        self._workers: list[Worker] = []
-        self._close = weakref.finalize(self, _shut_down, self._workers, self._selector)
-        count = config.workers or _cores()
         slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
-        try:
-            for _ in range(count):
-                self._workers.append(make_worker(suite, self.spec, slots_per_worker, chunk_length))
-                self._selector.register(self._workers[-1].connection, selectors.EVENT_READ, self._workers[-1])
-            self._slots = [
-                _Slot(worker, index, (index + number) % 2)
-                for index in range(slots_per_worker)
-                for number, worker in enumerate(self._workers)
-            ]
-            self._slot_of = {(slot.worker, slot.index): slot for slot in self._slots}
-            self._halves = [[slot for slot in self._slots if slot.half == half] for half in (0, 1)]
-            while not all(worker.ready for worker in self._workers):
-                self._receive()
-        except BaseException:
-            self.close()
-            raise
+        self._crew = Crew(
+            partial(make_worker, suite, self.spec, slots_per_worker, chunk_length),
+            config.workers or cores(),
+            built.name,
+            config.chunk_timeout_s,
+        )
+        self._workers = self._crew.workers
+        self._slots = [
+            _Slot(worker, index, (index + number) % 2)
+            for index in range(slots_per_worker)
+            for number, worker in enumerate(self._workers)
+        ]
+        self._slot_of = {(slot.worker, slot.index): slot for slot in self._slots}
+        self._halves = [[slot for slot in self._slots if slot.half == half] for half in (0, 1)]
 
     def __enter__(self) -> "RolloutEngine":
         return self
@@ -207,7 +202,7 @@ class RolloutEngine:
 
     def close(self) -> None:
         """End the workers. May be called more than once."""
-        self._close()
+        self._crew.close()
 
     @property
     def slots(self) -> int:
@@ -232,7 +227,7 @@ class RolloutEngine:
             SuiteError: the suite breaks its contract.
             ValueError: policy and suite don't fit, or the engine is closed.
         """
-        if not self._close.alive:
+        if not self._crew.close.alive:
             raise ValueError("this RolloutEngine is closed (an error in an earlier run closes it too); make a new one")
         self._check_fit(policy)
         started = time.perf_counter()
@@ -258,7 +253,7 @@ class RolloutEngine:
             self.stats.wall_s += time.perf_counter() - started
 
     def _policy_threads(self) -> int:
-        return policy_threads(self.config) if self._workers[0].shares_cores else _cores()
+        return policy_threads(self.config) if self._workers[0].shares_cores else cores()
 
     def _check_fit(self, policy: Policy) -> None:
         if policy.action_dim != len(self.spec.action_names):
@@ -290,11 +285,7 @@ class RolloutEngine:
             if self._keep_tasks and slot.running.request.task.name != slot.task:
                 slot.away = SLOW_RESET_TURNS
             slot.reset()
-        self._flush()
-
-    def _flush(self) -> None:
-        for worker in self._workers:
-            worker.flush()
+        self._crew.flush()
 
     def _ask(self, source: Source, count: int) -> None:
         """Ask for requests until `count` wait, or there are none now."""
@@ -368,77 +359,50 @@ class RolloutEngine:
             sample = policy.act(batch.to(device), sampling, [episode.generator for episode in running])
             trace, logprobs = sample.trace.cpu().numpy(), sample.logprobs.float().cpu().numpy()
         actions = np.asarray(sample.actions, np.float32)
-        expected = (len(slots), self.chunk_length, policy.action_dim)
-        if actions.shape != expected or not np.isfinite(actions).all():
-            raise ValueError(
-                f"the policy's actions have shape {actions.shape}, or NaN; expected {expected}, all finite"
-            )
+        state = batch.state.numpy()[batch.observed()]
+        chunk = self.chunk_length, policy.action_dim
+        check_sample(actions, logprobs, trace, chunk, [episode.request for episode in running], state)
         for row, (slot, episode) in enumerate(zip(slots, running, strict=True)):
             left = episode.request.task.horizon - episode.env_steps
             count = min(self.chunk_length, left)
             slot.worker.arrays.actions[slot.index, :count] = actions[row, :count]
             slot.send(Step(slot.index, count, last=count == left))
-        self._flush()
+        self._crew.flush()
         self.stats.policy_s += time.perf_counter() - started
         self.stats.decisions += len(slots)
         if not record:
             return
-        state = batch.state.numpy()
         images = {} if policy.scores_from_trace else {name: image.numpy() for name, image in batch.images.items()}
         for row, (episode, observed) in enumerate(zip(running, batch.observed(), strict=True)):
             episode.images.append({name: array[observed] for name, array in images.items()})
-            episode.state.append(state[observed])
+            episode.state.append(state[row])
             episode.trace.append(trace[row])
             episode.logprobs.append(logprobs[row])
             episode.actions.append(actions[row])
 
     def _receive(self) -> None:
-        """Wait for at least one answer, or for the first worker to be overdue, and handle what there is."""
-        deadline = min(worker.deadline(self.config.chunk_timeout_s) for worker in self._workers)
-        self._flush()
-        for key, _ in self._selector.select(max(0.0, deadline - time.monotonic())):
-            replies = key.data.receive()
-            if not replies:
-                self._replace(key.data, "a worker died")
-            for reply in replies:
-                self._handle(key.data, reply)
-        now = time.monotonic()
-        for worker in self._workers:
-            if now > worker.deadline(self.config.chunk_timeout_s):
-                limit = self.config.chunk_timeout_s if worker.ready else STARTUP_TIMEOUT_S
-                self._replace(worker, f"a worker gave no answer for {limit:g} s")
+        """Wait for at least one answer or loss, and handle what there is."""
+        for worker, event in self._crew.receive():
+            if isinstance(event, Loss):
+                self._recover(worker, event)
+                continue
+            slot = self._slot_of[worker, event.slot]
+            slot.busy, slot.reply = False, event
+            if event.kind == "env_error":
+                self.stats.errors.add(event.error, event.text)
+                self._run_again(slot, event.text, failed=True)
 
-    def _handle(self, worker: Worker, reply: Reply) -> None:
-        if reply.kind == "suite_error":
-            raise SuiteError(reply.text)
-        elif reply.kind != "ready":
-            slot = self._slot_of[worker, reply.slot]
-            slot.busy, slot.reply = False, reply
-            if reply.kind == "env_error":
-                self._run_again(slot, reply.text, failed=True)
-
-    def _replace(self, worker: Worker, reason: str) -> None:
-        """Replace a dead or hung worker and run its episodes again.
+    def _recover(self, worker: Worker, loss: Loss) -> None:
+        """Run the episodes of a worker that was replaced again.
 
         The command that it was executing broke it: only that episode has failed an attempt. With none, nobody is known
         to be innocent, and all have.
         """
-        culprits = set(range(len(self._slots))) if worker.executing is None else {worker.executing}
-        was_ready = worker.ready
-        self._selector.unregister(worker.connection)
-        exitcode = worker.kill()
-        reason = f"{reason} (exit code {exitcode})" if exitcode is not None else reason
-        if not was_ready:
-            raise SuiteError(
-                f"suite {self._suite_name!r} can't build environments: {reason} while building the first one. "
-                "Build it in a plain Python process to see why: make_suite(config).make_environment()"
-            )
         self.stats.worker_restarts += 1
-        worker.start()
-        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+        self.stats.errors.add(loss.error, loss.text)
         for slot in self._slots:
             if slot.worker is worker and slot.running is not None and not slot.running.broken:
-                self._run_again(slot, reason, failed=slot.index in culprits)
+                self._run_again(slot, loss.text, failed=loss.executing in (None, slot.index))
 
     def _run_again(self, slot: _Slot, reason: str, failed: bool) -> None:
         """Start the slot's episode again, with the same seed, unless it has failed too often."""
@@ -448,7 +412,7 @@ class RolloutEngine:
         running.begin()
         running.failures += failed
         if failed:
-            self.stats.last_error = reason
+            running.error = reason
             task, attempt = running.request.task.name, f"{running.failures} of {self.config.max_attempts}"
             log.warning("task %r, attempt %s failed in the environment: %s", task, attempt, reason)
         if running.failures >= self.config.max_attempts:
@@ -458,19 +422,9 @@ class RolloutEngine:
             slot.reset()
 
 
-def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:
-    selector.close()
-    close_all(workers)
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
-
-
 def policy_threads(config: RolloutConfig) -> int:
     """Threads that the policy's process may use, since the workers need their cores."""
-    return max(1, _cores() - (config.workers or _cores()))
+    return max(1, cores() - (config.workers or cores()))
 
 
 @contextlib.contextmanager

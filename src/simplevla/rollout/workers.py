@@ -16,9 +16,9 @@ import time
 import traceback
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,6 +58,29 @@ class Step(NamedTuple):
     """They reach the horizon."""
 
 
+class Job(Protocol):
+    """A whole episode that a worker runs by itself, such as an expert's; it travels to the worker by pickle."""
+
+    def run(self, suite: Suite, environment: Environment, beat: Callable[[], None]) -> Any:
+        """What the reply carries. Each env step calls `beat`, and `check_observation` and `check_result` on what it gets.
+
+        Raises:
+            SuiteError: the suite breaks its contract.
+        """
+
+
+class Run(NamedTuple):
+    """Let a job reset and step the slot's environment."""
+
+    slot: int
+    task: str
+    initial_state: int
+    job: Job
+
+
+Command = Reset | Step | Run
+
+
 class Reply(NamedTuple):
     """What came of a command; its observation lies in shared memory if the kind is `done`."""
 
@@ -67,6 +90,10 @@ class Reply(NamedTuple):
     success: bool = False
     text: str = ""
     """The error, with traceback where there is one."""
+    error: str = ""
+    """What kind of error it is, in a few words."""
+    outcome: Any = None
+    """What a job returned."""
 
 
 @dataclass(frozen=True)
@@ -142,29 +169,38 @@ def check_result(result: object, count: int) -> None:
 
 
 class SimulatorSlots:
-    """The environments of one worker, each built when its slot is first used."""
+    """The environments of one worker, each built when its slot is first used.
 
-    def __init__(self, suite: Suite, slots: int, arrays: SlotArrays) -> None:
+    Args:
+        beat: called at a job's env steps, as a sign of life.
+    """
+
+    def __init__(self, suite: Suite, slots: int, arrays: SlotArrays, beat: Callable[[], None] = lambda: None) -> None:
         self.suite = suite
         self.arrays = arrays
-        self.resets: list[Reset | None] = [None] * slots
+        self._beat = beat
+        self._begun = [("", 0)] * slots
+        """(task, initial state) of each slot."""
         self.environments: list[Environment | None] = [None] * slots
         self.environments[0] = suite.make_environment()
         self._first: tuple[tuple[str, int], Observation] | None = None
         """Task and initial state of the last reset, and what was seen."""
 
-    def execute(self, command: Reset | Step) -> Reply:
+    def execute(self, command: Command) -> Reply:
         slot = command.slot
         try:
             executed, success = 0, False
             environment = self.environments[slot]
-            if isinstance(command, Reset):
-                self.resets[slot] = command
+            if not isinstance(command, Step):
+                self._begun[slot] = command.task, command.initial_state
                 if environment is None:
                     environment = self.environments[slot] = self.suite.make_environment()
+            assert environment is not None, "a slot is reset before its first chunk"
+            if isinstance(command, Run):
+                return Reply("done", slot, outcome=command.job.run(self.suite, environment, self._beat))
+            if isinstance(command, Reset):
                 observation = self._reset(environment, command)
             else:
-                assert environment is not None, "a slot is reset before its first chunk"
                 result = environment.step_chunk(self.arrays.actions[slot, : command.length].copy())
                 check_result(result, command.length)
                 executed, success = int(result.executed), bool(result.success)
@@ -174,14 +210,14 @@ class SimulatorSlots:
                 observation = result.observation
             check_observation(observation, self.suite.spec)
         except SuiteError as error:
-            reset = self.resets[slot]
-            assert reset is not None
-            where = f"suite {self.suite.name!r}, task {reset.task!r}, initial state {reset.initial_state}"
+            task, initial_state = self._begun[slot]
+            where = f"suite {self.suite.name!r}, task {task!r}, initial state {initial_state}"
             return Reply("suite_error", slot, text=f"{where}, {type(command).__name__.lower()}: {error}")
-        except Exception:
+        except Exception as error:
             text = traceback.format_exc()
             self.discard(slot)
-            return Reply("env_error", slot, text=text)
+            who = "environment or expert" if isinstance(command, Run) else "environment"
+            return Reply("env_error", slot, text=text, error=f"{who} raised {type(error).__name__}")
         self.arrays.state[slot] = observation.state
         for name, image in observation.images.items():
             self.arrays.images[name][slot] = image
@@ -213,16 +249,22 @@ def serve(
     chunk_length: int,
     memory: Any,
     finished: Any,
+    beaten: Any,
 ) -> None:
     """The body of a worker process: one reply per command, in the order of the commands, until the pipe closes.
 
     Commands and replies travel in lists, since a message costs as much as half a millisecond of simulation. `finished`
-    counts in shared memory the commands that were executed, so that the one which kills the process is known.
+    counts in shared memory the commands that were executed, so that the one which kills the process is known; `beaten`
+    holds the time of a job's last env step.
     """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+    def beat() -> None:
+        beaten.value = time.monotonic()
+
     try:
         suite = make_suite(config)
-        server = SimulatorSlots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length))
+        server = SimulatorSlots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length), beat)
     except Exception:
         text = f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}"
         connection.send([Reply("suite_error", text=text)])
@@ -285,7 +327,8 @@ class Worker:
         # RawArray's memory has no name in the file system, so nothing is left behind however either side dies.
         memory = self._context.RawArray("B", SlotArrays.nbytes(spec, slots, chunk_length))
         self._finished = self._context.RawValue("q", 0)
-        self._arguments = (config, slots, chunk_length, memory, self._finished)
+        self._beaten = self._context.RawValue("d", 0.0)
+        self._arguments = (config, slots, chunk_length, memory, self._finished, self._beaten)
         self.arrays = SlotArrays.over(memory, spec, slots, chunk_length)
         self.start()
 
@@ -303,11 +346,11 @@ class Worker:
         self.ready = False
         self.pending: deque[int] = deque()
         """Slots whose commands have no reply yet, oldest first."""
-        self._outbox: list[Reset | Step] = []
+        self._outbox: list[Command] = []
         self._answered = 0
         self._heard = time.monotonic()
 
-    def send(self, command: Reset | Step) -> None:
+    def send(self, command: Command) -> None:
         """Queue a command for the next `flush`."""
         if self.ready and not self.pending:
             self._heard = time.monotonic()
@@ -347,7 +390,11 @@ class Worker:
         """The `time.monotonic()` after which silence means that the worker hangs."""
         if not self.ready:
             return self._heard + STARTUP_TIMEOUT_S
-        return self._heard + chunk_timeout_s if self.pending else float("inf")
+        return self._alive_at() + chunk_timeout_s if self.pending else float("inf")
+
+    def _alive_at(self) -> float:
+        """The `time.monotonic()`, which is one for all processes of a machine, of the last sign of life."""
+        return max(self._heard, self._beaten.value)
 
     def kill(self) -> int | None:
         """End the process at once; returns its exit code as it was found, None if it still ran."""

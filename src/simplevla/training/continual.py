@@ -67,6 +67,11 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
                 result = evaluate(engine, _as_deployed(config, load_policy(folder), suite), suite, settings)
+                if result.unmeasured:
+                    raise ValueError(
+                        f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
+                        "matrix needs all tasks: mend the environment, and go on with --resume"
+                    )
                 write_result(file, replace(result, policy=str(folder)))
             return read_result(file)
 

@@ -236,6 +236,7 @@ def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
         "wait_s": stats.wait_s,
         "collect_s": seconds,
         "staleness": rolled.staleness,
+        **stats.errors.metrics(),
     }
 
 
@@ -262,7 +263,10 @@ def _reached(config: TrainConfig, run: Path, update: int) -> bool:
     """Whether the evaluation after `update`, if there was one, is as good as `stop_at` asks for. Read from its file, so
     that a resumed run stops where an uninterrupted one does."""
     file = _evaluation_file(run, update)
-    return config.stop_at is not None and file.exists() and read_result(file).overall.rate >= config.stop_at
+    if config.stop_at is None or not file.exists():
+        return False
+    result = read_result(file)
+    return not result.unmeasured and result.overall.rate >= config.stop_at
 
 
 def _evaluation_file(run: Path, update: int) -> Path:

@@ -1,0 +1,163 @@
+"""The workers of a rollout or of demonstrations, each replaced where it dies or hangs, and a record of what broke."""
+
+import os
+import selectors
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, SuiteError, Worker, close_all
+
+SHOWN_LINES, LINE_LENGTH = 4, 300
+"""Of a shortened error: a traceback's last lines say where and what, and longer lines are cut."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A worker that died or hung, and has been replaced; its commands get no reply."""
+
+    error: str
+    """In a few words."""
+    executing: int | None
+    """The slot whose command broke it; None if that isn't known."""
+
+    @property
+    def text(self) -> str:
+        """The error, as a reply has it."""
+        return self.error
+
+
+class Crew:
+    """Worker processes. Returns when all of them are ready.
+
+    Args:
+        make_worker: starts one.
+        suite: its name, for errors.
+        timeout_s: silence after which a worker with a command counts as hung.
+
+    Raises:
+        SuiteError: an environment can't be built.
+    """
+
+    def __init__(self, make_worker: Callable[[], Worker], count: int, suite: str, timeout_s: float) -> None:
+        self.workers: list[Worker] = []
+        self._suite, self._timeout_s = suite, timeout_s
+        self._selector = selectors.DefaultSelector()
+        self.close = weakref.finalize(self, _shut_down, self.workers, self._selector)
+        """Ends the workers. May be called more than once."""
+        try:
+            for _ in range(count):
+                self.workers.append(make_worker())
+                self._watch(self.workers[-1])
+            while not all(worker.ready for worker in self.workers):
+                for _ in self.receive():
+                    pass
+        except BaseException:
+            self.close()
+            raise
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        for worker in self.workers:
+            worker.flush()
+
+    def receive(self) -> Iterator[tuple[Worker, Reply | Loss]]:
+        """Wait for at least one answer, or for the first worker to be overdue, and give what there is, one by one.
+
+        Raises:
+            SuiteError: the suite breaks its contract, or can't be built.
+        """
+        deadline = min(worker.deadline(self._timeout_s) for worker in self.workers)
+        self.flush()
+        for key, _ in self._selector.select(max(0.0, deadline - time.monotonic())):
+            worker: Worker = key.data
+            replies = worker.receive()
+            if not replies:
+                yield worker, self._replace(worker, "worker died")
+            for reply in replies:
+                if reply.kind == "suite_error":
+                    raise SuiteError(reply.text)
+                if reply.kind != "ready":
+                    yield worker, reply
+        now = time.monotonic()
+        for worker in self.workers:
+            if now > worker.deadline(self._timeout_s):
+                limit = self._timeout_s if worker.ready else STARTUP_TIMEOUT_S
+                yield worker, self._replace(worker, f"worker silent for {limit:g} s")
+
+    def _watch(self, worker: Worker) -> None:
+        self._selector.register(worker.connection, selectors.EVENT_READ, worker)
+
+    def _replace(self, worker: Worker, reason: str) -> Loss:
+        executing, was_ready = worker.executing, worker.ready
+        self._selector.unregister(worker.connection)
+        exitcode = worker.kill()
+        reason = f"{reason} (exit code {exitcode})" if exitcode is not None else reason
+        if not was_ready:
+            raise SuiteError(
+                f"suite {self._suite!r} can't build environments: {reason} while building the first one. "
+                "Build it in a plain Python process to see why: make_suite(config).make_environment()"
+            )
+        worker.start()
+        self._watch(worker)
+        return Loss(reason, executing)
+
+
+def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:
+    selector.close()
+    close_all(workers)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return os.cpu_count() or 1 if sys.platform == "darwin" else len(os.sched_getaffinity(0))
+
+
+@dataclass
+class Errors:
+    """What broke, by kind, and how often; attempts that were then run again count as well."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)
+    """Kind -> its last error, with the traceback where there is one. The kind that broke last is the last one."""
+
+    def add(self, kind: str, text: str, count: int = 1) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        self.last = {**{other: last for other, last in self.last.items() if other != kind}, kind: text}
+
+    def merge(self, other: "Errors") -> None:
+        for kind, text in other.last.items():
+            self.add(kind, text, other.counts[kind])
+
+    def copy(self) -> "Errors":
+        """The same as it is now, whatever another thread adds meanwhile."""
+        return Errors(last=self.last, counts=dict(self.counts))
+
+    def shortened(self) -> "Errors":
+        """With the last lines of each error, for people to read."""
+        return Errors(counts=self.counts, last={kind: last_lines(text, SHOWN_LINES) for kind, text in self.last.items()})
+
+    def metrics(self) -> dict[str, Any]:
+        """`errors` (kind -> how often) and `last_error` (its last lines) for a row of the run's log; empty if nothing broke."""
+        return {"errors": self.counts, "last_error": last_lines(self.last_error, SHOWN_LINES)} if self.counts else {}
+
+    @property
+    def last_error(self) -> str:
+        """Of all kinds; empty if nothing broke."""
+        return next(reversed(self.last.values()), "")
+
+    def __str__(self) -> str:
+        """One line: each kind with how often and its last error's last line."""
+        kinds = [
+            (kind, f"{n} time{'s' if n > 1 else ''}", last_lines(self.last[kind], 1)) for kind, n in self.counts.items()
+        ]
+        return "; ".join(f"{kind} ({n}{f', last: {text}' if text != kind else ''})" for kind, n, text in kinds)
+
+
+def last_lines(text: str, count: int) -> str:
+    """The last `count` lines of an error that aren't empty: of a traceback, where and what it was."""
+    lines = [line.rstrip()[:LINE_LENGTH] for line in text.splitlines() if line.strip(" ^~")]
+    return "\n".join(lines[-count:])
