@@ -199,3 +199,21 @@ def test_training_and_evaluation_keep_and_say_it(tmp_path: Path) -> None:
     Console(file=shown, width=200).print(result_table(before))
     assert "held out: unknown" in shown.getvalue()
     assert "not as trained: camera 'front' had 7 x 7 pixels" in shown.getvalue()
+
+
+def test_a_run_without_checkpoint_goes_on_with_the_policy_that_it_began_with_or_not_at_all(tmp_path: Path) -> None:
+    config = TrainConfig(
+        suite=SuiteConfig(name="fake_suite:make", tasks=("reach",)),
+        policy=str(tmp_path / "start"),
+        updates=0,
+        rollout=RolloutConfig(workers=1, slots_per_worker=2),
+        eval_every=0,
+    )
+    small.for_fake_suite(["reach"]).save(tmp_path / "start")
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    other = small.for_fake_suite(["reach"])
+    next(other.parameters()).data.add_(0.1)
+    other.save(tmp_path / "start")
+    with pytest.raises(ValueError, match=r"isn't the one that .* was started with .*Start a new run"):
+        train(config, tmp_path / "run", resume=True)

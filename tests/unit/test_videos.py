@@ -11,7 +11,7 @@ from sampled_episodes import load_fake_policy
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig, to_dict
 from simplevla.evaluation import evaluate as evaluation
 from simplevla.evaluation.evaluate import evaluation_request
-from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.evaluation.provenance import policy_fingerprint, read_json, write_json
 from simplevla.evaluation.result import read_result
 from simplevla.policies.base import ActionSample
 from simplevla.report import evidence
@@ -205,3 +205,11 @@ def test_films_are_made_again_only_where_policy_or_states_are_others(finished_ru
     evidence.gather_evidence(finished_run)
     assert read_json(videos / "after.json")["clips"] == listed
     assert times()[videos / "before.json"] == first[videos / "before.json"]
+
+
+def test_a_start_that_is_another_policy_by_now_is_not_taken_for_before(finished_run, tmp_path):
+    write_json(finished_run / "environment.json", {"start_policy_sha256": policy_fingerprint(tmp_path / "start")})
+    FakePolicy(seed=9).save(tmp_path / "start")
+    with pytest.warns(UserWarning, match="isn't the one that .* started from any more"):
+        evidence.gather_evidence(finished_run)
+    assert not (finished_run / "eval").exists()

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+START_SHA256 = "start_policy_sha256"
+"""Key in a run's environment.json: the fingerprint of the policy that RL started from."""
 PACKAGES = (
     "simplevla-rl",
     "torch",

@@ -1,10 +1,11 @@
 """What the report shows of a finished run: both policies on all held-out initial states, and films of some of them."""
 
+import warnings
 from pathlib import Path
 
 from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder
-from simplevla.evaluation.provenance import policy_fingerprint
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.load import load_policy, place
 from simplevla.report.choice import State, choose_states
@@ -17,12 +18,20 @@ def gather_evidence(run: Path) -> None:
     """Evaluate the policies before and after RL greedily and film both, where `run` lacks it or has it of other policies
     or other states.
 
-    A run that isn't finished has no policy yet, and one whose first policy is gone can't be compared: both are left
-    as they are.
+    A run that isn't finished has no policy yet, and one whose first policy is gone or another one can't be compared: both
+    are left as they are.
     """
     config = load_config(TrainConfig, run)
     folders = {"before": Path(config.policy), "after": run / "policy"}
     if not all((folder / "model.safetensors").is_file() for folder in folders.values()):
+        return
+    facts = read_json(run / "environment.json") if (run / "environment.json").exists() else {}
+    if facts.get(START_SHA256) not in (None, policy_fingerprint(folders["before"])):
+        warnings.warn(
+            f"the policy in {folders['before']} isn't the one that {run} started from any more (its sha256 differs): before and after aren't "
+            "compared anew",
+            stacklevel=2,
+        )
         return
     results: dict[str, EvaluationResult] = {}
     for name, folder in folders.items():

@@ -2,18 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.evaluation.evaluate import evaluate
-from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json, write_json
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy, place
+from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
 from simplevla.rollout.collect import NoSignal
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
@@ -22,7 +21,9 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.determinism import deterministic
+from simplevla.training.health import check, history
 from simplevla.training.learner import Learner, Trainer
+from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rolled, Rollouts, RolloutsAhead
 from simplevla.training.runlog import RunLog, environment_facts, load_config
 
@@ -84,6 +85,9 @@ def train(
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
     place(policy, config.device)
     check_fits_suite(policy, suite.spec)
+    warn_of_differences(policy.trained_on, policy.cameras, suite)
+    policy.trained_on = with_stage(policy.trained_on, rl_stage(suite))
+    config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "rl"))
     learner = make_learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0
@@ -101,12 +105,12 @@ def train(
         _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
         RunLog(run, keep_bytes, progress.update + 1) as log,
     ):
+        log.warn(warning for warning, _ in history(log.rows))
         if progress.update == 0 and config.eval_every:
             rollouts.settle()
             log.write({"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)})
         while progress.update < config.updates and not _reached(config, run, progress.update):
             update = progress.update + 1
-            torch.manual_seed(1_000_003 * config.seed + update)
             log.stage(f"update {update} of {config.updates}: rolling out")
             waited = time.monotonic()
             try:
@@ -129,7 +133,9 @@ def train(
                 "env_steps_total": progress.env_steps,
                 "elapsed_s": progress.elapsed_s,
             }
-            log.write(row)
+            warnings = check([*log.rows, row])
+            log.warn(warnings)
+            log.write({**row, "warnings": [warning.metric for warning in warnings]})
             if update % config.checkpoint_every == 0 or update == config.updates:
                 log.stage(f"update {update} of {config.updates}: writing the checkpoint")
                 state = {
@@ -174,7 +180,10 @@ def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None
                 f"{run} exists already; give another --run, or go on with it: simplevla train --resume {run}"
             )
         return None
-    got, expected = _flatten(to_dict(config)), _flatten(to_dict(load_config(TrainConfig, run)))
+    before = load_config(TrainConfig, run)
+    if config.optimizer.lr is None:
+        config = replace(config, optimizer=replace(config.optimizer, lr=before.optimizer.lr))
+    got, expected = _flatten(to_dict(config)), _flatten(to_dict(before))
     differing = [key for key in expected if got.get(key) != expected[key]]
     if differing:
         pairs = "; ".join(f"{key} is {got.get(key)!r}, the run has {expected[key]!r}" for key in differing)
@@ -200,6 +209,14 @@ def _policy_folder(config: TrainConfig) -> Path:
 def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resume: bool) -> None:
     facts = environment_facts(config.seed, suite.protocol)
     environment = run / "environment.json"
+    if update == 0:
+        facts[START_SHA256] = policy_fingerprint(_policy_folder(config))
+        started = read_json(environment).get(START_SHA256) if environment.exists() else None
+        if started not in (None, facts[START_SHA256]):
+            raise ValueError(
+                f"the policy in {config.policy} isn't the one that {run} was started with (sha256 {started[:12]}, now "
+                f"{facts[START_SHA256][:12]}), and the run has no checkpoint yet. Start a new run with --run"
+            )
     if not resume:
         write_json(run / "config.json", to_dict(config))
     (run / "stopped.json").unlink(missing_ok=True)
