@@ -256,6 +256,9 @@ class SFTConfig:
     """Head of a new policy; a saved one keeps its own."""
     chunk_length: int = 5
     """Actions per decision of a new policy; a saved one keeps its own."""
+    bounds: Literal["min_max", "quantile"] = "min_max"
+    """What a new policy's actions lie between: the demonstrations' extremes, or their 1 % and 99 % quantiles. With quantiles,
+    demonstrated actions outside become the outermost bin, and the state is measured without its tails too."""
     batches: int = 1500
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))
@@ -278,6 +281,9 @@ class SFTConfig:
         _require(
             self.batches >= 1 and self.batch_size >= 1,
             f"sft.batches {self.batches}, sft.batch_size {self.batch_size}; expected at least 1",
+        )
+        _require(
+            self.bounds in ("min_max", "quantile"), f"sft.bounds is {self.bounds!r}; expected 'min_max' or 'quantile'"
         )
 
 

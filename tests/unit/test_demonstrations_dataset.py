@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from made_dataset import episodes, to_videos, write, write_video
+from made_dataset import INSTRUCTIONS, episodes, spec, to_videos, write, write_video
 from simplevla.demonstrations import layout, writer
-from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.demonstrations.dataset import DatasetWriter, LeRobotDataset
 
 
 @pytest.fixture(params=[1, 2, 50])
@@ -54,6 +54,76 @@ def test_statistics_count_every_frame(tmp_path: Path, episodes_per_file: int) ->
     assert np.shape(stats["observation.images.front"]["mean"]) == (3, 1, 1)
     assert stats["observation.images.front"]["mean"][0][0][0] == pytest.approx(red.mean(), abs=1e-9)
     assert stats["observation.images.front"]["count"] == [8]
+
+
+def test_statistics_are_those_of_the_file_bit_for_bit(tmp_path: Path, episodes_per_file: int) -> None:
+    write(tmp_path / "data")
+    dataset = LeRobotDataset(tmp_path / "data")
+    stats = json.loads((tmp_path / "data/meta/stats.json").read_text())
+    for measures, key in ((dataset.statistics.action, "action"), (dataset.statistics.state, "observation.state")):
+        assert measures == {name: stats[key][name] for name in measures}
+    assert dataset.statistics_for_policy("min_max") == dataset.statistics
+
+
+def test_each_episode_has_its_own_statistics(tmp_path: Path, episodes_per_file: int) -> None:
+    """LeRobot's `aggregate_stats` makes a new stats.json of these columns.
+
+    LeRobot 0.6.1's own `delete_episodes` was run on the 900 demonstrations of tabletop_nano without episodes 0, 1, 5 and 899:
+    stats.json had all features and measures, and min, max, mean and std of state and action were equal to those measured over
+    the remaining frames to 1e-13.
+    """
+    write(tmp_path / "data")
+    made, pixels = episodes()
+    paths = sorted((tmp_path / "data/meta/episodes").rglob("*.parquet"))
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    measures = ["min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"]
+    features = json.loads((tmp_path / "data/meta/info.json").read_text())["features"]
+    for row in rows:
+        assert {name for name in row if name.startswith("stats/")} == {
+            f"stats/{f}/{m}" for f in features for m in measures
+        }
+    last = rows[2]
+    actions = made[2].actions.astype(np.float64)
+    ordered = np.sort(actions[:, 1])
+    assert last["stats/action/min"] == actions.min(0).tolist()
+    assert last["stats/action/mean"] == pytest.approx(actions.sum(0) / 4, abs=1e-12)
+    assert last["stats/action/std"] == pytest.approx(
+        np.sqrt(((actions - actions.sum(0) / 4) ** 2).sum(0) / 4), abs=1e-12
+    )
+    # Of four values the 10 % quantile lies 0.3 steps after the smallest.
+    assert last["stats/action/q10"][1] == pytest.approx(0.7 * ordered[0] + 0.3 * ordered[1], abs=1e-12)
+    assert last["stats/action/q50"][1] == pytest.approx((ordered[1] + ordered[2]) / 2, abs=1e-12)
+    assert last["stats/action/q99"][1] == pytest.approx(0.03 * ordered[2] + 0.97 * ordered[3], abs=1e-12)
+    assert last["stats/action/count"] == last["stats/index/count"] == [4]
+    assert (last["stats/index/min"], last["stats/index/max"], last["stats/index/mean"]) == ([4.0], [7.0], [5.5])
+    assert last["stats/timestamp/q50"] == pytest.approx([0.075])
+    # Frames 1 and 3 of the four are looked at.
+    seen = pixels[2]["front"][[1, 3]].reshape(-1, 3) / 255
+    image = {name: np.array(last[f"stats/observation.images.front/{name}"]) for name in measures}
+    assert all(image[name].shape == (3, 1, 1) for name in measures if name != "count")
+    assert image["count"].tolist() == [2]
+    assert image["mean"].ravel().tolist() == pytest.approx(seen.sum(0) / len(seen), abs=1e-9)
+    assert image["max"].ravel().tolist() == pytest.approx(seen.max(0), abs=1e-12)
+    assert image["q90"].ravel().tolist() == pytest.approx(np.quantile(seen, 0.9, axis=0), abs=1e-9)
+    single = rows[1]
+    for name in ("min", "max", "mean", "q01", "q99"):
+        assert single[f"stats/observation.state/{name}"] == pytest.approx(made[1].state[0].tolist(), abs=1e-7)
+
+
+def test_a_writer_goes_on_with_the_statistics_of_all_episodes_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "EPISODES_PER_FILE", 1)
+    out = DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
+    out.add(episodes()[0][0])
+    out.close()
+    path = tmp_path / "data.partial/meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    with DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {}) as again:
+        assert not any(name.startswith("stats/") for name in again.episodes[0])
+    pq.write_table(table.select([name for name in table.column_names if not name.startswith("stats/")]), path)
+    with pytest.raises(ValueError, match=r"was started by an older version.* delete it and generate again"):
+        DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
 
 
 def test_files_follow_lerobots_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +178,24 @@ def test_videos_with_several_episodes_per_file(tmp_path: Path) -> None:
     frames = dataset.load_all()
     np.testing.assert_array_equal(frames.images["front"], images)
     np.testing.assert_array_equal(frames.images["wrist"], np.concatenate([p["wrist"] for p in episodes()[1]]))
+
+
+@pytest.mark.parametrize(("rate", "late"), [(3, 0), (2, 0), (1, 1)])
+def test_the_picture_nearest_to_a_frames_time_is_taken(tmp_path: Path, rate: int, late: int) -> None:
+    """Videos of other frame rates, and episodes that begin between two frames of the video: by a third of a frame here."""
+    write(tmp_path / "data")
+    images = to_videos(tmp_path / "data", [[2, 0], [1]])
+    folder, key = tmp_path / "data", "observation.images.front"
+    for number, shown in enumerate([[*images[4:8], *images[0:3]], images[3:4]]):
+        other = np.zeros_like(images[0])
+        slow = [image for picture in shown for image in [picture, *[other] * (rate - 1)]]
+        write_video(folder / f"videos/{key}/chunk-000/file-{number:03d}.mp4", slow, 20 * rate)
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row[f"videos/{key}/from_timestamp"] += late / 60
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    np.testing.assert_array_equal(LeRobotDataset(folder).load_all().images["front"], images)
 
 
 def test_video_that_is_too_short_or_missing(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import small_tinyvla as small
 from simplevla.config import OptimizerConfig, SFTConfig
+from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
 from simplevla.policies.load import load_policy
-from simplevla.policies.normalization import Statistics
+from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.suites.base import SuiteSpec
 from simplevla.training.chunks import ChunkBatch
 from simplevla.training.imitation import Optimizer, check_actions_in_range, sft, validation_metrics
@@ -175,16 +177,81 @@ def test_a_dataset_that_does_not_fit_the_policy_is_refused(
     assert not (tmp_path / "second").exists()
 
 
-def test_a_range_that_leaves_the_frozen_one_by_a_tenth_is_tolerated() -> None:
-    def statistics(low: float, high: float) -> Statistics:
-        values = {"mean": [0.0], "std": [1.0], "min": [low], "max": [high], "q01": [low], "q99": [high]}
-        return Statistics(state=values, action=values)
+def _column(*values: float, rest: float = 0.0) -> np.ndarray:
+    """Actions [100, 1] that are `rest` but for `values`."""
+    return np.array([*values, *[rest] * (100 - len(values))], np.float32)[:, None]
 
-    frozen = statistics(-1.0, 1.0)
-    check_actions_in_range(frozen, statistics(-1.19, 1.19))
-    for low, high in ((-1.21, 0.0), (0.0, 1.21)):
-        with pytest.raises(ValueError, match="dimension 0"):
-            check_actions_in_range(frozen, statistics(low, high))
+
+def test_a_range_that_leaves_the_frozen_one_by_a_tenth_is_tolerated() -> None:
+    low, high = np.array([-1.0]), np.array([1.0])
+    check_actions_in_range(low, high, _column(*[1.19] * 50, *[-1.19] * 50))
+    for far in (-1.21, 1.21):
+        # One frame of a hundred is cut off and does no harm; two are refused.
+        check_actions_in_range(low, high, _column(far))
+        with pytest.raises(ValueError, match=r"dimension 0 .* and 2\.0% of the frames lie beyond"):
+            check_actions_in_range(low, high, _column(far, far))
+
+
+def test_a_constant_dimension_has_slack() -> None:
+    low, high = np.array([-1.0, 0.0, 1.0]), np.array([1.0, 0.0, 1.0])
+    actions = np.tile(np.float32([0.5, 0.0015, 0.993]), (100, 1))
+    check_actions_in_range(low, high, actions)
+    for dimension, value in ((1, 0.01), (2, 0.9)):
+        moved = actions.copy()
+        moved[:, dimension] = value
+        with pytest.raises(ValueError, match=f"action dimension {dimension} of the dataset"):
+            check_actions_in_range(low, high, moved)
+
+
+def test_a_narrow_range_far_from_zero_is_no_constant() -> None:
+    low, high = np.array([90.0]), np.array([91.0])
+    check_actions_in_range(low, high, _column(rest=91.05))
+    with pytest.raises(ValueError, match="action dimension 0"):
+        check_actions_in_range(low, high, _column(rest=91.5))
+
+
+def test_the_range_is_compared_with_the_frames_and_not_with_stats_json(config: SFTConfig, tmp_path: Path) -> None:
+    policy = sft(replace(config, batches=1), tmp_path / "first")
+    stats = write_dataset(tmp_path / "scaled", action_scale=3.0) / "meta/stats.json"
+    content = json.loads(stats.read_text())
+    content["action"] = {name: [v / 3 for v in values] for name, values in content["action"].items()}
+    stats.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="action dimension 0 of the dataset runs from -3 to 3"):
+        sft(replace(config, policy=str(policy), dataset=str(tmp_path / "scaled")), tmp_path / "second")
+
+
+@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+def test_an_action_beyond_the_range_is_learned_as_the_outermost(head: Literal["tokens", "diffusion"]) -> None:
+    policy, losses = small.make(head=head), []
+    for value in (1.0, 100.0):
+        batch = small.observations(["lift the block"] * 2)
+        actions = policy.in_environment_units(torch.full((2, policy.chunk_length, policy.action_dim), value))
+        torch.manual_seed(0)
+        loss = policy.imitation_loss(batch, actions, torch.ones(2, policy.chunk_length, dtype=torch.bool))
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_quantile_bounds_make_the_outermost_bins(config: SFTConfig, tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "spoiled")
+    data = folder / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(data)
+    actions = np.linspace(-1, 1, len(table) * 2, dtype=np.float32).reshape(-1, 2)
+    wanted = np.quantile(actions[:, 1].astype(np.float64), (0.01, 0.99))
+    actions[40, 1] = 100.0
+    index = table.schema.names.index("action")
+    column = layout.vector_array(actions)
+    pq.write_table(table.set_column(index, table.schema.field(index), column), data)
+    config = replace(config, dataset=str(folder), batches=1)
+    with pytest.raises(ValueError, match=r"action dimension 1 is 100 at frame 40 of episode 10; .*--bounds quantile"):
+        sft(config, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    policy = load_policy(sft(replace(config, bounds="quantile"), tmp_path / "run"))
+    assert policy.statistics.action["min"][1] == pytest.approx(wanted[0], abs=0.02)
+    assert policy.statistics.action["max"][1] == pytest.approx(wanted[1], abs=0.03)
+    assert isinstance(policy, TinyVLA)
+    ends = policy.in_environment_units(torch.tensor([-1.0, 1.0])[:, None])
+    assert ends[:, 1].tolist() == pytest.approx([policy.statistics.action[m][1] for m in ("min", "max")])
 
 
 def test_a_gradient_that_is_not_finite_is_refused_before_the_step(config: SFTConfig) -> None:
@@ -226,7 +293,7 @@ def test_weight_decay_acts_on_matrices_only(config: SFTConfig) -> None:
 
 def test_gradients_are_clipped(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = small.make()
-    optimizer = Optimizer(policy, replace(config, optimizer=OptimizerConfig(max_grad_norm=0.25)))
+    optimizer = Optimizer(policy, replace(config, optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=0.25)))
     norms: list[float] = []
     step: Callable[[float], None] = optimizer.adamw.step
 

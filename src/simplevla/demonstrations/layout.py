@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from simplevla.suites.base import SuiteSpec
@@ -77,16 +78,37 @@ def vector_array(values: np.ndarray) -> pa.Array:
     return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def vector_values(column: pa.ChunkedArray | pa.Array, dimensions: int) -> np.ndarray | None:
-    """float32 [F, D] of a vector column, whatever list type holds it; None if any row has another length."""
+def column_values(column: pa.ChunkedArray | pa.Array, dimensions: int, dtype: Any = np.float32) -> np.ndarray:
+    """`dtype` [F, D] of a column of vectors or numbers, whatever list type holds them.
+
+    Raises:
+        ValueError: a row is null or has another length, or holds something else than numbers; names the first such row.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        rows, array = len(array), array.flatten()
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    kind = array.type
+    if pa.types.is_nested(kind) and not pa.types.is_struct(kind) and not pa.types.is_map(kind):
+        lengths = np.asarray(pc.list_value_length(array).fill_null(-1))
+        # Only rows that all have their length can be laid end to end.
+        array = array.flatten() if (lengths == dimensions).all() else array
     else:
-        rows = len(array) if dimensions == 1 else -1
-    if len(array) != rows * dimensions:
-        return None
-    return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(rows, dimensions)
+        lengths = np.where(np.asarray(array.is_valid()), 1, -1)
+    if (lengths != dimensions).any():
+        row = int(np.argmax(lengths != dimensions))
+        got = "is null" if lengths[row] < 0 else f"has {lengths[row]} numbers"
+        raise ValueError(f"row {row} {got}; expected {dimensions} numbers in every row")
+    kind = array.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"it holds {kind}; expected numbers")
+    if array.null_count:
+        row = int(np.argmin(np.asarray(array.is_valid()))) // dimensions
+        raise ValueError(f"row {row} holds a null; expected {dimensions} numbers in every row")
+    values = array.to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.asarray(values, dtype=dtype).reshape(-1, dimensions)
+    if np.issubdtype(dtype, np.integer) and not np.array_equal(converted.reshape(-1), values):
+        raise ValueError(f"it holds {kind} values that aren't whole; expected whole numbers")
+    return converted
 
 
 def tasks_table(instructions: Sequence[str]) -> pa.Table:

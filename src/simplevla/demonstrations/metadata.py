@@ -1,6 +1,7 @@
 """Reads the `meta/` folder of a LeRobotDataset v3.0; every fault is a ValueError that says what to do."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
-from simplevla.policies.normalization import MEASURES, Statistics
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     version = info.get("codebase_version")
     if version != layout.CODEBASE_VERSION:
         remedy = (
-            "convert it with LeRobot: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME "
+            "convert it with LeRobot: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME "
             "--root=FOLDER --push-to-hub=false"
             if str(version).startswith("v2")
             else "use a dataset of that version"
@@ -31,6 +31,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("features", "fps", "data_path", "total_frames") if key not in info]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; the file is damaged, copy it again")
+    incomplete = [key for key, feature in info["features"].items() if not {"dtype", "shape"} <= set(feature)]
+    if incomplete:
+        raise ValueError(f"{path}: the feature {incomplete[0]!r} lacks its dtype or shape; copy the file again")
+    fps = info["fps"]
+    if not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise ValueError(f"{path}: fps is {fps!r}; expected the number of frames per second")
     return info
 
 
@@ -49,47 +55,32 @@ def read_tasks(folder: Path) -> list[str]:
 
 
 def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
-    """Rows of `meta/episodes` in order, checked to cover all frames."""
-    paths = sorted((folder / "meta/episodes").glob("*/*.parquet"))
+    """Rows of `meta/episodes` in order, checked to be complete; where an episode's frames lie, the data files say."""
+    needed = ("episode_index", "length", "data/chunk_index", "data/file_index")
     rows: list[dict[str, Any]] = []
-    for path in paths:
+    for path in sorted((folder / "meta/episodes").glob("*/*.parquet")):
         table = _read_table(path)
+        for name in needed:
+            if name not in table.column_names or table[name].null_count:
+                raise ValueError(f"{path} lacks {name!r} or has a null there; copy it again")
         rows += table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
     rows.sort(key=lambda row: row["episode_index"])
-    end = 0
     for number, row in enumerate(rows):
-        if row["episode_index"] != number or row["dataset_from_index"] != end:
-            raise ValueError(f"{folder}/meta/episodes: episode {number} is missing or out of place; copy it again")
-        end = row["dataset_to_index"]
-    if not rows or end != total_frames:
+        if row["episode_index"] != number:
+            raise ValueError(f"{folder}/meta/episodes: episode {number} is missing or doubled; copy it again")
+    frames = sum(row["length"] for row in rows)
+    if frames == 0 or frames != total_frames:
         raise ValueError(
-            f"{folder}/meta/episodes lists {len(rows)} episodes with {end} frames; "
+            f"{folder}/meta/episodes lists {len(rows)} episodes with {frames} frames; "
             f"{layout.INFO} says {total_frames} frames: an episodes file is missing, copy it again"
         )
     return rows
 
 
-def read_statistics(folder: Path, state_dim: int, action_dim: int) -> Statistics:
-    """State and action statistics of `meta/stats.json`, checked against the features' dimensions."""
+def read_stats(folder: Path) -> dict[str, Any]:
+    """`meta/stats.json`; empty where there is none, since everything that is needed is measured over the frames."""
     path = folder / layout.STATS
-    remedy = "compute them with LeRobot: python -m lerobot.datasets.v30.augment_dataset_quantile_stats"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; {remedy}")
-    stats = _read_json(path)
-    parts: dict[str, dict[str, list[float]]] = {}
-    for name, key, expected in (
-        ("state", layout.STATE, state_dim),
-        ("action", layout.ACTION, action_dim),
-    ):
-        missing = [m for m in MEASURES if m not in stats.get(key, {})]
-        if missing:
-            raise ValueError(f"{path} lacks {', '.join(missing)} of {key!r}; {remedy}")
-        measures = {m: stats[key][m] for m in MEASURES}
-        sizes = {m: len(v) if isinstance(v, list) else 1 for m, v in measures.items()}
-        if set(sizes.values()) != {expected}:
-            raise ValueError(f"{path}: {key!r} has {sizes} numbers; the feature has {expected} dimensions; {remedy}")
-        parts[name] = {m: v if isinstance(v, list) else [v] for m, v in measures.items()}
-    return Statistics(state=parts["state"], action=parts["action"])
+    return _read_json(path) if path.is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,11 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
-from simplevla.demonstrations.images import decode_image
+from simplevla.demonstrations.images import read_image
 from simplevla.policies.normalization import Statistics, measure
 
 SAMPLED_EPISODES, SAMPLED_FRAMES, SAMPLED_SIDE = 64, 8, 64
 """Image statistics come from evenly spaced episodes, frames and pixel rows, about this many; LeRobot samples too."""
+EPISODE_FRAMES, EPISODE_SIDE = 2, 32
+"""For one episode's own image statistics."""
+EPISODE_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""As LeRobot 0.6 writes them."""
 
 
 def dataset_stats(
@@ -32,6 +36,47 @@ def dataset_stats(
     return stats, Statistics(state=measure(vectors[layout.STATE]), action=measure(vectors[layout.ACTION]))
 
 
+def episode_stats(vectors: dict[str, np.ndarray], images: dict[str, list[bytes]]) -> dict[str, Any]:
+    """The columns `stats/FEATURE/MEASURE` of one episode's row in `meta/episodes`.
+
+    LeRobot's tools aggregate them into a new `stats.json` (`aggregate_stats` in its `compute_stats.py`), so measures and
+    shapes are LeRobot's: one number per dimension, [3][1][1] for images, whose `count` is that of the sampled frames.
+
+    Args:
+        vectors: feature -> [F, D].
+        images: camera feature -> F PNG files.
+    """
+    columns: dict[str, Any] = {}
+    # All in one go, since for so few numbers the time goes into the calls.
+    measures = _measure_rows(np.concatenate([values.T for values in vectors.values()]).astype(np.float64))
+    start = 0
+    for key, values in vectors.items():
+        stop = start + values.shape[1]
+        columns |= {f"stats/{key}/{name}": row[start:stop].tolist() for name, row in measures.items()}
+        columns[f"stats/{key}/count"] = [len(values)]
+        start = stop
+    for key, files in images.items():
+        # From within: first and last frames look more alike than the others.
+        frames = sorted({len(files) * (2 * i + 1) // (2 * EPISODE_FRAMES) for i in range(EPISODE_FRAMES)})
+        pixels = np.concatenate([_pixels(read_image(files[i], f"{key}, frame {i}"), EPISODE_SIDE) for i in frames])
+        measures = _measure_rows(np.ascontiguousarray(pixels.T) / 255)
+        columns |= {f"stats/{key}/{name}": row[:, None, None].tolist() for name, row in measures.items()}
+        columns[f"stats/{key}/count"] = [len(frames)]
+    return columns
+
+
+def _measure_rows(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure -> float64 [D] of `values` float64 [D, F]; quantiles interpolate linearly."""
+    ordered = np.sort(values, axis=1)
+    last = values.shape[1] - 1
+    measures = {"min": ordered[:, 0], "max": ordered[:, -1], "mean": values.mean(1), "std": values.std(1)}
+    for name, share in EPISODE_QUANTILES.items():
+        below = int(share * last)
+        low, high = ordered[:, below], ordered[:, min(below + 1, last)]
+        measures[name] = low + (share * last - below) * (high - low)
+    return measures
+
+
 def _vectors(
     folder: Path, features: dict[str, dict[str, Any]], episodes: list[dict[str, Any]]
 ) -> dict[str, np.ndarray]:
@@ -43,7 +88,7 @@ def _vectors(
             if key in layout.INDEX_FEATURES:
                 values = table[key].to_numpy()[:, None]
             else:
-                values = layout.vector_values(table[key], features[key]["shape"][0])
+                values = layout.column_values(table[key], features[key]["shape"][0])
             parts[key].append(values)
     return {key: np.concatenate(arrays) for key, arrays in parts.items()}
 
@@ -61,13 +106,16 @@ def _sampled_images(
         with pq.ParquetFile(folder / layout.DATA.format(chunk_index=chunk, file_index=file)) as parquet:
             table = parquet.read_row_group(number - first[chunk, file], columns=keys)
         for key in keys:
-            height, width, _ = features[key]["shape"]
-            stride = max(1, max(height, width) // SAMPLED_SIDE)
             for frame in _evenly(episode["length"], SAMPLED_FRAMES):
-                pixels = np.empty((height, width, 3), np.uint8)
-                decode_image(table[key][frame]["bytes"].as_py(), pixels, f"episode {number}, frame {frame}, {key}")
-                samples[key].append(pixels[::stride, ::stride].reshape(-1, 3))
+                image = read_image(table[key][frame]["bytes"].as_py(), f"episode {number}, frame {frame}, {key}")
+                samples[key].append(_pixels(image, SAMPLED_SIDE))
     return samples
+
+
+def _pixels(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [P, 3] of an image: rows and columns are left out until about `side` of the longer edge are left."""
+    stride = max(1, max(image.shape) // side)
+    return image[::stride, ::stride].reshape(-1, 3)
 
 
 def _first_episodes(episodes: list[dict[str, Any]]) -> dict[tuple[int, int], int]:

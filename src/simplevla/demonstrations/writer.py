@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
-from simplevla.demonstrations.statistics import dataset_stats
+from simplevla.demonstrations.statistics import dataset_stats, episode_stats
 from simplevla.policies.normalization import Statistics
 from simplevla.suites.base import SuiteSpec
 
@@ -155,7 +155,14 @@ class DatasetWriter:
                 "give those settings to continue it, choose another folder, or delete it"
             )
         while (path := self.partial / layout.EPISODES.format(**_file_of(self._files()))).exists():
-            rows = pq.read_table(path).to_pylist()
+            table = pq.read_table(path)
+            names = [name for name in table.column_names if not name.startswith("stats/")]
+            if names == table.column_names:
+                raise ValueError(
+                    f"{self.partial} was started by an older version, without each episode's statistics; delete it and "
+                    "generate again"
+                )
+            rows = table.select(names).to_pylist()
             data = self.partial / layout.DATA.format(**_file_of(self._files()))
             assert pq.read_metadata(data).num_rows == sum(row["length"] for row in rows), f"{data} doesn't fit {path}"
             self.episodes += rows
@@ -169,10 +176,13 @@ class DatasetWriter:
 
     def _write_pending(self) -> None:
         at = _file_of(self._files())
-        rows, tables = [], []
+        rows, stats, tables = [], [], []
         start = self.episodes[-1]["dataset_to_index"] if self.episodes else 0
         for number, episode in enumerate(self._pending, start=len(self.episodes)):
-            tables.append(self._table(episode, number, start))
+            vectors = self._vectors(episode, number, start)
+            images = {layout.IMAGE_PREFIX + camera: files for camera, files in episode.images.items()}
+            tables.append(self._table(vectors, images))
+            stats.append(episode_stats(vectors, images))
             end = start + len(episode.state)
             rows.append(
                 {
@@ -193,27 +203,31 @@ class DatasetWriter:
             start = end
         layout.write_file(self.partial / layout.DATA.format(**at), layout.parquet_bytes(tables))
         # Second, since the episodes file is what marks the data file as complete.
-        layout.write_file(
-            self.partial / layout.EPISODES.format(**at), layout.parquet_bytes([pa.Table.from_pylist(rows)])
-        )
+        table = pa.Table.from_pylist([row | measures for row, measures in zip(rows, stats, strict=True)])
+        layout.write_file(self.partial / layout.EPISODES.format(**at), layout.parquet_bytes([table]))
         self.episodes += rows
         self._pending, self._pending_bytes = [], 0
 
-    def _table(self, episode: DemonstrationEpisode, number: int, start: int) -> pa.Table:
+    def _vectors(self, episode: DemonstrationEpisode, number: int, start: int) -> dict[str, np.ndarray]:
+        """Feature -> [F, D], for all but images."""
         frames = len(episode.state)
-        task = self.instructions.index(episode.instruction)
-        columns: dict[str, pa.Array] = {
-            layout.STATE: layout.vector_array(episode.state),
-            layout.ACTION: layout.vector_array(episode.actions),
-            "timestamp": pa.array(np.arange(frames, dtype=np.float32) / np.float32(self.fps)),
-            "frame_index": pa.array(np.arange(frames)),
-            "episode_index": pa.array(np.full(frames, number)),
-            "index": pa.array(np.arange(start, start + frames)),
-            "task_index": pa.array(np.full(frames, task)),
+        columns = {
+            "timestamp": np.arange(frames, dtype=np.float32) / np.float32(self.fps),
+            "frame_index": np.arange(frames),
+            "episode_index": np.full(frames, number),
+            "index": np.arange(start, start + frames),
+            "task_index": np.full(frames, self.instructions.index(episode.instruction)),
         }
-        for camera, files in episode.images.items():
-            names = [f"frame-{i:06d}.png" for i in range(frames)]
-            columns[layout.IMAGE_PREFIX + camera] = pa.StructArray.from_arrays(
+        vectors = {layout.STATE: episode.state, layout.ACTION: episode.actions}
+        return vectors | {name: column[:, None] for name, column in columns.items()}
+
+    def _table(self, vectors: dict[str, np.ndarray], images: dict[str, list[bytes]]) -> pa.Table:
+        columns: dict[str, pa.Array] = {name: pa.array(vectors[name][:, 0]) for name in layout.INDEX_FEATURES}
+        for key in (layout.STATE, layout.ACTION):
+            columns[key] = layout.vector_array(vectors[key])
+        for key, files in images.items():
+            names = [f"frame-{i:06d}.png" for i in range(len(files))]
+            columns[key] = pa.StructArray.from_arrays(
                 [pa.array(files, pa.binary()), pa.array(names, pa.string())], names=["bytes", "path"]
             )
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)

@@ -138,6 +138,8 @@ class Policy(nn.Module, ABC):
     """Whether `act` and `score` take batches with an `index`, so that what several decisions look at is computed once."""
     statistics: Statistics
     """What it normalises with, frozen; adapters record its fingerprint."""
+    action_bounds: tuple[str, str] = ("min", "max")
+    """The measures of its statistics between which its actions lie."""
     trained_on: tuple[TrainedOn, ...] = ()
     """The stages of its training; empty where nobody knows."""
 

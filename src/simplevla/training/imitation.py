@@ -23,7 +23,6 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import write_json
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, load_policy
-from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
@@ -126,8 +125,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     Raises:
         ValueError: the saved policy doesn't fit the dataset.
     """
-    cameras, statistics = list(dataset.cameras), dataset.statistics
-    state_dim, action_dim = len(statistics.state["mean"]), len(statistics.action["mean"])
+    cameras, state_dim, action_dim = list(dataset.cameras), dataset.state_dim, dataset.action_dim
     if not Path(config.policy).is_dir():
         return TinyVLA.create(
             config.policy,
@@ -137,12 +135,13 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
             chunk_length=config.chunk_length,
             head=config.head,
             instructions=dataset.instructions,
-            statistics=statistics,
+            statistics=dataset.statistics_for_policy(config.bounds),
             seed=config.seed,
         )
     policy = load_policy(config.policy)
     check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
-    check_actions_in_range(policy.statistics, statistics)
+    low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
+    check_actions_in_range(low, high, dataset.rows.actions)
     return policy
 
 
@@ -178,20 +177,30 @@ def _dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def check_actions_in_range(frozen: Statistics, data: Statistics) -> None:
-    """Refuse demonstrations whose actions (1 % to 99 %) leave the range the policy was normalised for by over a tenth.
+def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarray) -> None:
+    """Refuse demonstrations of which over 1 % of the frames lie outside what the policy can express, by over a tenth.
+
+    Less is harmless: such actions become the outermost ones. A dimension that the policy knows at one value only has a slack
+    of a hundredth of the value, and each at least a thousandth of the widest dimension's range.
+
+    Args:
+        low, high: [A], the policy's smallest and largest actions, frozen with it.
+        actions: [F, A], the frames' own.
 
     Raises:
-        ValueError: naming the first dimension; such actions would be clipped to the outermost bin.
+        ValueError: naming the first dimension, and how many frames.
     """
-    ranges = zip(frozen.action["min"], frozen.action["max"], data.action["q01"], data.action["q99"], strict=True)
-    for dimension, (low, high, got_low, got_high) in enumerate(ranges):
-        slack = 0.1 * (high - low)
-        if got_low < low - slack or got_high > high + slack:
-            raise ValueError(
-                f"action dimension {dimension} of the dataset runs from {got_low:.4g} to {got_high:.4g}; the policy's "
-                f"frozen statistics allow {low:.4g} to {high:.4g}. Are the units the same? Else train a new policy."
-            )
+    width, size = high - low, np.abs([low, high]).max(0)
+    slack = 0.1 * width + np.where(width <= 1e-3 * size, 0.01 * size, 0.0)
+    slack = slack.clip(min=max(1e-3 * width.max(), 1e-6))
+    outside = np.maximum((actions < low - slack).mean(0), (actions > high + slack).mean(0))
+    for dimension in np.flatnonzero(outside > 0.01):
+        got = actions[:, dimension]
+        raise ValueError(
+            f"action dimension {dimension} of the dataset runs from {got.min():.4g} to {got.max():.4g}; the policy's "
+            f"frozen statistics allow {low[dimension]:.4g} to {high[dimension]:.4g}, and {outside[dimension]:.1%} of the "
+            "frames lie beyond one of them. Are the units the same? Else train a new policy."
+        )
 
 
 def validation_metrics(policy: Policy, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:

@@ -45,6 +45,7 @@ class OpenVLAOFT(Policy):
         self.units = config.chunk_length * config.action_dim
         self.prompts = PromptTokens(tokenizer)
         self.actions = Actions(config, statistics)
+        self.action_bounds = ("q01", "q99") if config.bounds == "q01_q99" else ("min", "max")
         self.state_bounds = Bounds(statistics.state, config.bounds, [True] * config.state_dim)
         width = config.language.hidden_size
         self.vision = FusedVision(config)

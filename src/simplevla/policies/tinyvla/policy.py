@@ -33,6 +33,9 @@ SMALLEST_STD = 1e-3
 LARGEST_STATE = 10.0
 """In standard deviations. A state far from all demonstrations must not drown the images."""
 
+LARGEST_ACTION = 1 + 1e-3
+"""Normalised. Demonstrated actions beyond become the outermost; the rest is for rounding."""
+
 
 class TinyVLA(Policy):
     """Vision tokens, instruction and state pass through one GPT-NeoX language model.
@@ -291,6 +294,7 @@ class TinyVLA(Policy):
             mask: bool [B, H], false after the end of the demonstration.
         """
         normalised = (actions.to(self.device) - self.action_centre) / self.action_half_range
+        normalised = normalised.clamp(-LARGEST_ACTION, LARGEST_ACTION)
         return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device))
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,185 @@
+"""All that a dataset's data files hold but images: read once, checked, and put in the order of the episodes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simplevla.demonstrations import layout
+
+INDICES = ("episode_index", "index", "task_index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The F rows of a dataset, episode after episode, each in the order of its frames."""
+
+    state: np.ndarray
+    """float32 [F, S]."""
+    actions: np.ndarray
+    """float32 [F, A]."""
+    episode_index: np.ndarray
+    """int64 [F]."""
+    task_index: np.ndarray
+    """int64 [F]."""
+    places: dict[Path, np.ndarray]
+    """Data file -> int64, which of the F rows each row of the file is; -1 for rows that aren't wanted."""
+
+
+def read_rows(
+    folder: Path,
+    info: dict[str, Any],
+    episodes: Sequence[dict[str, Any]],
+    dimensions: dict[str, int],
+    num_tasks: int,
+    fps: float | None,
+) -> Rows:
+    """Find every episode's rows by what the data files hold, whatever `meta/episodes` says about where they lie.
+
+    Args:
+        episodes: the rows of `meta/episodes`.
+        dimensions: of state and action, by feature.
+        fps: check the timestamps against this; None where no picture depends on them.
+
+    Raises:
+        ValueError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't its
+            frame's, or a file is damaged; says where.
+    """
+    lengths = np.array([episode["length"] for episode in episodes])
+    named = [
+        folder / info["data_path"].format(chunk_index=c, file_index=f)
+        for c, f in dict.fromkeys((int(e["data/chunk_index"]), int(e["data/file_index"])) for e in episodes)
+    ]
+    pattern = re.sub(r"\{[^}]*\}", "*", str(info["data_path"]))
+    files = {path: _read_file(path, dimensions, fps) for path in named if path.is_file()}
+    short = np.flatnonzero(_counts(folder, files, lengths) < lengths)
+    for path in sorted(set(folder.glob(pattern)) - set(files)) if len(short) else ():
+        columns = _read_file(path, dimensions, fps)
+        columns["wanted"] &= np.isin(columns["episode_index"], short)
+        files[path] = columns
+    counts = _counts(folder, files, lengths)
+    if (counts != lengths).any():
+        episode = int(np.argmax(counts != lengths))
+        absent = [f"{path} is missing" for path in named if not path.is_file()]
+        cause = absent[0] if absent else "a data file is incomplete or doubled"
+        raise ValueError(
+            f"{folder} holds {counts.sum()} frames; meta/episodes lists {lengths.sum()}; episode {episode} has "
+            f"{counts[episode]} of {lengths[episode]}: {cause}; copy the dataset's data/ folder completely"
+        )
+    return _in_order(folder, files, lengths, num_tasks, fps)
+
+
+def _read_file(path: Path, dimensions: dict[str, int], fps: float | None) -> dict[str, np.ndarray]:
+    """The columns of one data file, and `wanted` bool, true so far."""
+    wanted: dict[str, tuple[int, Any]] = {key: (size, np.float32) for key, size in dimensions.items()}
+    wanted |= dict.fromkeys(INDICES, (1, np.int64))
+    if fps is not None:
+        wanted["timestamp"] = (1, np.float64)
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            absent = [key for key in wanted if key not in names]
+            if absent:
+                raise ValueError(f"{path} lacks the columns {', '.join(absent)}; its columns: {names}")
+            if "frame_index" in names:
+                wanted["frame_index"] = (1, np.int64)
+            table = file.read(columns=list(wanted))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
+    columns: dict[str, np.ndarray] = {"wanted": np.ones(len(table), bool)}
+    for key, (size, dtype) in wanted.items():
+        try:
+            values = layout.column_values(table[key], size, dtype)
+        except ValueError as error:
+            raise ValueError(f"{path}, column {key!r}: {error}; remove the episode or write the file again") from error
+        columns[key] = values if key in dimensions else values[:, 0]
+    return columns
+
+
+def _counts(folder: Path, files: dict[Path, dict[str, np.ndarray]], lengths: np.ndarray) -> np.ndarray:
+    """How many wanted rows there are of each episode."""
+    counts = np.zeros(len(lengths), np.int64)
+    for path, columns in files.items():
+        episode = columns["episode_index"][columns["wanted"]]
+        if len(episode) and not 0 <= episode.min() <= episode.max() < len(lengths):
+            raise ValueError(
+                f"{folder} holds more frames than meta/episodes lists: {path} has rows of the episodes {episode.min()} to "
+                f"{episode.max()}; expected 0 to {len(lengths) - 1}; copy the dataset's meta/ folder completely"
+            )
+        counts += np.bincount(episode, minlength=len(lengths))
+    return counts
+
+
+def _in_order(
+    folder: Path, files: dict[Path, dict[str, np.ndarray]], lengths: np.ndarray, num_tasks: int, fps: float | None
+) -> Rows:
+    def joined(key: str) -> np.ndarray:
+        return np.concatenate([columns[key][columns["wanted"]] for columns in files.values()])
+
+    episode, index = joined("episode_index"), joined("index")
+    order = np.lexsort((index, episode))
+    place_of_row = np.empty(len(order), np.int64)
+    place_of_row[order] = np.arange(len(order))
+    places, start = {}, 0
+    for path, columns in files.items():
+        places[path] = np.full(len(columns["wanted"]), -1)
+        places[path][columns["wanted"]] = place_of_row[start : start + columns["wanted"].sum()]
+        start += columns["wanted"].sum()
+    rows = Rows(
+        state=joined(layout.STATE)[order],
+        actions=joined(layout.ACTION)[order],
+        episode_index=episode[order],
+        task_index=joined("task_index")[order],
+        places=places,
+    )
+    # Counted from each episode's first.
+    number = np.arange(len(order)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    index = index[order]
+    numbers = {"index": index - np.repeat(index[number == 0], lengths[lengths > 0])}
+    if all("frame_index" in columns for columns in files.values()):
+        numbers["frame_index"] = joined("frame_index")[order]
+    for key, got in numbers.items():
+        if not np.array_equal(got, number):
+            at = int(np.argmax(got != number))
+            raise ValueError(
+                f"{folder}: {key} doesn't count the frames of episode {rows.episode_index[at]} one by one, from frame {at} "
+                "on: frames are out of order, missing or doubled; copy the dataset's data/ folder completely"
+            )
+    _check_finite(folder, rows)
+    if rows.task_index.min() < 0 or rows.task_index.max() >= num_tasks:
+        raise ValueError(
+            f"{folder}: task_index runs from {rows.task_index.min()} to {rows.task_index.max()}; "
+            f"{layout.TASKS} has {num_tasks} tasks"
+        )
+    if fps is not None:
+        _check_times(folder, rows, joined("timestamp")[order], number, fps)
+    return rows
+
+
+def _check_finite(folder: Path, rows: Rows) -> None:
+    for name, values in (("state", rows.state), ("action", rows.actions)):
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            frame, dimension = (int(x) for x in bad[0])
+            raise ValueError(
+                f"{folder}: {name} dimension {dimension} is {values[frame, dimension]} at frame {frame} "
+                f"of episode {rows.episode_index[frame]} ({len(bad)} such values); expected finite numbers, "
+                "remove the episode"
+            )
+
+
+def _check_times(folder: Path, rows: Rows, times: np.ndarray, number: np.ndarray, fps: float) -> None:
+    """Half a frame off, and the picture would be another frame's; NaN is off as well."""
+    bad = np.flatnonzero(~(np.abs(times * fps - number) < 0.5))
+    if len(bad):
+        frame = int(bad[0])
+        raise ValueError(
+            f"{folder}: timestamp is {times[frame]} s at frame {frame} of episode {rows.episode_index[frame]} ({len(bad)} such "
+            f"frames); expected {number[frame] / fps:.4g} s, since it is number {number[frame]} of its episode and "
+            f"info.json says {fps:g} frames a second; remove the episode or correct its timestamps"
+        )

@@ -1,0 +1,88 @@
+"""Camera images in video files: which part of which file belongs to an episode, and the pictures at given times."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def video_places(
+    folder: Path, info: dict[str, Any], episodes: Sequence[dict[str, Any]], key: str, fps: float
+) -> dict[Path, list[tuple[int, float]]]:
+    """Video file -> (episode, the second of the file where it begins), for the camera feature `key`.
+
+    Raises:
+        ValueError: the pointers are missing, aren't times, or let two episodes overlap by half a frame or more.
+    """
+    names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    places: dict[Path, list[tuple[int, float]]] = {}
+    for number, episode in enumerate(episodes):
+        absent = [name for name in names if episode.get(name) is None]
+        if absent or not info.get("video_path"):
+            lacking = absent[0] if absent else "video_path of info.json"
+            raise ValueError(f"{folder}/meta: {lacking} is missing for episode {number}; copy the meta/ folder again")
+        chunk, file, begin = (episode[name] for name in names)
+        if not 0 <= begin < np.inf:
+            raise ValueError(
+                f"{folder}/meta/episodes: {names[2]} of episode {number} is {begin}; expected seconds from 0 up; copy the "
+                "meta/ folder again"
+            )
+        path = folder / str(info["video_path"]).format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+        places.setdefault(path, []).append((number, float(begin)))
+    for path, parts in places.items():
+        in_time = sorted(parts, key=lambda part: part[1])
+        for (number, begin), (later, next_begin) in pairwise(in_time):
+            end = begin + episodes[number]["length"] / fps
+            if next_begin < end - 0.5 / fps:
+                raise ValueError(
+                    f"{folder}/meta/episodes: episode {number} is in {path.name} of {key} from {begin:.4g} to {end:.4g} s and "
+                    f"episode {later} from {next_begin:.4g} s: the same pictures can't be both; correct {names[2]}"
+                )
+    return places
+
+
+def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, target: np.ndarray) -> None:
+    """Decode the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
+
+    Raises:
+        ValueError: the file is missing or damaged, its frames have another size, or none is within half a frame of a time.
+    """
+    import av
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the dataset's videos/ folder completely")
+    order = np.argsort(times)
+    times, rows = times[order], rows[order]
+    half = 0.5 / fps
+    distance = np.full(len(times), np.inf)
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                if frame.time is None:
+                    continue
+                first, last = np.searchsorted(times, (frame.time - half, frame.time + half))
+                if first == len(times):
+                    break
+                away = np.abs(times[first:last] - frame.time)
+                nearer = np.arange(first, last)[away < distance[first:last]]
+                if len(nearer):
+                    if (frame.height, frame.width, 3) != target.shape[1:]:
+                        raise ValueError(
+                            f"{path}: frames are {frame.height} x {frame.width}; info.json says {target.shape[1:3]}"
+                        )
+                    if len(frame.format.components) == 1 and frame.format.components[0].bits > 8:
+                        raise ValueError(f"{path}: its pictures are {frame.format.name}, as depth maps are")
+                    target[rows[nearer]] = frame.to_ndarray(format="rgb24")
+                    distance[nearer] = np.abs(times[nearer] - frame.time)
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} can't be decoded ({error}); the file is damaged, copy it again") from error
+    lacking = times[np.isinf(distance)]
+    if len(lacking):
+        raise ValueError(
+            f"{path} lacks {len(lacking)} of the frames that meta/episodes points to, the first at {lacking[0]:.3f} s; "
+            "the video is cut short or its from_timestamp values are wrong"
+        )
