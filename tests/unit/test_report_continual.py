@@ -1,8 +1,18 @@
+from pathlib import Path
+
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import SuccessMatrix
-from simplevla.report.continual import draw_matrix, heat_map, matrix_table, metrics_table, structures_table
+from simplevla.evaluation.provenance import write_json
+from simplevla.report.continual import (
+    draw_matrix,
+    heat_map,
+    matrix_table,
+    metrics_table,
+    structures_table,
+    write_continual_report,
+)
 
 MATRIX = SuccessMatrix(
     tasks=("lift", "push", "press"),
@@ -61,3 +71,27 @@ def test_the_heat_map_is_one_svg_that_names_the_run() -> None:
     assert svg.count("<svg") == 1
     assert svg == heat_map(RESULT)
     assert "per_task, seed 3" in svg
+
+
+def test_the_page_says_in_which_task_metrics_left_their_range(tmp_path: Path) -> None:
+    stage = {
+        "task": "push",
+        "outcome": "finished",
+        "message": "",
+        "updates": 2,
+        "episodes": 64,
+        "minutes": 1.0,
+        "curve": [],
+        "trained_parameters": 10,
+        "adapter_bytes": None,
+    }
+    stages = [
+        stage | {"warnings": ["update 1: approx_kl is 0.3; expected at most 0.02."]},
+        stage | {"task": "lift", "warnings": []},
+    ]
+    rest = {"libero": None, "start_from": "base", "episodes": 128, "protocol": {}, "commit": "0123abcd"}
+    for stages_of_run, shown in ((stages, 1), ([stage], 0)):
+        write_json(tmp_path / "continual.json", RESULT | rest | {"stages": stages_of_run})
+        page = write_continual_report(tmp_path).read_text()
+        sentence = "Metrics of <b>push</b> left the range of healthy runs, first at update 1: approx_kl is 0.3;"
+        assert page.count(sentence) == page.count("left the range") == shown

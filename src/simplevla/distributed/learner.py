@@ -77,7 +77,6 @@ class LearnerActor:
 
     def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
         """See `Learner.update`."""
-        torch.manual_seed(1_000_003 * self._config.seed + update)
         with deterministic(self._device.type):
             return self._learner.update(groups, update)
 

@@ -15,6 +15,7 @@ from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.plots import learning_curves, number_of_updates, success_bars
 from simplevla.report.videos import Clip, read_clips
+from simplevla.training.health import history
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
 
@@ -111,6 +112,7 @@ def _render(run: Run) -> str:
         not_logged=not_logged,
         updates=number_of_updates(run.rows),
         totals=_totals(run.rows),
+        warnings=history(run.rows),
         tasks=list(dict.fromkeys([*(before or {}), *(after or {})])),
         before=before or {},
         after=after or {},

@@ -37,6 +37,7 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
+from simplevla.training.health import history
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import load_config, read_rows
@@ -145,6 +146,7 @@ def _stage(
         "task": task,
         "outcome": outcome.reason,
         "message": outcome.message,
+        "warnings": [str(warning) for warning, _ in history(read_rows(rl))],
         "updates": outcome.update,
         "episodes": int(last.get("episodes_total", 0)),
         "minutes": last.get("elapsed_s", 0.0) / 60,

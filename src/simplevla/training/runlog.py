@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simplevla.config import from_dict
 from simplevla.evaluation import provenance
+from simplevla.training.health import HealthWarning
 
 T = TypeVar("T")
 
@@ -54,9 +55,11 @@ class RunLog:
         self._stream = (run / "metrics.jsonl").open("ab")
         self._stream.truncate(keep_bytes)
         self._stream.seek(0, os.SEEK_END)
+        self.rows = read_rows(run)
+        """All that metrics.jsonl holds."""
+        self._warned: set[str] = set()
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first_update)
         self._console = console or Console()
-        self._rows: list[dict[str, Any]] = []
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
 
     def __enter__(self) -> "RunLog":
@@ -97,16 +100,25 @@ class RunLog:
             if key != "update" and isinstance(value, int | float):
                 self._tensorboard.add_scalar(key, value, row["update"])
         self._tensorboard.flush()
-        self._rows = [*self._rows, finite][-ROWS_SHOWN:]
+        self.rows.append(finite)
         if self._live is not None:
             self._live.update(self._table())
         else:
             cells = (f"{heading} {_cell(finite, key, form)}" for key, heading, form in COLUMNS if key in finite)
             self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
 
+    def warn(self, warnings: Iterable[HealthWarning]) -> None:
+        """Show the first warning of each metric; the others are in the rows."""
+        for warning in warnings:
+            if warning.metric not in self._warned:
+                self._warned.add(warning.metric)
+                self._console.print(
+                    f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
+
     def _table(self) -> Table:
         table = Table(*(heading for _, heading, _ in COLUMNS))
-        for row in self._rows:
+        for row in self.rows[-ROWS_SHOWN:]:
             table.add_row(*(_cell(row, key, form) for key, _, form in COLUMNS))
         return table
 

@@ -1,0 +1,126 @@
+"""Whether an RL run is still sound: metrics that have left the range of healthy runs, and what to do then.
+
+The ranges were measured on healthy runs and on ones with 20 times their learning rate (docs/metrics.md has the figures).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+"""One update's metrics, the keys of docs/metrics.md; what isn't finite is None once it was written."""
+
+MAX_KL = 0.02
+"""Nats per unit and update: healthy runs stay below a fifth of it, destroyed ones begin at more than twice as much."""
+MAX_CLIP_FRACTION = 0.08
+"""Share of the units whose gradient the clip cuts: 0.02 at most in healthy runs, 0.1 and more in destroyed ones."""
+ENTROPY_SHARE = 0.1
+"""Of the first update's entropy. RL may sharpen a policy; with less than this, siblings no longer differ."""
+ENTROPY_RISE = math.log(2)
+"""Nats above the first update's entropy: the policy spreads over twice as many choices, so it forgets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthWarning:
+    """One metric outside of its range, in one update."""
+
+    metric: str
+    update: int
+    value: float | None
+    """None where it isn't finite."""
+    expected: str
+    advice: str
+
+    @property
+    def got(self) -> str:
+        return "not finite" if self.value is None else f"{self.value:.3g}"
+
+    def __str__(self) -> str:
+        return f"update {self.update}: {self.metric} is {self.got}; expected {self.expected}. {self.advice}"
+
+
+def check(rows: Sequence[Row]) -> list[HealthWarning]:
+    """The warnings of the last of `rows`, which are all of a run so far, oldest first, at least one."""
+    found = (judge(rows) for judge in (_kl, _clip_fraction, _entropy, _evaluation))
+    return [warning for warning in found if warning is not None]
+
+
+def history(rows: Sequence[Row]) -> list[tuple[HealthWarning, int]]:
+    """(its first warning, in how many updates) of each metric that ever left its range, by first appearance."""
+    first: dict[str, HealthWarning] = {}
+    counts: dict[str, int] = {}
+    for end in range(1, len(rows) + 1):
+        for warning in check(rows[:end]):
+            first.setdefault(warning.metric, warning)
+            counts[warning.metric] = counts.get(warning.metric, 0) + 1
+    return [(warning, counts[metric]) for metric, warning in first.items()]
+
+
+def _kl(rows: Sequence[Row]) -> HealthWarning | None:
+    return _above("approx_kl", MAX_KL, rows[-1], lambda row: row["approx_kl"])
+
+
+def _clip_fraction(rows: Sequence[Row]) -> HealthWarning | None:
+    def both(row: Row) -> float | None:
+        parts = row["clipfrac_low"], row["clipfrac_high"]
+        return None if None in parts else sum(parts)
+
+    return _above("clip_fraction", MAX_CLIP_FRACTION, rows[-1], both)
+
+
+def _above(metric: str, limit: float, row: Row, value_of: Callable[[Row], float | None]) -> HealthWarning | None:
+    if "approx_kl" not in row:
+        return None
+    value = _finite(value_of(row))
+    if value is not None and value <= limit:
+        return None
+    advice = f"One update moves the policy too far: start again with {_lower_lr(row)}."
+    return _warning(metric, row, value, f"at most {limit:g}", advice)
+
+
+def _entropy(rows: Sequence[Row]) -> HealthWarning | None:
+    entropies = [_finite(row["entropy"]) for row in rows if "entropy" in row]
+    if "entropy" not in rows[-1] or entropies[0] is None:
+        return None
+    first, value = entropies[0], entropies[-1]
+    # That of a density may be below 0, where a share means nothing.
+    low, high = ENTROPY_SHARE * first if first > 0 else -math.inf, first + ENTROPY_RISE
+    if value is not None and low <= value <= high:
+        return None
+    if value is not None and value < low:
+        advice = (
+            "Siblings hardly differ any more, so that little can be learned from them: stop here, or start again with "
+            f"{_lower_lr(rows[-1])} or a higher sampling.temperature."
+        )
+    else:
+        advice = f"The policy forgets what it could do: start again with {_lower_lr(rows[-1])}."
+    return _warning("entropy", rows[-1], value, f"{low:.3g} to {high:.3g}, from the first update's {first:.3g}", advice)
+
+
+def _evaluation(rows: Sequence[Row]) -> HealthWarning | None:
+    evaluated = [row for row in rows if row.get("eval_n")]
+    if not evaluated or rows[-1] is not evaluated[-1]:
+        return None
+    best, last = max(evaluated, key=lambda row: row["eval_low"]), evaluated[-1]
+    if last["eval_high"] >= best["eval_low"]:
+        return None
+    expected = (
+        f"a 95 % interval that meets the best one's, {best['eval_low']:.3g} to {best['eval_high']:.3g} after update "
+        f"{best['update']} (now {last['eval_low']:.3g} to {last['eval_high']:.3g})"
+    )
+    advice = f"The policy gets worse: start again, from the first policy or a checkpoint before the fall, with {_lower_lr(last)}."
+    return _warning("eval_success", last, last["eval_success"], expected, advice)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _lower_lr(row: Row) -> str:
+    now = f" (now {row['lr']:g})" if row.get("lr") else ""
+    return f"optimizer.lr{now} three to ten times lower"
+
+
+def _warning(metric: str, row: Row, value: float | None, expected: str, advice: str) -> HealthWarning:
+    return HealthWarning(metric=metric, update=row["update"], value=value, expected=expected, advice=advice)

@@ -1,0 +1,187 @@
+"""Warnings of a run that is being destroyed. Rows that are called healthy or destroyed are of real runs."""
+
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fake_policy import FakePolicy
+from sampled_episodes import load_fake_policy
+from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.report.page import write_report
+from simplevla.training import loop
+from simplevla.training.health import check, history
+from simplevla.training.runlog import RunLog, read_rows
+
+
+def row(update: int, **changes: Any) -> dict[str, Any]:
+    """An update of a healthy run."""
+    healthy = {"approx_kl": 0.002, "clipfrac_low": 0.005, "clipfrac_high": 0.004, "entropy": 0.9, "lr": 3e-3}
+    return {"update": update, **healthy, **changes}
+
+
+def evaluated(update: int, solved: int, n: int, low: float, high: float) -> dict[str, Any]:
+    return row(update, eval_success=solved / n, eval_n=n, eval_low=low, eval_high=high)
+
+
+def metrics(rows: list[dict[str, Any]]) -> list[str]:
+    return [warning.metric for warning in check(rows)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"approx_kl": 0.02}, []),
+        ({"approx_kl": 0.0201}, ["approx_kl"]),
+        ({"approx_kl": -1e-9}, []),
+        ({"approx_kl": math.inf}, ["approx_kl"]),
+        ({"approx_kl": None}, ["approx_kl"]),
+        ({"clipfrac_low": 0.04, "clipfrac_high": 0.04}, []),
+        ({"clipfrac_low": 0.0801, "clipfrac_high": 0.0}, ["clip_fraction"]),
+        ({"clipfrac_low": 0.0, "clipfrac_high": 0.0801}, ["clip_fraction"]),
+        ({"clipfrac_low": 0.041, "clipfrac_high": 0.041}, ["clip_fraction"]),
+        ({"clipfrac_high": math.nan}, ["clip_fraction"]),
+        ({"entropy": 0.091}, []),
+        ({"entropy": 0.089}, ["entropy"]),
+        ({"entropy": 1.59}, []),  # 0.9 + ln 2 = 1.593
+        ({"entropy": 1.60}, ["entropy"]),
+        ({"entropy": None}, ["entropy"]),
+    ],
+)
+def test_where_each_range_ends(changes: dict[str, Any], expected: list[str]) -> None:
+    assert metrics([row(1), row(2), row(3, **changes)]) == expected
+    # Of the last row alone, whatever was before.
+    assert metrics([row(1), row(2, **changes), row(3)]) == []
+
+
+def test_the_entropy_of_a_density_may_be_negative() -> None:
+    assert metrics([row(1, entropy=-0.88), row(2, entropy=-0.88)]) == []
+    assert metrics([row(1, entropy=-0.88), row(2, entropy=-0.18)]) == ["entropy"]
+
+
+def test_greedy_success_has_fallen_only_where_the_intervals_part() -> None:
+    # Wilson intervals of 72, 60 and 45 of 120; before the first update, too.
+    best, chance, fall = (72, 120, 0.5106, 0.6833), (60, 120, 0.4119, 0.5881), (45, 120, 0.2935, 0.4642)
+    rows = [evaluated(0, *best), row(1), evaluated(2, *chance)]
+    assert metrics(rows) == []
+    rows = [*rows, row(3), evaluated(4, *fall)]
+    assert metrics(rows) == ["eval_success"]
+    assert "after update 0" in check(rows)[0].expected
+    # The row after has no evaluation, so it has nothing to say of it.
+    assert metrics([*rows, row(5)]) == []
+    # Four episodes of which none is solved are no proof.
+    assert metrics([evaluated(0, 2, 4, 0.15, 0.85), evaluated(1, 0, 4, 0.0, 0.49)]) == []
+
+
+def test_updates_without_metrics_and_evaluations_without_episodes_are_not_judged() -> None:
+    broken = {"eval_success": None, "eval_n": 0, "eval_low": 0.0, "eval_high": 1.0}
+    assert metrics([{"update": 0, **broken}, {"update": 1, "train_success": 1.0, "lr": 0.0, **broken}]) == []
+
+
+def test_the_words() -> None:
+    (warning,) = check([row(1), row(7, approx_kl=0.1234)])
+    assert str(warning) == (
+        "update 7: approx_kl is 0.123; expected at most 0.02. One update moves the policy too far: start again with "
+        "optimizer.lr (now 0.003) three to ten times lower."
+    )
+    (warning,) = check([row(1), row(7, approx_kl=None)])
+    assert "approx_kl is not finite" in str(warning)
+
+
+def test_history_has_each_metric_once_with_its_first_update_and_count() -> None:
+    bad = {"approx_kl": 0.1}
+    rows = [row(1), row(2, **bad), row(3, **bad, entropy=0.01), row(4), row(5, **bad)]
+    assert [(warning.metric, warning.update, count) for warning, count in history(rows)] == [
+        ("approx_kl", 2, 3),
+        ("entropy", 3, 1),
+    ]
+    assert history([row(1), row(2)]) == []
+
+
+def test_the_terminal_has_each_metric_once(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    rows = [row(1), row(2, approx_kl=0.1), row(3, approx_kl=0.2, entropy=0.01)]
+    with RunLog(tmp_path, console=console) as log:
+        for one in rows:
+            log.warn(check([*log.rows, one]))
+            log.write(one)
+    shown = [line for line in console.file.getvalue().splitlines() if "warning" in line]  # type: ignore[attr-defined]
+    assert [line.split(" is ")[0] for line in shown] == ["warning: update 2: approx_kl", "warning: update 3: entropy"]
+
+
+def test_the_report_has_a_box(tmp_path: Path) -> None:
+    rows = [row(0), row(1), row(2, approx_kl=0.1), row(3, approx_kl=0.2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = write_report(tmp_path).read_text()
+    assert (
+        "<b>approx_kl</b>, first after update 2, in 2 of 3 updates: 0.1; expected at most 0.02. "
+        "One update moves the policy too far"
+    ) in page
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[:2]))
+    assert "healthy" not in write_report(tmp_path).read_text()
+
+
+@pytest.fixture(scope="module")
+def destroyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """A run whose step size is far too large."""
+    folder = tmp_path_factory.mktemp("destroyed")
+    FakePolicy().save(folder / "start")
+    config = TrainConfig(
+        suite=SuiteConfig(name="fake_suite:make"),
+        policy=str(folder / "start"),
+        updates=3,
+        sampling=SamplingConfig(groups=4, group_size=4, dynamic=False),
+        optimizer=OptimizerConfig(lr=2.0),
+        minibatches=2,
+        rollout=RolloutConfig(workers=1, slots_per_worker=4),
+        eval_every=0,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_policy", load_fake_policy)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        loop.train(config, folder / "run")
+    return config, folder / "run"
+
+
+def test_a_destroyed_run_says_so_in_its_rows(destroyed: tuple[TrainConfig, Path]) -> None:
+    rows = read_rows(destroyed[1])
+    assert {"approx_kl", "clip_fraction"} <= set(rows[0]["warnings"])
+    for end, one in enumerate(rows, start=1):
+        assert one["warnings"] == metrics(rows[:end])
+
+
+def test_a_resumed_run_shows_what_the_killed_one_showed(
+    destroyed: tuple[TrainConfig, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, run = destroyed
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "update_000003")
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    loop.train(config, tmp_path / "run", resume=True)
+    expected = read_rows(run)
+    assert [one["warnings"] for one in read_rows(tmp_path / "run")] == [one["warnings"] for one in expected]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert shown == [f"warning: {warning}" for warning, _ in history(expected)]
+
+
+def test_a_healthy_run_has_no_warnings(
+    destroyed: tuple[TrainConfig, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = replace(destroyed[0], optimizer=OptimizerConfig(lr=0.01))
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    loop.train(config, tmp_path / "run")
+    assert [one["warnings"] for one in read_rows(tmp_path / "run")] == [[], [], []]
+    assert "warning" not in capsys.readouterr().out
