@@ -1,8 +1,10 @@
 """Small policies with adapters that do something, for tests of the adapters."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -62,6 +64,19 @@ def base_tensors(bank: AdapterBank) -> dict[str, Tensor]:
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def refused(bank: AdapterBank, folder: Path, message: str, name: str | None = None) -> None:
+    """Loading fails with `message` and leaves bank, policy and folder as they were."""
+    names, tensors = bank.names, base_tensors(bank)
+    modules = [module for module, _ in bank.policy.named_modules()]
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        bank.load(folder, name)
+    assert bank.names == names
+    assert same(base_tensors(bank), tensors)
+    assert [module for module, _ in bank.policy.named_modules()] == modules
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
 def generators(count: int, seed: int = 0) -> list[np.random.Generator]:

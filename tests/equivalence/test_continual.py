@@ -30,6 +30,7 @@ from simplevla.report.continual import write_continual_report
 from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
+from simplevla.training.health import history
 from simplevla.training.runlog import read_rows
 from small_tinyvla import for_fake_suite, observations, rows
 
@@ -86,7 +87,7 @@ def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path,
     first, second = (run / f"{number}_{task}" / "rl" / "policy" for number, task in enumerate(ORDER, start=1))
     expected = weights(base / "model.safetensors")
     assert weights(first / "model.safetensors") == weights(second / "model.safetensors") == expected
-    adapter = "adapters/reach/adapter.safetensors"
+    adapter = "adapters/reach/adapter_model.safetensors"
     assert weights(first / adapter) == weights(second / adapter)
     assert weights(first / adapter) != weights(run / "1_reach" / "start" / adapter)
     bank = load_bank(second)
@@ -98,6 +99,8 @@ def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path,
         assert card.n == 2
         assert card.solved == round(2 * column[task][number])
         assert (card.name, card.seed, card.sampling["greedy"]) == (task, 0, True)  # type: ignore[index]
+        warnings = [str(warning) for warning, _ in history(read_rows(run / f"{number}_{task}" / "rl"))]
+        assert result["stages"][number - 1]["warnings"] == warnings
     page = write_continual_report(run).read_text()
     assert "after 2: far" in page
     assert "mean over k &lt; T" in page
@@ -167,8 +170,9 @@ def test_an_adapter_can_go_on_from_the_last_tasks(base: Path, tmp_path: Path) ->
         assert [list(row["success_by_task"]) for row in read_rows(first.parent) if "groups_kept" in row] == 2 * [
             ["reach"]
         ]
-        # That of the instruction is each task's own.
-        assert trained.pop("prototype") != begun.pop("prototype")
+        # The instruction is each task's own.
+        cards = [read_card(place / "adapters" / name) for place, name in ((first, "reach"), (second, "far"))]
+        assert [card.instructions for card in cards] == [("do reach",), ("do far",)]
         assert trained.keys() == begun.keys()
         # A new adapter is the identity: its second matrices are zero.
         zero = all(not any(value) for name, value in begun.items() if "lora_B" in name)
@@ -209,7 +213,7 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     assert not (cut / "continual.json").exists()
     result = continual(settings, cut, resume=True)
     assert timeless(result) == timeless(whole)
-    for file in ("model.safetensors", "adapters/far/adapter.safetensors"):
+    for file in ("model.safetensors", "adapters/far/adapter_model.safetensors"):
         assert weights(cut / "2_far/rl/policy" / file) == weights(tmp_path / "whole" / "2_far/rl/policy" / file)
     # A run that was begun before a setting existed has its default.
     written = json.loads((cut / "config.json").read_text())
@@ -231,7 +235,7 @@ def test_a_warm_up_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     )
     continual(warm, tmp_path / "run")
     stage = tmp_path / "run" / "1_reach"
-    adapter = "adapters/reach/adapter.safetensors"
+    adapter = "adapters/reach/adapter_model.safetensors"
     assert weights(stage / "warmup/policy/model.safetensors") == weights(base / "model.safetensors")
     assert weights(stage / "warmup/policy" / adapter) != weights(stage / "start" / adapter)
     assert json.loads((stage / "rl/config.json").read_text())["policy"] == str(stage / "warmup/policy")

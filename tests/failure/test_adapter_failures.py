@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import small_tinyvla as small
-from adapted_tinyvla import LORA, base_tensors, make_bank, outputs, same
+from adapted_tinyvla import LORA, make_bank, outputs, refused, same, snapshot
 from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import AdapterCard, list_cards, read_adapter, read_card, write_adapter
@@ -27,19 +27,6 @@ def folder(tmp_path: Path) -> Path:
         "first", tmp_path / "first", sampling=Sampling(temperature=1.6, greedy=True), seed=7, success=(18, 20)
     )
     return tmp_path / "first"
-
-
-def refused(bank: AdapterBank, folder: Path, message: str, name: str | None = None) -> None:
-    """Loading fails with `message` and leaves bank, policy and folder as they were."""
-    names, tensors = bank.names, base_tensors(bank)
-    modules = [module for module, _ in bank.policy.named_modules()]
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=message):
-        bank.load(folder, name)
-    assert bank.names == names
-    assert same(base_tensors(bank), tensors)
-    assert [module for module, _ in bank.policy.named_modules()] == modules
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
 def rewrite(folder: Path, change: Callable[[AdapterCard, dict[str, torch.Tensor]], AdapterCard]) -> None:
@@ -112,11 +99,20 @@ def test_unknown_adapters_are_named() -> None:
     assert bank.names == ["first"]
 
 
-@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
-def test_missing_truncated_and_changed_files_are_named(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("adapter.json", b'"seed": 7'),
+        ("adapter_config.json", b'"r": 4'),
+        ("adapter_config.json", b'"lora_alpha": 8'),
+        ("adapter_config.json", b"head.linear"),
+        ("adapter_model.safetensors", b""),
+    ],
+)
+def test_missing_truncated_and_changed_files_are_named(folder: Path, name: str, place: bytes) -> None:
     file = folder / name
     whole = file.read_bytes()
-    middle = whole.index(b'"seed": 7') + 8 if name == "adapter.json" else len(whole) - 100
+    middle = whole.index(place) + len(place) - 1 if place else len(whole) - 100
     for content in (
         whole[: len(whole) // 2],
         b"",
@@ -136,27 +132,31 @@ def test_a_card_that_is_none_is_refused(folder: Path, content: str) -> None:
 
 def test_another_format_is_refused(folder: Path) -> None:
     card = json.loads((folder / "adapter.json").read_text())
-    (folder / "adapter.json").write_text(json.dumps({**card, "format": 2}))
-    refused(AdapterBank(small.make()), folder, "has format 2; this version reads 1")
+    (folder / "adapter.json").write_text(json.dumps({**card, "format": 3}))
+    refused(AdapterBank(small.make()), folder, "has format 3; this version reads 1 and 2")
 
 
 def test_parameters_of_another_adapter_are_refused(folder: Path) -> None:
-    tensors = load_file(folder / "adapter.safetensors")
-    tensors["head.linear.lora_B.weight"] += 1
-    save_file(tensors, folder / "adapter.safetensors")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.head.linear.lora_B.weight"] += 1
+    save_file(tensors, folder / "adapter_model.safetensors")
     refused(AdapterBank(small.make()), folder, "promises [0-9a-f]{12}: it is damaged or of another adapter")
 
 
 def test_tensors_that_don_t_fit_the_config_are_named(folder: Path) -> None:
-    _, whole = read_adapter(folder)
+    whole = snapshot(read_adapter(folder)[1])  # in memory, since the file they are mapped from is written over
     key = "head.linear.lora_A.weight"
-    nan = torch.full((4, 128), float("nan"))
+    huge = torch.full((4, 128), 1e39, dtype=torch.float64)
     for tensors, message in (
         ({name: tensor for name, tensor in whole.items() if name != key}, f"{key} is missing"),
         (whole | {"head.norm.lora_A.weight": torch.zeros(4, 128)}, "head.norm.lora_A.weight is unknown"),
         (whole | {key: torch.zeros(5, 128)}, r"lora_A.weight has shape \[5, 128\], expected \[4, 128\]"),
-        (whole | {key: nan}, "holds values that aren't finite numbers"),
-        (whole | {"prototype": torch.zeros(3)}, r"the prototype has shape \[3\], expected \[1024\]"),
+        (whole | {key: torch.full((4, 128), torch.nan)}, f"{key} holds values that aren't finite numbers"),
+        (whole | {key: torch.full((4, 128), -torch.inf)}, f"{key} holds values that aren't finite numbers"),
+        # finite as it is, but not in the precision that adapters have
+        (whole | {key: huge}, f"{key} holds values that aren't finite numbers"),
+        (whole | {key: torch.ones(4, 128, dtype=torch.int8)}, f"{key} has type torch.int8, expected floating-point"),
+        (whole | {key: torch.ones(4, 128, dtype=torch.bool)}, f"{key} has type torch.bool, expected floating-point"),
     ):
         write_adapter(folder, read_card(folder), tensors)
         refused(AdapterBank(small.make()), folder, message)
@@ -174,6 +174,18 @@ def test_other_modules_than_the_targets_match_are_refused(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_adapter_that_could_not_be_read_isn_t_written(value: float, tmp_path: Path) -> None:
+    bank = make_bank()
+    for name in bank.names:
+        last = list(bank.parameters(name).values())[-1]
+        with torch.no_grad():
+            last.view(-1)[0] = value
+        with pytest.raises(ValueError, match=f"adapter '{name}' isn't written: 1 of its .* aren't finite numbers"):
+            bank.export(name, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_impossible_success_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     bank = make_bank(first=LORA)
     with pytest.raises(ValueError, match="21 solved of n = 20"):
@@ -183,10 +195,10 @@ def test_impossible_success_is_refused_and_writes_nothing(tmp_path: Path) -> Non
 
 
 def test_an_existing_folder_isn_t_overwritten(folder: Path) -> None:
-    before = (folder / "adapter.safetensors").read_bytes()
+    before = (folder / "adapter_model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="first exists already; export into a new folder"):
         make_bank(first=LORA).export("first", folder)
-    assert (folder / "adapter.safetensors").read_bytes() == before
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_a_full_disk_leaves_neither_a_folder_nor_half_a_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +219,26 @@ def test_a_full_disk_leaves_neither_a_folder_nor_half_a_bank(tmp_path: Path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]
     monkeypatch.undo()
     assert load_bank(tmp_path / "policy").names == ["lora", "bottleneck"]
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_lora_folder_is_whole_or_absent(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = make_bank()
+    files: list[str] = []
+
+    def write_until_full(path: Path, content: str | bytes, *_: object) -> None:
+        if len(files) == written:
+            raise OSError(28, "No space left on device")
+        files.append(path.name)
+        with path.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+
+    monkeypatch.setattr(Path, "write_bytes", write_until_full)
+    monkeypatch.setattr(Path, "write_text", write_until_full)
+    with pytest.raises(OSError, match="No space left"):
+        bank.export("lora", tmp_path / "exported")
+    assert files == ["adapter_model.safetensors", "adapter_config.json"][:written]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_bank_with_a_damaged_list_or_another_adapter_is_refused(tmp_path: Path) -> None:

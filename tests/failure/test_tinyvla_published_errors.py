@@ -207,7 +207,9 @@ def test_statistics_that_cant_be_used(tmp_path: Path, whole: Path, measure: str,
     [
         ("r", 3, r"expected \[\[3, "),
         ("r", None, "expected plain LoRA"),
+        ("lora_alpha", float("inf"), "'lora_alpha': inf"),
         ("use_dora", True, "'use_dora': True"),
+        ("an_option_of_a_later_peft", {"a": 1}, "'an_option_of_a_later_peft'"),
         ("peft_type", "IA3", "'peft_type': 'IA3'"),
         ("modules_to_save", ["embed_out"], "'modules_to_save'"),
         ("rank_pattern", {"dense": 4}, "'rank_pattern'"),
@@ -218,6 +220,11 @@ def test_another_adapter(tmp_path: Path, lora: Path, key: str, value: Any, messa
     folder = shutil.copytree(lora, tmp_path / "run")
     edit_json(folder / "adapter_config.json", lambda config: config.update({key: value}))
     refused(folder, message)
+
+
+def retype(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    name = next(name for name in weights if "lora_A" in name)
+    weights[name] = weights[name].to(dtype)
 
 
 def rename(weights: dict[str, torch.Tensor], old: str, new: str) -> None:
@@ -231,6 +238,8 @@ def rename(weights: dict[str, torch.Tensor], old: str, new: str) -> None:
         (lambda w: w.pop(next(k for k in w if "lora_A" in k)), "holds only lora_B"),
         (lambda w: rename(w, "layers.1.attention.dense", "layers.9.attention.dense"), "which the model lacks"),
         (lambda w: rename(w, "lora_A", "lora_magnitude"), "expected only lora_A and lora_B"),
+        (lambda w: retype(w, torch.int64), r"lora_A\.weight, which isn't made of finite numbers \(torch\.int64\)"),
+        (lambda w: retype(w, torch.bool), r"lora_A\.weight, which isn't made of finite numbers \(torch\.bool\)"),
     ],
 )
 def test_adapter_tensors_that_dont_fit(tmp_path: Path, lora: Path, change: Any, message: str) -> None:

@@ -1,11 +1,14 @@
 """`simplevla adapters ...` on a saved policy."""
 
+import json
 from pathlib import Path
 
+import peft
 import pytest
+import torch
 
 import small_tinyvla as small
-from adapted_tinyvla import LORA, base_tensors, make_bank, same
+from adapted_tinyvla import BOTTLENECK, LORA, base_tensors, make_bank, same
 from simplevla import cli
 from simplevla.adapters.bank import load_bank
 
@@ -26,7 +29,74 @@ def test_list_and_show(policy: Path, capsys: pytest.CaptureFixture[str], monkeyp
     text = capsys.readouterr().out
     assert all(word in text for word in ("first", "second", "lora", "lift the red block"))
     assert run("show", policy / "adapters" / "first") == 0
-    assert '"rank": 4' in capsys.readouterr().out
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["config"]["rank"], shown["unknown"]) == (4, None)
+    assert shown["layout"].startswith("peft's: PeftModel.from_pretrained")
+
+
+def test_show_says_that_peft_has_no_bottlenecks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_bank(first=BOTTLENECK).export("first", tmp_path / "first")
+    assert run("show", tmp_path / "first") == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "simplevla's own (peft has no bottlenecks)"
+
+
+@pytest.fixture
+def milk(tmp_path: Path) -> Path:
+    """What peft writes of a LoRA whose matrices are all ones."""
+    model = peft.get_peft_model(small.make(), peft.LoraConfig(r=4, target_modules=["head.linear"]))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.fill_(1)
+    model.save_pretrained(tmp_path / "exported" / "milk")
+    return tmp_path / "exported" / "milk"
+
+
+def test_what_peft_wrote_is_listed_and_shown_with_what_is_unknown(
+    milk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    make_bank(first=LORA).export("first", milk.parent / "first")
+    assert run("list", milk.parent) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert sum("milk" in row and "unknown" in row for row in rows) == 1
+    assert sum("first" in row and "unknown" not in row for row in rows) == 1
+    assert run("show", milk) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["base_sha256"], shown["modules"]) == ("milk", None, ["head.linear"])
+    assert shown["unknown"].startswith("the base weights and statistics it was trained on")
+
+
+def test_what_peft_wrote_is_added_routed_merged_and_exported(
+    milk: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match="has no adapter.json, so the base weights and statistics"):
+        assert run("add", policy, milk, tmp_path / "plain") == 0
+    with pytest.warns(UserWarning, match="has no adapter.json"):
+        assert run("add", policy, milk, tmp_path / "with", "--instructions", "pick up the milk") == 0
+    capsys.readouterr()
+    assert run("route", tmp_path / "plain", "pick up the milk") == 0
+    assert capsys.readouterr().out.startswith("left out, since they have no instructions: milk\n")
+    assert run("route", tmp_path / "with", "pick up the milk please") == 0
+    assert capsys.readouterr().out == "'pick up the milk please' -> milk\n"
+    assert run("export", tmp_path / "with", "milk", tmp_path / "again") == 0
+    card = json.loads((tmp_path / "again" / "adapter.json").read_text())
+    assert (card["base_assumed"], card["instructions"]) == (True, ["pick up the milk"])
+    assert run("merge", tmp_path / "with", "milk", "--into", "twice", "--weights", "2", "--out", tmp_path / "two") == 0
+    merged, added = load_bank(tmp_path / "two"), load_bank(tmp_path / "with")
+    # alpha / rank is 8 / 4 for peft's, 1 for a merged one's
+    up = merged.parameters("twice")["head.linear.lora_B.weight"]
+    torch.testing.assert_close(up, torch.full_like(up, 2 * 8 / 4), rtol=0, atol=1e-6)
+    assert same(dict(merged.parameters("milk")), dict(added.parameters("milk")))
+
+
+def test_a_policy_that_can_t_be_written_whole_isn_t_written(
+    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    assert run("merge", policy, "first", "--into", "huge", "--weights", "1e39", "--out", out) == 2
+    assert "adapter 'huge' isn't written" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy"]
 
 
 def test_a_new_adapter_is_what_training_then_trains(

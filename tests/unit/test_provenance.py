@@ -10,7 +10,7 @@ def test_a_policys_fingerprint_covers_its_weights_and_each_adapters(tmp_path):
     assert policy_fingerprint(tmp_path) == hashlib.sha256(b"base").hexdigest()
     for name, content in (("second", b"two"), ("first", b"one")):
         (tmp_path / "adapters" / name).mkdir(parents=True)
-        (tmp_path / "adapters" / name / "adapter.safetensors").write_bytes(content)
+        (tmp_path / "adapters" / name / "adapter_model.safetensors").write_bytes(content)
     assert policy_fingerprint(tmp_path) == hashlib.sha256(b"baseonetwo").hexdigest()
 
 

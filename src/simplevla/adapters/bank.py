@@ -4,22 +4,26 @@ import contextlib
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.embedding import prototype
-from simplevla.adapters.files import PROTOTYPE, AdapterCard, check_tensors, read_adapter, write_adapter
+from simplevla.adapters.files import CARD, UNKNOWN, AdapterCard, check_tensors, read_adapter, write_adapter
 from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
 from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
-from simplevla.adapters.targets import match_modules
+from simplevla.adapters.peft_layout import TARGETS, read_config
+from simplevla.adapters.targets import match_as_peft, match_modules
 from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.files import is_finite
 from simplevla.policies.load import BANK, load_policy
 from simplevla.storage import atomic_folder
 
@@ -33,13 +37,20 @@ class Entry:
     config: AdapterConfig
     modules: tuple[str, ...]
     instructions: tuple[str, ...] = ()
-    prototype: Tensor | None = None
-    """float32 [1024], from the instructions; None without any."""
+    base_assumed: bool = False
     frozen: bool = False
     sampling: dict[str, Any] | None = None
     seed: int | None = None
     solved: int | None = None
     n: int | None = None
+
+    @property
+    def prototype(self) -> np.ndarray | None:
+        """float32 [1024], from the instructions; None without any."""
+        return prototype(self.instructions) if self.instructions else None
+
+
+FIELDS = [field.name for field in dataclasses.fields(Entry)]
 
 
 class AdapterBank:
@@ -128,8 +139,7 @@ class AdapterBank:
         """The adapter `name` is for these tasks too."""
         entry = self.entry(name)
         known = tuple(dict.fromkeys([*entry.instructions, *instructions]))
-        vector = torch.from_numpy(prototype(known)) if known else None
-        self._entries[name] = dataclasses.replace(entry, instructions=known, prototype=vector)
+        self._entries[name] = dataclasses.replace(entry, instructions=known)
 
     def activate(self, name: str | None, *, training: bool) -> None:
         """Let the adapter `name` compute, or the base (None), and let exactly its parameters be trained, or none.
@@ -261,7 +271,7 @@ class AdapterBank:
         seed: int | None = None,
         success: tuple[int, int] | None = None,
     ) -> None:
-        """Write the adapter `name` into the new folder `folder`.
+        """Write the adapter `name` into the new folder `folder`; peft reads a LoRA from there, `load` both kinds.
 
         Args:
             sampling: how actions were drawn when success was measured.
@@ -269,7 +279,7 @@ class AdapterBank:
             success: (episodes solved, n). What is given is remembered by the bank; what isn't, is as it was.
 
         Raises:
-            ValueError: unknown adapter, impossible success, or `folder` exists.
+            ValueError: unknown adapter, impossible success, values that aren't finite numbers, or `folder` exists.
         """
         if folder.exists():
             raise ValueError(f"{folder} exists already; export into a new folder, or delete it")
@@ -286,11 +296,17 @@ class AdapterBank:
         self._entries[name] = entry
 
     def load(self, folder: Path, name: str | None = None) -> str:
-        """Add the adapter that `export` wrote, inactive; returns its name, which `name` replaces.
+        """Add the adapter that `export`, or peft's `save_pretrained`, wrote, inactive; returns its name.
+
+        A folder that peft wrote is called as the folder is. It doesn't say which base it was trained on: a warning says
+        so, and only the modules and the shapes are compared.
+
+        Args:
+            name: replaces the adapter's own.
 
         Raises:
-            ValueError: the folder is damaged, the name is taken, or the adapter belongs to another base, other
-                statistics or other modules. Nothing is changed then.
+            ValueError: the folder is damaged, the name is taken, the adapter belongs to another base, other statistics
+                or other modules, or is of a kind of LoRA that isn't computed here. Nothing is changed then.
         """
         return self._load(folder, name, self.base_sha256())
 
@@ -298,32 +314,43 @@ class AdapterBank:
         card, tensors = read_adapter(folder)
         name = name or card.name
         self._check_new_name(name)
+        by_peft = card.base_sha256 is None
         for what, got, expected in (
             ("base weights", card.base_sha256, base),
             ("normalisation statistics", card.statistics_sha256, statistics_sha256(self.policy.statistics)),
         ):
-            if got != expected:
+            if got is not None and got != expected:
                 raise ValueError(
                     f"the adapter in {folder} was trained on other {what}: sha256 {got[:12]}, this policy has "
                     f"{expected[:12]}. Load it onto the policy it was trained on"
                 )
         with self.detached():
             modules = tuple(match_modules(self.policy, card.config))
-            if modules != card.modules:
+            matched = set(modules)
+            if by_peft:
+                settings = read_config(folder)
+                matched = match_as_peft(self.policy, {key: settings.get(key) for key in TARGETS})
+            if matched != set(card.modules):
                 raise ValueError(
-                    f"the adapter in {folder} is for {len(card.modules)} modules, its targets match {len(modules)} of "
-                    f"this policy: {sorted(set(modules) ^ set(card.modules))[:3]} differ"
+                    f"the adapter in {folder} is for {len(card.modules)} modules, its targets match {len(matched)} of "
+                    f"this policy: {sorted(matched ^ set(card.modules))[:3]} differ"
                 )
             expected_shapes = {
                 f"{module}.{key}": shape
                 for module in modules
                 for key, shape in parameter_shapes(self.policy.get_submodule(module), card.config).items()
             }
-        vector = tensors.pop(PROTOTYPE, None)
-        check_tensors(folder, tensors, vector, expected_shapes)
-        known = {field.name for field in dataclasses.fields(Entry)} - {"prototype"}
-        values = {field.name: getattr(card, field.name) for field in dataclasses.fields(card) if field.name in known}
-        self._attach(name, Entry(**values, prototype=vector), seed=0)
+        check_tensors(folder, tensors, expected_shapes)
+        if by_peft:
+            warnings.warn(
+                f"{folder} has no {CARD}, so {UNKNOWN} aren't known. It fits this policy's modules; whether it was "
+                "trained on these weights can't be checked",
+                stacklevel=3,
+            )
+            card = dataclasses.replace(
+                card, modules=modules, config=dataclasses.replace(card.config, targets=modules), base_assumed=True
+            )
+        self._attach(name, Entry(**{key: getattr(card, key) for key in FIELDS}), seed=0)
         self._copy_into(name, tensors)
         return name
 
@@ -384,12 +411,18 @@ class AdapterBank:
             parameter.copy_(tensors[key])
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        vector = self.entry(name).prototype
-        return {**self.parameters(name), **({} if vector is None else {PROTOTYPE: vector})}
+        """The adapter's parameters, to be written."""
+        tensors = dict[str, Tensor](self.parameters(name))
+        wrong = [key for key, tensor in tensors.items() if not is_finite(tensor)]
+        if wrong:
+            raise ValueError(
+                f"adapter {name!r} isn't written: {len(wrong)} of its {len(tensors)} tensors hold values that aren't "
+                f"finite numbers, {wrong[0]} first. Go back to a checkpoint before they did"
+            )
+        return tensors
 
     def _card(self, name: str, entry: Entry, base: str) -> AdapterCard:
-        values = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
-        del values["prototype"]
+        values = {key: getattr(entry, key) for key in FIELDS}
         statistics = statistics_sha256(self.policy.statistics)
         return AdapterCard(name=name, base_sha256=base, statistics_sha256=statistics, **values)
 

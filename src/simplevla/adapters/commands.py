@@ -4,14 +4,18 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.files import AdapterCard, list_cards, read_card
+from simplevla.adapters.files import UNKNOWN, AdapterCard, layout, list_cards, read_card
+from simplevla.storage import atomic_folder
+
+if TYPE_CHECKING:
+    from simplevla.adapters.bank import AdapterBank
 
 POLICY = tyro.conf.Positional[Path]
 
@@ -23,7 +27,7 @@ class List:
     folder: tyro.conf.Positional[Path]
 
     def run(self) -> None:
-        table = Table("name", "kind", "rank", "modules", "instructions", "success", "seed", "frozen")
+        table = Table("name", "kind", "rank", "modules", "instructions", "success", "seed", "frozen", "base")
         for card in list_cards(self.folder):
             table.add_row(*_row(card))
         Console().print(table)
@@ -31,17 +35,20 @@ class List:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show:
-    """Everything about one exported adapter, as JSON."""
+    """Everything about one exported adapter, as JSON, and who can read its parameters."""
 
     folder: tyro.conf.Positional[Path]
 
     def run(self) -> None:
-        print(json.dumps(dataclasses.asdict(read_card(self.folder)), indent=1))
+        card = read_card(self.folder)
+        unknown = UNKNOWN if card.base_sha256 is None else None
+        shown = {"layout": layout(self.folder), "unknown": unknown, **dataclasses.asdict(card)}
+        print(json.dumps(shown, indent=1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write one adapter of a saved policy into a folder of its own."""
+    """Write one adapter of a saved policy into a folder of its own; a LoRA's is peft's layout, so peft reads it too."""
 
     policy: POLICY
     name: tyro.conf.Positional[str]
@@ -78,18 +85,23 @@ class New:
         config = None if self.start_from else self.adapter
         bank.add(self.name, config, start_from=self.start_from, instructions=self.instructions, seed=self.seed)
         bank.activate(self.name, training=True)
-        bank.save(self.out)
+        _save(bank, self.out)
         trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
         print(f"{self.out} has the adapters {', '.join(bank.names)}; {self.name!r} has {trained} parameters to train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Add:
-    """Write a copy of a policy with an exported adapter beside its own; another base or other statistics are refused."""
+    """Write a copy of a policy with an exported adapter, or a LoRA that peft saved, beside its own.
+
+    Another base or other statistics are refused; peft's folders don't say theirs, and a warning says so.
+    """
 
     policy: POLICY
     adapter: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
+    instructions: tuple[str, ...] = ()
+    """More tasks that it is for; a LoRA that peft saved names none, and routing goes by them."""
 
     def run(self) -> None:
         from simplevla.adapters.bank import load_bank
@@ -97,7 +109,8 @@ class Add:
         _require_new(self.out)
         bank = load_bank(self.policy)
         name = bank.load(self.adapter)
-        bank.save(self.out)
+        bank.add_instructions(name, self.instructions)
+        _save(bank, self.out)
         print(f"{self.out} has the adapters {', '.join(bank.names)}; new is {name!r}")
 
 
@@ -124,7 +137,7 @@ class Merge:
         bank = load_bank(self.policy)
         weights = self.weights or (1 / max(len(self.names), 1),) * len(self.names)
         error = merge(bank, self.names, weights, self.into, kind=self.kind, rank=self.rank)
-        bank.save(self.out)
+        _save(bank, self.out)
         print(f"{self.out} has the adapters {', '.join(bank.names)}; largest relative error of the sum {error:.2e}")
 
 
@@ -143,7 +156,11 @@ class Route:
 
         if self.expect and len(self.expect) != len(self.instructions):
             raise ValueError(f"got {len(self.instructions)} instructions and {len(self.expect)} in --expect")
-        router = NearestRouter(load_bank(self.policy))
+        bank = load_bank(self.policy)
+        router = NearestRouter(bank)
+        idle = [name for name in bank.names if name not in router.names]
+        if idle:
+            print(f"left out, since they have no instructions: {', '.join(idle)}")
         for instruction in self.instructions:
             print(f"{instruction!r} -> {router(instruction)}")
         if self.expect:
@@ -171,8 +188,15 @@ def _row(card: AdapterCard) -> list[str]:
     success = f"{card.solved} of {card.n}" if card.n else "–"
     seed = "–" if card.seed is None else str(card.seed)
     instructions = "; ".join(card.instructions) or "–"
-    kind, rank = card.config.kind, str(card.config.rank)
-    return [card.name, kind, rank, str(len(card.modules)), instructions, success, seed, "yes" if card.frozen else "no"]
+    kind, rank, frozen = card.config.kind, str(card.config.rank), "yes" if card.frozen else "no"
+    base = "unknown" if card.base_sha256 is None else card.base_sha256[:12] + " (assumed)" * card.base_assumed
+    return [card.name, kind, rank, str(len(card.modules)), instructions, success, seed, frozen, base]
+
+
+def _save(bank: "AdapterBank", out: Path) -> None:
+    """Base and adapters together or not at all."""
+    with atomic_folder(out) as temporary:
+        bank.save(temporary)
 
 
 def _require_new(out: Path) -> None:

@@ -35,8 +35,8 @@ class AdapterConfig:
             problems.append(f"kind is {self.kind!r}; expected 'lora' or 'bottleneck'")
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             problems.append(f"rank is {self.rank!r}; expected a whole number of at least 1")
-        if not self.alpha > 0:
-            problems.append(f"alpha is {self.alpha}; expected more than 0")
+        if not 0 < self.alpha < float("inf"):
+            problems.append(f"alpha is {self.alpha}; expected a finite number above 0")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; expected 0 or more and less than 1")
         if isinstance(self.targets, str) or not self.targets or not all(self.targets):

@@ -1,4 +1,9 @@
-"""An adapter as a folder: `adapter.safetensors` (parameters, prototype) and `adapter.json` (everything else)."""
+"""An adapter as a folder: `adapter.json`, the card, and beside it the parameters.
+
+LoRA's are in peft's own layout (`peft_layout.py`), so that peft reads the folder too; a folder that peft wrote, without a
+card, is read as well. peft has no bottlenecks: their parameters are in `adapter.safetensors`, by module and part, and
+nothing but this program reads them. Format 1 had LoRA in that file too, and a vector that now follows from the card.
+"""
 
 import dataclasses
 import json
@@ -7,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from simplevla.adapters import peft_layout
 from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.embedding import DIMENSIONS
 from simplevla.adapters.fingerprint import json_sha256, tensors_sha256
 from simplevla.config import from_dict
+from simplevla.policies.files import is_finite
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
 TENSORS, CARD = "adapter.safetensors", "adapter.json"
+CARDS = (CARD, peft_layout.CONFIG)
+"""A folder with either holds an adapter."""
 PROTOTYPE = "prototype"
-"""Key of the prototype among the tensors; parameters' names contain dots."""
+"""Key of the vector among the tensors of format 1; parameters' names contain dots."""
+UNKNOWN = "the base weights and statistics it was trained on, its instructions, seed and success"
+"""What a folder without a card doesn't say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +42,13 @@ class AdapterCard:
     """The modules of the policy that it changes."""
     instructions: tuple[str, ...]
     """The tasks it is for, in the policy's words."""
-    base_sha256: str
-    """Of the base weights that it was trained on."""
-    statistics_sha256: str
-    """Of the normalisation statistics that it was trained with."""
+    base_sha256: str | None
+    """Of the base weights that it was trained on; None in a folder that peft wrote, which doesn't say."""
+    statistics_sha256: str | None
+    """Of the normalisation statistics that it was trained with; None likewise."""
+    base_assumed: bool = False
+    """It came from a folder that peft wrote: both sums are of the policy that it was then loaded onto, and nobody knows
+    whether that is what it was trained on."""
     frozen: bool = False
     """Not to be trained any more."""
     sampling: dict[str, Any] | None = None
@@ -55,43 +67,62 @@ class AdapterCard:
 
 
 def write_adapter(folder: Path, card: AdapterCard, tensors: dict[str, Tensor]) -> None:
-    """Write both files into the existing, empty `folder`."""
+    """Write an adapter's files into the existing, empty `folder`."""
     content = {"format": FORMAT, **dataclasses.asdict(card), "tensors_sha256": tensors_sha256(tensors)}
     content["card_sha256"] = json_sha256(content)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    (folder / TENSORS).write_bytes(safetensors.torch.save(plain))
+    if card.config.kind == "lora":
+        peft_layout.write_lora(folder, card.config, card.modules, plain, CARD)
+    else:
+        (folder / TENSORS).write_bytes(safetensors.torch.save(plain))
     (folder / CARD).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_card(folder: Path) -> AdapterCard:
-    """The card in `folder`; needs no policy and reads no parameters.
+    """The card in `folder`, or what is known without one; needs no policy and reads no parameters.
 
     Raises:
-        ValueError: there is no adapter, or its card is damaged, edited or of another version.
+        ValueError: there is no adapter, its card is damaged, edited or of another version, or peft wrote it and it
+            isn't plain LoRA.
     """
-    return _read(folder)[0]
+    return _read(folder)[0] if _has_card(folder) else _card_of_peft(folder)
+
+
+def layout(folder: Path) -> str:
+    """Who can read the parameters in `folder`.
+
+    Raises:
+        ValueError: as `read_card`.
+    """
+    if (folder / peft_layout.CONFIG).is_file():
+        return "peft's: PeftModel.from_pretrained(policy, folder) reads it"
+    why = "peft has no bottlenecks" if read_card(folder).config.kind == "bottleneck" else "format 1; export it again"
+    return f"simplevla's own ({why})"
 
 
 def read_adapter(folder: Path) -> tuple[AdapterCard, dict[str, Tensor]]:
-    """What `write_adapter` wrote.
+    """What `write_adapter` or peft wrote; parameters by module and part, such as `head.linear.lora_A.weight`.
 
     Raises:
         ValueError: as `read_card`, or the parameters aren't those that were written.
     """
-    card, promised = _read(folder)
-    file = folder / TENSORS
-    if not file.is_file():
-        raise ValueError(f"{file} is missing; an adapter consists of {CARD} and {TENSORS}")
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); export the adapter again") from error
+    if not _has_card(folder):
+        return _card_of_peft(folder), peft_layout.read_lora(folder)
+    card, promised, version = _read(folder)
+    if card.config.kind == "lora" and version > 1:
+        file = folder / peft_layout.TENSORS
+        _check_peft_config(folder, card)
+        tensors = peft_layout.read_lora(folder)
+    else:
+        file = folder / TENSORS
+        tensors = _read_tensors(file)
     found = tensors_sha256(tensors)
     if found != promised:
         raise ValueError(
             f"{file} has sha256 {found[:12]}, {CARD} beside it promises {promised[:12]}: it is damaged or of another "
-            "adapter. Export the adapter again"
+            f"adapter. Export the adapter again; if peft wrote {file.name} anew, take {CARD} away"
         )
+    tensors.pop(PROTOTYPE, None)
     return card, tensors
 
 
@@ -103,16 +134,16 @@ def list_cards(folder: Path) -> list[AdapterCard]:
     """
     inner = folder / "adapters"
     place = inner if inner.is_dir() else folder
-    found = sorted(path.parent for path in place.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
+    found = sorted(path for path in place.glob("[!.]*") if any((path / name).is_file() for name in CARDS))
     if not found:
-        raise ValueError(f"no adapter in {place}; expected folders with {CARD}, as an adapter bank saves them")
+        raise ValueError(
+            f"no adapter in {place}; expected folders with {' or '.join(CARDS)}, as an adapter bank saves them"
+        )
     return [read_card(path) for path in found]
 
 
-def check_tensors(
-    folder: Path, tensors: dict[str, Tensor], vector: Tensor | None, expected: dict[str, tuple[int, ...]]
-) -> None:
-    """Compare an adapter's parameters and prototype with what its config makes of the policy.
+def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Compare an adapter's parameters with what its config makes of the policy.
 
     Raises:
         ValueError: naming the first three that differ.
@@ -124,30 +155,83 @@ def check_tensors(
             continue
         if tuple(tensor.shape) != expected[name]:
             problems.append(f"{name} has shape {list(tensor.shape)}, expected {list(expected[name])}")
-        elif not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        elif not tensor.is_floating_point():
+            problems.append(f"{name} has type {tensor.dtype}, expected floating-point numbers")
+        elif not is_finite(tensor.float()):  # in the precision of adapters
             problems.append(f"{name} holds values that aren't finite numbers")
-    if vector is not None and tuple(vector.shape) != (DIMENSIONS,):
-        problems.append(f"the prototype has shape {list(vector.shape)}, expected [{DIMENSIONS}]")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"the adapter in {folder} doesn't fit its own config: {'; '.join(problems[:3])}{more}")
 
 
-def _read(folder: Path) -> tuple[AdapterCard, str]:
-    """The card, and the sha256 that the parameters must have."""
-    file = folder / CARD
+def _has_card(folder: Path) -> bool:
+    """Whether `folder` holds an adapter with a card; without one peft wrote it.
+
+    Raises:
+        ValueError: it holds no adapter.
+    """
+    found = [name for name in CARDS if (folder / name).is_file()]
+    if not found:
+        raise ValueError(
+            f"{folder} holds no adapter: it has no {' and no '.join(CARDS)}. Expected a folder that an export or peft wrote"
+        )
+    return found[0] == CARD
+
+
+def _card_of_peft(folder: Path) -> AdapterCard:
+    config = peft_layout.adapter_config(folder)
+    return AdapterCard(
+        name=folder.resolve().name,
+        config=config,
+        modules=config.targets,
+        instructions=(),
+        base_sha256=None,
+        statistics_sha256=None,
+    )
+
+
+def _check_peft_config(folder: Path, card: AdapterCard) -> None:
+    """Compare what peft would go by with the card: both must compute the same."""
+    config = card.config
+    expected = {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted(card.modules),
+    }
+    values = peft_layout.read_config(folder)
+    targets = values.get("target_modules")
+    got = {**values, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
+    wrong = [key for key, value in expected.items() if got[key] != value]
+    if wrong:
+        raise ValueError(
+            f"{folder / peft_layout.CONFIG} has another {' and '.join(wrong)} than {CARD} beside it: one of them was "
+            "edited. Export the adapter again"
+        )
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ValueError(f"{folder} holds no adapter: it has no {CARD}. Expected a folder that an export wrote")
+        raise ValueError(f"{file} is missing; the adapter consists of {CARD} and {file.name}")
+    try:
+        return safetensors.torch.load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); export the adapter again") from error
+
+
+def _read(folder: Path) -> tuple[AdapterCard, str, int]:
+    """The card, the sha256 that the parameters must have, and the format."""
+    file = folder / CARD
     try:
         content = json.loads(file.read_text())
         version, promised, seal = (content.pop(key) for key in ("format", "tensors_sha256", "card_sha256"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); export the adapter again") from error
-    if version != FORMAT:
-        raise ValueError(f"{file} has format {version}; this version reads {FORMAT}")
+    if version not in (1, FORMAT):
+        raise ValueError(f"{file} has format {version}; this version reads 1 and {FORMAT}")
     if json_sha256({"format": version, **content, "tensors_sha256": promised}) != seal:
         raise ValueError(f"{file} isn't as it was written (card_sha256 differs): damaged or edited. Export it again")
-    return _card(file, content), promised
+    return _card(file, content), promised, version
 
 
 def _card(file: Path, content: dict[str, Any]) -> AdapterCard:

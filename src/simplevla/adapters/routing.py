@@ -87,7 +87,7 @@ class NearestRouter:
             )
         self.names = list(vectors)
         self.least = least
-        self._prototypes = np.stack([vector.numpy() for vector in vectors.values() if vector is not None])
+        self._prototypes = np.stack([vector for vector in vectors.values() if vector is not None])
 
     def __call__(self, instruction: str) -> str | None:
         cosines = self._prototypes @ embed(instruction)
@@ -139,6 +139,7 @@ class RoutedPolicy(Policy):
         self.router = router
         self.cameras, self.state_dim, self.statistics = policy.cameras, policy.state_dim, policy.statistics
         self.chunk_length, self.action_dim = policy.chunk_length, policy.action_dim
+        self.trained_on = policy.trained_on
 
     @property
     def units(self) -> int:  # type: ignore[override]

@@ -2,8 +2,12 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from simplevla.adapters.config import AdapterConfig
@@ -38,6 +42,19 @@ def match_modules(policy: Policy, config: AdapterConfig) -> list[str]:
     for name in modules:
         _check_convolution(name, layers[name])
     return modules
+
+
+def match_as_peft(policy: Policy, settings: Mapping[str, Any]) -> set[str]:
+    """Names of the modules that peft would adapt with these settings of its `adapter_config.json`.
+
+    Raises:
+        ValueError: peft can't understand them.
+    """
+    try:
+        config = LoraConfig(**settings)
+        return {name for name, _ in policy.named_modules() if check_target_module_exists(config, name)}
+    except (ValueError, TypeError, re.error) as error:
+        raise ValueError(f"peft can't find modules by {dict(settings)} ({error})") from error
 
 
 def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[str]], policy: Policy) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from simplevla.policies.files import is_finite
+
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 WRAPPER = "base_model.model."
@@ -29,7 +31,7 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
     Raises:
         ValueError: the adapter is of another kind, or its tensors don't fit each other or the model.
     """
-    _check_lora_config(config, origin)
+    check_plain_lora(config, origin / ADAPTER_CONFIG, computed=("use_rslora",))
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     pairs: dict[str, dict[str, Tensor]] = {}
@@ -37,6 +39,8 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
         match = LORA_NAME.fullmatch(name)
         if match is None:
             raise ValueError(f"{origin}'s adapter holds {name}; expected only lora_A and lora_B weights")
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise ValueError(f"{origin}'s adapter holds {name}, which isn't made of finite numbers ({tensor.dtype})")
         pairs.setdefault(match[1], {})[match[2]] = tensor
     for module, pair in pairs.items():
         weight = tensors.get(f"{module}.weight")
@@ -68,38 +72,43 @@ def _adapted(target: str, modules: dict[str, dict[str, Tensor]]) -> bool:
     return target in modules or any(module.endswith(f".{target}") for module in modules)
 
 
-def _check_lora_config(config: dict[str, Any], origin: Path) -> None:
-    got = {
-        "peft_type": config.get("peft_type"),
-        **{key: config[key] for key in PLAIN_LORA if key != "peft_type" and config.get(key)},
-    }
-    wrong = {key: value for key, value in got.items() if value != PLAIN_LORA[key]}
-    # How A was drawn at the start, as OpenVLA-OFT asks for it; other ways change the base as well.
-    if wrong.get("init_lora_weights") == "gaussian":
-        del wrong["init_lora_weights"]
-    numbers = [config.get("r"), config.get("lora_alpha")]
-    if wrong or not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in numbers):
+def check_plain_lora(config: dict[str, Any], file: Path, computed: tuple[str, ...] = ()) -> None:
+    """Refuse an adapter that computes anything but `W x + lora_alpha / r * B A x`, and options that aren't known here.
+
+    Args:
+        config: the content of `file`, as peft writes it.
+        computed: further options that the caller computes.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    wrong = {key: value for key, value in config.items() if value and value not in PLAIN_LORA.get(key, ())}
+    wrong = {key: value for key, value in wrong.items() if key not in (*FREE, *computed)}
+    for key in ("r", "lora_alpha"):
+        value = config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            wrong[key] = value
+    if config.get("peft_type") != "LORA":
+        wrong = {"peft_type": config.get("peft_type")}
+    if wrong:
         raise ValueError(
-            f"{origin / ADAPTER_CONFIG} has {wrong or dict(zip(('r', 'lora_alpha'), numbers, strict=True))}; "
-            "expected plain LoRA with r and lora_alpha"
+            f"{file} has {wrong}; expected plain LoRA with r and lora_alpha: nothing else is computed here. Train the adapter "
+            "without that, or merge it with peft"
         )
 
 
-PLAIN_LORA: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layer_replication": None,
-    "lora_bias": False,
-    "init_lora_weights": True,
-    "use_qalora": False,
-    "use_bdlora": None,
-    "alora_invocation_tokens": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
+FREE = (
+    "peft_type",
+    *("r", "lora_alpha", "lora_dropout"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
+)
+"""Options that plain LoRA has, whatever their value: numbers, which modules it is for, remarks."""
+PLAIN_LORA: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    # How A and B are drawn at first; other ways change the base as well.
+    "init_lora_weights": (True, "gaussian", "orthogonal"),
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
 }
-"""What `merge_lora` understands; other false or missing values mean these too."""
+"""Values of other options with which peft computes plain LoRA (peft/tuners/lora/config.py), beside false and missing ones."""
