@@ -252,6 +252,15 @@ def test_rows_in_another_order_are_sorted_by_episode_and_index(folder: Path) -> 
     np.testing.assert_array_equal(frames.images["wrist"], expected.images["wrist"])
 
 
+@pytest.mark.parametrize("index", [[0, 1, 1, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 7, 8]])
+def test_index_that_skips_or_repeats_a_frame(folder: Path, index: list[int]) -> None:
+    pq.write_table(pq.read_table(folder / DATA).drop_columns(["frame_index"]), folder / DATA)
+    assert LeRobotDataset(folder).load_all().episode_index.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    with_column(folder, "index", pa.array(index))
+    with pytest.raises(ValueError, match=r": index doesn't count the frames of episode"):
+        LeRobotDataset(folder).load_all()
+
+
 def test_rows_of_an_episode_that_meta_does_not_list(folder: Path) -> None:
     with_column(folder, "episode_index", pa.array([0, 0, 0, 1, 2, 2, 2, 3]))
     with pytest.raises(ValueError, match=r"more frames than meta/episodes lists: .* episodes 0 to 3; expected 0 to 2"):
