@@ -8,6 +8,7 @@ the first three. Environment variables that the worker processes inherit:
 
 FAKE_SUITE_FOLDER  a `..._once` task misbehaves as long as the file of its name isn't in there, and makes it;
                    `wait` steps only once the file `go` is there
+FAKE_SUITE_LOG     file to which every reset appends the task's name and the initial state
 FAKE_SUITE_BUILD   `raise` or `exit` breaks the construction of environments
 FAKE_SUITE_JITTER  longest of the random delays, in seconds, that chunks then have
 """
@@ -90,6 +91,9 @@ class FakeEnvironment(Environment):
         if self.crashed:
             raise RuntimeError("a crashed environment was used again")
         self.task, self.initial_state = task.name, initial_state
+        if "FAKE_SUITE_LOG" in os.environ:
+            with open(os.environ["FAKE_SUITE_LOG"], "a") as file:
+                file.write(f"{task.name} {initial_state}\n")
         self.position = np.float32(0)
         goal = GOALS["impossible"] if task.name == "nan" else GOALS.get(task.name, GOALS["reach"])
         self.goal = np.float32(goal + 0.05 * initial_state)

@@ -1,4 +1,8 @@
-"""Warnings of a run that is being destroyed. Rows that are called healthy or destroyed are of real runs."""
+"""Warnings of a run that is being destroyed.
+
+`recorded/run_health.json` has rows of real runs: healthy ones of the recipes, somewhat shortened, and ones that were
+destroyed by 20 times the recipe's learning rate.
+"""
 
 import io
 import json
@@ -26,6 +30,24 @@ def row(update: int, **changes: Any) -> dict[str, Any]:
     return {"update": update, **healthy, **changes}
 
 
+RECORDED = json.loads((Path(__file__).parents[1] / "recorded" / "run_health.json").read_text())
+NAMES = [f"{run['recipe']}, {run['state']}" for run in RECORDED]
+
+
+@pytest.mark.parametrize("run", RECORDED, ids=NAMES)
+def test_real_runs_that_were_healthy_and_destroyed(run: dict[str, Any]) -> None:
+    found = {warning.metric: (warning.update, count) for warning, count in history(run["rows"])}
+    if run["state"] == "healthy":
+        assert found == {}
+        return
+    updates = run["rows"][-1]["update"]
+    assert found["approx_kl"][0] == found["clip_fraction"][0] == 1
+    # One update had a single mini-batch, which moves nothing before its only step.
+    assert min(found["approx_kl"][1], found["clip_fraction"][1]) >= updates - 1
+    first_evaluation = next(row["update"] for row in run["rows"][1:] if "eval_n" in row)
+    assert found["eval_success"][0] == first_evaluation
+
+
 def evaluated(update: int, solved: int, n: int, low: float, high: float) -> dict[str, Any]:
     return row(update, eval_success=solved / n, eval_n=n, eval_low=low, eval_high=high)
 
@@ -43,10 +65,10 @@ def metrics(rows: list[dict[str, Any]]) -> list[str]:
         ({"approx_kl": -1e-9}, []),
         ({"approx_kl": math.inf}, ["approx_kl"]),
         ({"approx_kl": None}, ["approx_kl"]),
-        ({"clipfrac_low": 0.04, "clipfrac_high": 0.04}, []),
-        ({"clipfrac_low": 0.0801, "clipfrac_high": 0.0}, ["clip_fraction"]),
-        ({"clipfrac_low": 0.0, "clipfrac_high": 0.0801}, ["clip_fraction"]),
-        ({"clipfrac_low": 0.041, "clipfrac_high": 0.041}, ["clip_fraction"]),
+        ({"clipfrac_low": 0.03, "clipfrac_high": 0.03}, []),
+        ({"clipfrac_low": 0.0601, "clipfrac_high": 0.0}, ["clip_fraction"]),
+        ({"clipfrac_low": 0.0, "clipfrac_high": 0.0601}, ["clip_fraction"]),
+        ({"clipfrac_low": 0.031, "clipfrac_high": 0.031}, ["clip_fraction"]),
         ({"clipfrac_high": math.nan}, ["clip_fraction"]),
         ({"entropy": 0.091}, []),
         ({"entropy": 0.089}, ["entropy"]),
