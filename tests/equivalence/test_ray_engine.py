@@ -17,12 +17,12 @@ import forty_episodes
 from fake_suite import HORIZON
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources
-from simplevla.distributed.engine import RayEngine
+from simplevla.distributed.engine import RayEngine, _Replica
 from simplevla.distributed.learner import RayLearner
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.rollout.collect import Collection, collect_groups
-from simplevla.rollout.scheduler import Engine, RolloutEngine
+from simplevla.rollout.scheduler import Engine, RolloutEngine, RolloutStats
 from simplevla.rollout.states import make_sampler
 from simplevla.suites.registry import make_suite
 from simplevla.training.learner import Learner
@@ -177,6 +177,20 @@ def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
     assert all(e.status is not EpisodeStatus.ENV_ERROR and e.env_steps <= HORIZON for e in got.values())
     for number, episode in expected.items():
         np.testing.assert_array_equal(got[number].trace, episode.trace)
+
+
+def test_what_broke_in_the_actors_is_added_up() -> None:
+    engine = object.__new__(RayEngine)
+    engine.stats = RolloutStats(retries=1)
+    for kind, count in (("worker died (exit code 9)", 2), ("environment raised RuntimeError", 3)):
+        replica = _Replica(handle=None, starting=None)
+        replica.stats.retries = count
+        replica.stats.errors.add("environment raised RuntimeError", "the gripper fell off")
+        replica.stats.errors.add(kind, kind, count)
+        engine._add_stats(replica)
+        engine._add_stats(replica)
+    assert engine.stats.retries == 1 + 2 + 3
+    assert engine.stats.errors.counts == {"environment raised RuntimeError": 1 + 1 + 3, "worker died (exit code 9)": 2}
 
 
 def test_an_actor_that_never_answers_is_replaced(base: Path) -> None:

@@ -1,8 +1,10 @@
 import dataclasses
+import io
 
 import pytest
+from rich.console import Console
 
-from simplevla.evaluation.compare import compare, compare_files
+from simplevla.evaluation.compare import compare, compare_files, comparison_table
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
 
 
@@ -48,6 +50,35 @@ def test_states_broken_in_either_are_left_out_of_both():
     comparison = compare(a, b)
     assert comparison.unpaired == 2
     assert (comparison.overall.n, comparison.overall.only_a) == (2, 2)
+
+
+def test_without_a_valid_pair_there_is_no_comparison():
+    a = result({"lift": "11"}, broken=[("lift", 0)])
+    b = result({"lift": "00"}, broken=[("lift", 1)])
+    with pytest.raises(
+        ValueError, match="no initial state has a valid episode in both: the environment broke 1 of 2 ep"
+    ):
+        compare(a, b)
+
+
+def test_a_task_without_a_valid_pair_has_no_p():
+    a = result({"lift": "1111", "push": "1"}, broken=[("push", 0)])
+    b = result({"lift": "0000", "push": "0"})
+    comparison = compare(a, b)
+    assert comparison.to_dict()["by_task"]["push"]["mcnemar_exact_p"] is None
+    assert comparison.to_dict()["by_task"]["lift"]["mcnemar_exact_p"] == 0.125
+    screen = io.StringIO()
+    Console(width=150, file=screen).print(comparison_table(comparison))
+    (row,) = [line for line in screen.getvalue().splitlines() if "push" in line]
+    assert [cell.strip() for cell in row.strip().strip("│").split("│")] == [
+        "push",
+        "0",
+        "no pair",
+        "no pair",
+        "0",
+        "0",
+        "",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,22 @@ def test_a_run_stops_when_the_evaluation_is_as_good_as_asked(tmp_path: Path, mon
     # Never solved: the run goes on to its last update.
     finished = loop.train(config(tmp_path / "b", "impossible", 0.1), tmp_path / "finished")
     assert (finished.reason, finished.update) == ("finished", 1)
+
+
+def test_a_task_of_which_every_episode_broke_keeps_a_run_from_its_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other task is solved whatever the policy does, so that the rate of what is left is 100 %."""
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    settings = config(tmp_path / "a", "trivial", 1.0)
+    settings = replace(settings, suite=SuiteConfig(name="fake_suite:make", tasks=("trivial", "crash")))
+    outcome = loop.train(settings, tmp_path / "run")
+    assert outcome.reason != "reached"
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert row["eval_by_task"] == {"trivial": [2, 2], "crash": [0, 0]}
+    # Two episodes, three runs of each.
+    assert row["eval_errors"] == {"environment raised RuntimeError": 6}
+    assert row["eval_last_error"].endswith("RuntimeError: the gripper fell off")
 
 
 def test_a_goal_without_evaluations_or_beyond_all_is_refused() -> None:

@@ -273,6 +273,7 @@ def _evaluate(
         "eval_n": result.overall.n,
         "eval_by_task": {name: (task.solved, task.n) for name, task in result.by_task.items()},
         "eval_s": time.monotonic() - started,
+        **{f"eval_{key}": value for key, value in result.errors.metrics().items()},
     }
 
 
