@@ -2,10 +2,9 @@ import io
 import json
 
 import pytest
-
-from fake_policy import FakePolicy
 from rich.console import Console
 
+from fake_policy import FakePolicy
 from simplevla.config import EvalConfig
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.result import Broken, EvaluationResult, read_result, result_table, write_result

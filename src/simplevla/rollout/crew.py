@@ -138,7 +138,9 @@ class Errors:
 
     def shortened(self) -> "Errors":
         """With the last lines of each error, for people to read."""
-        return Errors(counts=self.counts, last={kind: last_lines(text, SHOWN_LINES) for kind, text in self.last.items()})
+        return Errors(
+            counts=self.counts, last={kind: last_lines(text, SHOWN_LINES) for kind, text in self.last.items()}
+        )
 
     def metrics(self) -> dict[str, Any]:
         """`errors` (kind -> how often) and `last_error` (its last lines) for a row of the run's log; empty if nothing broke."""
