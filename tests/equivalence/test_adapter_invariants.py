@@ -265,6 +265,17 @@ def test_checkpointed_activations_give_the_same_gradients(kind: str) -> None:
     assert found[0].keys() == bank.parameters(kind).keys()
 
 
+def test_a_saved_policy_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    policy = policy_of(make_bank())
+    saved = []
+    for number in range(8):
+        folder = tmp_path / str(number)
+        policy.save(folder)
+        saved.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+    assert all(files == saved[0] for files in saved)
+    assert len(saved[0]) > 4
+
+
 def test_dropout_only_acts_in_training_mode() -> None:
     bank = make_bank(lora=AdapterConfig(rank=4, dropout=0.5))
     policy = policy_of(bank)

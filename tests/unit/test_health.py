@@ -96,6 +96,12 @@ def test_greedy_success_has_fallen_only_where_the_intervals_part() -> None:
     rows = [*rows, row(3), evaluated(4, *fall)]
     assert metrics(rows) == ["eval_success"]
     assert "after update 0" in check(rows)[0].expected
+    # Against the best one, not the first: 45 of 120 is no fall from 50, but from 72.
+    middling = (50, 120, 0.3324, 0.5061)
+    rows = [evaluated(0, *middling), evaluated(1, *fall), evaluated(2, *best), evaluated(3, *chance)]
+    assert metrics(rows[:2]) == metrics(rows) == []
+    rows = [*rows, evaluated(4, *fall)]
+    assert "after update 2" in check(rows)[0].expected
     # The row after has no evaluation, so it has nothing to say of it.
     assert metrics([*rows, row(5)]) == []
     # Four episodes of which none is solved are no proof.

@@ -44,7 +44,8 @@ def write_lora(
         "inference_mode": True,
     }
     renamed = {f"{WRAPPER}{name}": tensor for name, tensor in tensors.items()}
-    (folder / TENSORS).write_bytes(safetensors.torch.save(renamed, {"format": "pt", WITH_CARD: card}))
+    # One key alone: safetensors writes several in an order that changes, and so would the policy's fingerprint.
+    (folder / TENSORS).write_bytes(safetensors.torch.save(renamed, {WITH_CARD: card}))
     (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
 
 
