@@ -117,7 +117,7 @@ def test_the_words() -> None:
     (warning,) = check([row(1), row(7, approx_kl=0.1234)])
     assert str(warning) == (
         "update 7: approx_kl is 0.123; expected at most 0.02. One update moves the policy too far: start again with "
-        "optimizer.lr (now 0.003) three to ten times lower."
+        "an optimizer.lr three to ten times lower."
     )
     (warning,) = check([row(1), row(7, approx_kl=None)])
     assert "approx_kl is not finite" in str(warning)

@@ -20,6 +20,8 @@ ENTROPY_SHARE = 0.1
 ENTROPY_RISE = math.log(2)
 """Nats above the first update's entropy: the policy spreads over twice as many choices, so it forgets."""
 
+LOWER_LR = "an optimizer.lr three to ten times lower"
+
 
 @dataclass(frozen=True, kw_only=True)
 class HealthWarning:
@@ -75,7 +77,7 @@ def _above(metric: str, limit: float, row: Row, value_of: Callable[[Row], float 
     value = _finite(value_of(row))
     if value is not None and value <= limit:
         return None
-    advice = f"One update moves the policy too far: start again with {_lower_lr(row)}."
+    advice = f"One update moves the policy too far: start again with {LOWER_LR}."
     return _warning(metric, row, value, f"at most {limit:g}", advice)
 
 
@@ -91,10 +93,10 @@ def _entropy(rows: Sequence[Row]) -> HealthWarning | None:
     if value is not None and value < low:
         advice = (
             "Siblings hardly differ any more, so that little can be learned from them: stop here, or start again with "
-            f"{_lower_lr(rows[-1])} or a higher sampling.temperature."
+            f"{LOWER_LR} or a higher sampling.temperature."
         )
     else:
-        advice = f"The policy forgets what it could do: start again with {_lower_lr(rows[-1])}."
+        advice = f"The policy forgets what it could do: start again with {LOWER_LR}."
     return _warning("entropy", rows[-1], value, f"{low:.3g} to {high:.3g}, from the first update's {first:.3g}", advice)
 
 
@@ -109,17 +111,14 @@ def _evaluation(rows: Sequence[Row]) -> HealthWarning | None:
         f"a 95 % interval that meets the best one's, {best['eval_low']:.3g} to {best['eval_high']:.3g} after update "
         f"{best['update']} (now {last['eval_low']:.3g} to {last['eval_high']:.3g})"
     )
-    advice = f"The policy gets worse: start again, from the first policy or a checkpoint before the fall, with {_lower_lr(last)}."
+    advice = (
+        f"The policy gets worse: start again, from the first policy or a checkpoint before the fall, with {LOWER_LR}."
+    )
     return _warning("eval_success", last, last["eval_success"], expected, advice)
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _lower_lr(row: Row) -> str:
-    now = f" (now {row['lr']:g})" if row.get("lr") else ""
-    return f"optimizer.lr{now} three to ten times lower"
 
 
 def _warning(metric: str, row: Row, value: float | None, expected: str, advice: str) -> HealthWarning:
