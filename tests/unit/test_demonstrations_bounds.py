@@ -1,6 +1,7 @@
 """Extremes that take the other values' room, told from what robots do; and the quantiles as bounds."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -119,3 +120,29 @@ def test_extremes_in_many_episodes_are_warned_of() -> None:
     with pytest.warns(UserWarning, match=r"action dimension 1 is 100 .* in 10 of 2000 frames, 10 of 40 episodes"):
         bounded = bounded_statistics(FOLDER, rows(actions), "min_max")
     assert bounded.action["max"][1] == 100.0
+
+
+@pytest.mark.parametrize("bounds", ["min_max", "quantile"])
+def test_extremes_in_more_than_a_hundredth_of_the_frames_are_warned_of(bounds: Literal["min_max", "quantile"]) -> None:
+    actions = ordinary()[: 10 * LENGTH]
+    state = np.random.default_rng(2).uniform(-1, 1, (10 * LENGTH, 1)).astype(np.float32)
+    far = [episode * LENGTH + frame for episode in (1, 4, 7, 8) for frame in (20, 30, 31)]
+    actions[far, 1] = state[far, 0] = 100.0
+    with pytest.warns(UserWarning, match="the others lie between") as caught:
+        bounded_statistics(FOLDER, rows(actions, state), bounds)
+    messages = [str(warning.message) for warning in caught]
+    assert [message.split(" dimension ")[0] for message in messages] == ["demos: state", "demos: action"]
+    for message in messages:
+        assert "is 100 at frame 70 of episode 1" in message
+        assert "such extremes are in 12 of 500 frames, 4 of 10 episodes. Have they the same units?" in message
+
+
+@pytest.mark.parametrize("episodes", [5, 10])
+def test_an_episode_in_degrees_among_others_in_radians_is_warned_of(episodes: int) -> None:
+    actions = ordinary()[: episodes * LENGTH]
+    actions[3 * LENGTH : 4 * LENGTH] *= 180 / np.pi
+    with pytest.warns(UserWarning, match="same units") as caught:
+        bounded_statistics(FOLDER, rows(actions), "min_max")
+    assert len(caught) == 2
+    assert f" frames, 1 of {episodes} episodes" in str(caught[0].message)
+    assert "of episode 3; the others lie between -" in str(caught[0].message)

@@ -5,6 +5,7 @@ One value at 100 times the others' range would leave the others three bins.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ FEW_EPISODES, FEW_FRAMES = 2, 0.001
 """Extremes in at most so many episodes, or in at most this share of the frames, are faults; else the robot moves so."""
 FEWEST_FRAMES = 8
 """With fewer there is no middle."""
+STRANGE, LARGEST_SHARE = 10.0, 0.1
+"""Without what is strange, which are so many of the different values at most or two episodes, the range would be so many times
+smaller. That may be meant, so it is a warning. Degrees among radians make it 57 times as large."""
 
 ROUNDING = {"min": 1e-6, "max": 1e-6, "mean": 1e-4, "std": 3e-3}
 """How far a measure in `stats.json` may lie from the frames', in the largest absolute value: LeRobot computes in float32,
@@ -99,29 +103,56 @@ def _middle(ordered: np.ndarray) -> np.ndarray:
 
 
 def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray, rows: Rows, bounds: str) -> None:
-    ordered, distinct = np.sort(column.astype(np.float64)), np.unique(column.astype(np.float64))
-    if len(ordered) < FEWEST_FRAMES or len(distinct) <= 2:
+    if len(column) < FEWEST_FRAMES or len(np.unique(column)) <= 2:
         return
-    middle, whole = _middle(ordered), np.ptp(ordered)
-    spread = np.std if name == "state" else np.ptp
-    # The second condition spares what rests most of the time: its values are few, but spread over the range.
-    tail = int(np.ceil(TAIL * len(distinct)))
-    parts = [part for part in (distinct[tail:], distinct[:-tail], distinct[tail:-tail]) if len(part) > 1]
-    stretched = spread(ordered) > LARGEST_STRETCH * spread(middle)
-    if not stretched or whole <= LARGEST_STRETCH * min(np.ptp(part) for part in parts):
+    wide = column.astype(np.float64)
+    middle, others = _stretched(wide, np.std if name == "state" else np.ptp), "98 % of the frames"
+    tail = middle is not None
+    if middle is None:
+        middle, others = _without_strangers(wide, rows.episode_index), "the others"
+    if middle is None:
         return
-    low, high = middle[0], middle[-1]
-    beyond = np.maximum(low - column, column - high)
+    low, high, whole = middle[0], middle[-1], np.ptp(wide)
+    beyond = np.maximum(low - wide, wide - high)
     far = beyond > whole / LARGEST_STRETCH
     frame, episodes = int(np.argmax(beyond)), np.unique(rows.episode_index[far])
     where = f"{folder}: {name} dimension {dimension} is {column[frame]:.4g} at frame {frame} of episode {rows.episode_index[frame]}"
-    middle_text = f"98 % of the frames lie between {low:.4g} and {high:.4g}"
-    room = f"would share {int(BINS * np.ptp(middle) / whole) + 1} of a token head's {BINS} bins"
+    room = f"would share {int(BINS * (high - low) / whole) + 1} of a token head's {BINS} bins"
     if name == "state":
         room = "would hardly differ once they are divided by the standard deviation"
     extent = f"such extremes are in {int(far.sum())} of {len(column)} frames, {len(episodes)} of {rows.episode_index[-1] + 1} episodes"
-    remedy = "remove the episode" + ("" if bounds == "quantile" else ", or give --bounds quantile, which cuts them off")
-    if len(episodes) <= FEW_EPISODES or far.sum() <= FEW_FRAMES * len(column):
-        raise ValueError(f"{where}; {middle_text} and {room}; {extent}: {remedy}")
-    if name == "action" and bounds == "min_max":
-        warnings.warn(f"{where}; {middle_text} and {room}; {extent}. --bounds quantile cuts them off.", stacklevel=4)
+    found = f"{where}; {others} lie between {low:.4g} and {high:.4g} and {room}; {extent}"
+    if tail and (len(episodes) <= FEW_EPISODES or far.sum() <= FEW_FRAMES * len(column)):
+        remedy = "" if bounds == "quantile" else ", or give --bounds quantile, which cuts them off"
+        raise ValueError(f"{found}: remove the episode{remedy}")
+    remedy = "Have they the same units? Else remove their episodes"
+    if tail and bounds == "min_max":
+        remedy = "--bounds quantile cuts them off"
+    warnings.warn(f"{found}. {remedy}.", stacklevel=4)
+
+
+def _stretched(column: np.ndarray, spread: Callable[[np.ndarray], Any]) -> np.ndarray | None:
+    """The sorted middle of the values if a few extremes take its room."""
+    ordered, distinct = np.sort(column), np.unique(column)
+    middle, tail = _middle(ordered), int(np.ceil(TAIL * len(distinct)))
+    # The second condition spares what rests most of the time: its values are few, but spread over the range.
+    parts = [part for part in (distinct[tail:], distinct[:-tail], distinct[tail:-tail]) if len(part) > 1]
+    if spread(ordered) <= LARGEST_STRETCH * spread(middle):
+        return None
+    return middle if np.ptp(ordered) > LARGEST_STRETCH * min(np.ptp(part) for part in parts) else None
+
+
+def _without_strangers(column: np.ndarray, episode_index: np.ndarray) -> np.ndarray | None:
+    """The sorted rest of the values if what lies behind a gap, or in the two episodes that reach furthest, isn't like it."""
+    distinct = np.unique(column)
+    edges = distinct[1:][np.diff(distinct) > np.ptp(column) / STRANGE]
+    part = np.searchsorted(edges, column, side="right")
+    size = np.bincount(np.searchsorted(edges, distinct, side="right"))
+    numbers, starts = np.unique(episode_index, return_index=True)
+    reach = np.maximum.reduceat(np.abs(column - np.median(column)), starts)
+    rests = []
+    if size.max() >= (1 - LARGEST_SHARE) * len(distinct):
+        rests.append(column[part == size.argmax()])
+    if len(numbers) > 2 * FEW_EPISODES:
+        rests.append(column[~np.isin(episode_index, numbers[np.argsort(reach)[-FEW_EPISODES:]])])
+    return next((np.sort(rest) for rest in rests if 0 < STRANGE * np.ptp(rest) < np.ptp(column)), None)

@@ -56,9 +56,9 @@ def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str,
 def _is_depth(feature: dict[str, Any]) -> bool:
     """Whether it has one channel, or a mark that LeRobot sets or set (`depth_keys` in its `dataset_metadata.py`)."""
     shape = feature["shape"]
-    if len(shape) == 2 or 1 in (shape[0], shape[-1]):
+    if len(shape) == 2 or 1 in (*shape[:1], *shape[-1:]):
         return True
-    places = [feature, feature.get("info") or {}, feature.get("video_info") or {}]
+    places = [place for place in (feature, feature.get("info"), feature.get("video_info")) if isinstance(place, dict)]
     return any(place.get(mark) for place in places for mark in ("is_depth_map", "video.is_depth_map"))
 
 
@@ -71,7 +71,7 @@ def _size(where: str, feature: dict[str, Any]) -> tuple[int, int]:
         names = values[0] if len(values) == 1 and isinstance(values[0], list) else list(names)
     axes = [str(name).lower()[:1] for name in names or []]
     if sorted(axes) != ["c", "h", "w"] and len(axes) in (0, 3):
-        axes = ["h", "w", "c"] if shape[-1] in COLOUR_CHANNELS else ["c", "h", "w"]
+        axes = ["h", "w", "c"] if shape and shape[-1] in COLOUR_CHANNELS else ["c", "h", "w"]
     if len(shape) != 3 or len(axes) != 3 or shape[axes.index("c")] not in COLOUR_CHANNELS:
         raise ValueError(
             f"{where} has the shape {shape} and the names {feature.get('names')}, which contradict each other; expected "

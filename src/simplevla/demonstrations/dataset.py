@@ -63,7 +63,7 @@ class LeRobotDataset:
         """Camera -> (height, width)."""
         self.instructions = metadata.read_tasks(self.folder)
         """Index is `task_index`."""
-        self._episodes = metadata.read_episodes(self.folder, int(self.info["total_frames"]))
+        self._episodes = metadata.read_episodes(self.folder, self.info["total_frames"])
         ends = np.cumsum([episode["length"] for episode in self._episodes]).tolist()
         self.episode_ranges = list(zip([0, *ends[:-1]], ends, strict=True))
         """First frame and one past the last frame of each episode."""
@@ -77,9 +77,8 @@ class LeRobotDataset:
         """All that the data files hold but images, checked."""
         dimensions = {layout.STATE: self.state_dim, layout.ACTION: self.action_dim}
         timed = any(camera.video for camera in self._cameras.values())
-        return read_rows(
-            self.folder, self.info, self._episodes, dimensions, len(self.instructions), self.fps if timed else None
-        )
+        fps = self.fps if timed else None
+        return read_rows(self.folder, self.info, self._episodes, dimensions, self.instructions, fps)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -103,13 +102,15 @@ class LeRobotDataset:
 
     @property
     def initial_states(self) -> list[int] | None:
-        """The suite's initial state of each episode; None where the dataset doesn't say."""
-        return [int(e["initial_state"]) for e in self._episodes] if "initial_state" in self._episodes[0] else None
+        """The suite's initial state of each episode; None where the dataset doesn't say it of every one."""
+        states = [episode.get("initial_state") for episode in self._episodes]
+        return states if all(type(state) is int for state in states) else None
 
     @property
     def task_names(self) -> list[str] | None:
-        """The suite's task of each episode; None where the dataset doesn't say."""
-        return [str(e["task_name"]) for e in self._episodes] if "task_name" in self._episodes[0] else None
+        """The suite's task of each episode; None where the dataset doesn't say it of every one."""
+        names = [episode.get("task_name") for episode in self._episodes]
+        return names if all(isinstance(name, str) for name in names) else None
 
     def load_all(self, progress: bool = False) -> Frames:
         """Decode the whole dataset into memory: F x height x width x 3 bytes per camera."""

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -21,7 +21,8 @@ def read_image(data: bytes, where: str) -> np.ndarray:
                 raise ValueError(
                     f"{where}: the image has more than 8 bits a pixel (mode {image.mode}), as depth maps have"
                 )
-            return np.asarray(image.convert("RGB"))
+            # A camera held upright says so in EXIF; Hugging Face's datasets turn the picture as well.
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(
             f"{where}: the image can't be decoded ({error}); the file is damaged, copy it again"

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,12 +32,34 @@ def read_info(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("features", "fps", "data_path", "total_frames") if key not in info]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; the file is damaged, copy it again")
-    incomplete = [key for key, feature in info["features"].items() if not {"dtype", "shape"} <= set(feature)]
-    if incomplete:
-        raise ValueError(f"{path}: the feature {incomplete[0]!r} lacks its dtype or shape; copy the file again")
-    fps = info["fps"]
-    if not isinstance(fps, int | float) or not 0 < fps < math.inf:
+    features, fps, total = info["features"], info["fps"], info["total_frames"]
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
         raise ValueError(f"{path}: fps is {fps!r}; expected the number of frames per second")
+    if not _is_count(total):
+        raise ValueError(f"{path}: total_frames is {total!r}; expected a whole number")
+    if not isinstance(features, dict):
+        raise ValueError(
+            f"{path}: features is a {type(features).__name__}; expected an object, one key for each feature"
+        )
+    for key, feature in features.items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        if not isinstance(shape, list) or not all(map(_is_count, shape)) or "dtype" not in feature:
+            raise ValueError(
+                f"{path}: the feature {key!r} is {feature!r}; expected an object with its dtype and its shape, such as "
+                "'float32' and [7]; copy the file again"
+            )
+    for key, example in (("data_path", layout.DATA), ("video_path", layout.VIDEO)):
+        pattern = info.get(key)
+        if pattern is None and key == "video_path":
+            continue
+        try:
+            str(pattern).format(chunk_index=0, file_index=0, video_key="")
+        except (KeyError, IndexError, ValueError):
+            pattern = None
+        if not isinstance(info[key], str) or pattern is None:
+            raise ValueError(f"{path}: {key} is {info[key]!r}; expected a path such as {example!r}")
+    if not isinstance(info.get("simplevla", {}), dict):
+        raise ValueError(f"{path}: simplevla is {info['simplevla']!r}; expected what was written there, or nothing")
     return info
 
 
@@ -48,9 +71,16 @@ def read_tasks(folder: Path) -> list[str]:
         raise ValueError(
             f"{folder / layout.TASKS} has the columns {table.column_names}; expected task_index and the task"
         )
-    by_index = dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
-    if sorted(by_index) != list(range(len(by_index))):
-        raise ValueError(f"{folder / layout.TASKS} numbers its tasks {sorted(by_index)}; expected 0, 1, 2, ...")
+    numbers, instructions = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
+    if set(numbers) != set(range(len(numbers))):
+        raise ValueError(f"{folder / layout.TASKS} numbers its tasks {numbers}; expected 0, 1, 2, ..., each once")
+    for number, instruction in zip(numbers, instructions, strict=True):
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise ValueError(
+                f"{folder / layout.TASKS}: the instruction of task_index {number} is {instruction!r}; expected words. Remove "
+                "its episodes, or write what they show"
+            )
+    by_index = dict(zip(numbers, instructions, strict=True))
     return [by_index[index] for index in range(len(by_index))]
 
 
@@ -61,8 +91,15 @@ def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
     for path in sorted((folder / "meta/episodes").glob("*/*.parquet")):
         table = _read_table(path)
         for name in needed:
-            if name not in table.column_names or table[name].null_count:
-                raise ValueError(f"{path} lacks {name!r} or has a null there; copy it again")
+            if name not in table.column_names:
+                raise ValueError(f"{path} lacks {name!r}; copy it again")
+            try:
+                numbers = layout.column_values(table[name], 1, np.int64)
+            except ValueError as error:
+                raise ValueError(f"{path}, column {name!r}: {error}; copy it again") from error
+            if len(numbers) and numbers.min() < 0:
+                raise ValueError(f"{path}, column {name!r}: {numbers.min()} is negative; copy it again")
+            table = table.set_column(table.column_names.index(name), name, pa.array(numbers[:, 0]))
         rows += table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist()
     rows.sort(key=lambda row: row["episode_index"])
     for number, row in enumerate(rows):
@@ -72,7 +109,8 @@ def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
     if frames == 0 or frames != total_frames:
         raise ValueError(
             f"{folder}/meta/episodes lists {len(rows)} episodes with {frames} frames; "
-            f"{layout.INFO} says {total_frames} frames: an episodes file is missing, copy it again"
+            f"{layout.INFO} says {total_frames} frames: an episodes file is missing or {layout.INFO} is of another version "
+            "of the dataset; copy the meta/ folder again"
         )
     return rows
 
@@ -81,6 +119,10 @@ def read_stats(folder: Path) -> dict[str, Any]:
     """`meta/stats.json`; empty where there is none, since everything that is needed is measured over the frames."""
     path = folder / layout.STATS
     return _read_json(path) if path.is_file() else {}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _read_json(path: Path) -> dict[str, Any]:

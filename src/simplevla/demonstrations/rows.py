@@ -36,7 +36,7 @@ def read_rows(
     info: dict[str, Any],
     episodes: Sequence[dict[str, Any]],
     dimensions: dict[str, int],
-    num_tasks: int,
+    instructions: Sequence[str],
     fps: float | None,
 ) -> Rows:
     """Find every episode's rows by what the data files hold, whatever `meta/episodes` says about where they lie.
@@ -44,18 +44,19 @@ def read_rows(
     Args:
         episodes: the rows of `meta/episodes`.
         dimensions: of state and action, by feature.
+        instructions: by `task_index`.
         fps: check the timestamps against this; None where no picture depends on them.
 
     Raises:
         ValueError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't its
-            frame's, or a file is damaged; says where.
+            frame's, an instruction isn't its episode's, or a file is damaged; says where.
     """
     lengths = np.array([episode["length"] for episode in episodes])
     named = [
         folder / info["data_path"].format(chunk_index=c, file_index=f)
-        for c, f in dict.fromkeys((int(e["data/chunk_index"]), int(e["data/file_index"])) for e in episodes)
+        for c, f in dict.fromkeys((e["data/chunk_index"], e["data/file_index"]) for e in episodes)
     ]
-    pattern = re.sub(r"\{[^}]*\}", "*", str(info["data_path"]))
+    pattern = re.sub(r"\{[^}]*\}", "*", info["data_path"])
     files = {path: _read_file(path, dimensions, fps) for path in named if path.is_file()}
     short = np.flatnonzero(_counts(folder, files, lengths) < lengths)
     for path in sorted(set(folder.glob(pattern)) - set(files)) if len(short) else ():
@@ -71,7 +72,9 @@ def read_rows(
             f"{folder} holds {counts.sum()} frames; meta/episodes lists {lengths.sum()}; episode {episode} has "
             f"{counts[episode]} of {lengths[episode]}: {cause}; copy the dataset's data/ folder completely"
         )
-    return _in_order(folder, files, lengths, num_tasks, fps)
+    rows = _in_order(folder, files, lengths, len(instructions), fps)
+    _check_tasks(folder, rows, episodes, instructions)
+    return rows
 
 
 def _read_file(path: Path, dimensions: dict[str, int], fps: float | None) -> dict[str, np.ndarray]:
@@ -170,6 +173,17 @@ def _check_finite(folder: Path, rows: Rows) -> None:
                 f"{folder}: {name} dimension {dimension} is {values[frame, dimension]} at frame {frame} "
                 f"of episode {rows.episode_index[frame]} ({len(bad)} such values); expected finite numbers, "
                 "remove the episode"
+            )
+
+
+def _check_tasks(folder: Path, rows: Rows, episodes: Sequence[dict[str, Any]], instructions: Sequence[str]) -> None:
+    """Compare the frames' instructions with those that `meta/episodes` lists for the episode, if it does."""
+    for number, task in np.unique(np.stack([rows.episode_index, rows.task_index]), axis=1).T.tolist():
+        listed = episodes[number].get("tasks")
+        if listed and instructions[task] not in ([listed] if isinstance(listed, str) else listed):
+            raise ValueError(
+                f"{folder}: the frames of episode {number} have task_index {task}, which is {instructions[task]!r} in "
+                f"{layout.TASKS}, and meta/episodes says {listed}: one of them belongs to another dataset; copy it completely"
             )
 
 

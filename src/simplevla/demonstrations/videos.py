@@ -14,7 +14,8 @@ def video_places(
     """Video file -> (episode, the second of the file where it begins), for the camera feature `key`.
 
     Raises:
-        ValueError: the pointers are missing, aren't times, or let two episodes overlap by half a frame or more.
+        ValueError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes overlap by
+            half a frame or more.
     """
     names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     places: dict[Path, list[tuple[int, float]]] = {}
@@ -23,13 +24,22 @@ def video_places(
         if absent or not info.get("video_path"):
             lacking = absent[0] if absent else "video_path of info.json"
             raise ValueError(f"{folder}/meta: {lacking} is missing for episode {number}; copy the meta/ folder again")
+        for name, what in zip(names, ("a whole number", "a whole number", "seconds"), strict=True):
+            value = episode[name]
+            right = isinstance(value, int | float) and 0 <= value < np.inf
+            if not right or (what != "seconds" and value != int(value)):
+                raise ValueError(
+                    f"{folder}/meta/episodes: {name} of episode {number} is {value!r}; expected {what} from 0 up; copy the "
+                    "meta/ folder again"
+                )
         chunk, file, begin = (episode[name] for name in names)
-        if not 0 <= begin < np.inf:
+        end = episode.get(f"videos/{key}/to_timestamp")
+        if isinstance(end, float) and end - begin < (episode["length"] - 1.5) / fps:
             raise ValueError(
-                f"{folder}/meta/episodes: {names[2]} of episode {number} is {begin}; expected seconds from 0 up; copy the "
-                "meta/ folder again"
+                f"{folder}/meta/episodes: episode {number} has {episode['length']} frames, and its part of the video of {key}, from "
+                f"{begin:.4g} to {end:.4g} s, is shorter: it is another episode's; correct its from_timestamp and to_timestamp"
             )
-        path = folder / str(info["video_path"]).format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+        path = folder / info["video_path"].format(video_key=key, chunk_index=int(chunk), file_index=int(file))
         places.setdefault(path, []).append((number, float(begin)))
     for path, parts in places.items():
         in_time = sorted(parts, key=lambda part: part[1])
@@ -47,7 +57,7 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
     """Decode the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
 
     Raises:
-        ValueError: the file is missing or damaged, its frames have another size, or none is within half a frame of a time.
+        ValueError: the file is missing or damaged, its frames have another size or are to be turned, or none is within half a frame of a time.
     """
     import av
 
@@ -73,6 +83,11 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
                     if (frame.height, frame.width, 3) != target.shape[1:]:
                         raise ValueError(
                             f"{path}: frames are {frame.height} x {frame.width}; info.json says {target.shape[1:3]}"
+                        )
+                    if frame.rotation:
+                        raise ValueError(
+                            f"{path}: its pictures are marked to be turned by {frame.rotation} degrees, which not every program "
+                            "does; write the video again, turned"
                         )
                     if len(frame.format.components) == 1 and frame.format.components[0].bits > 8:
                         raise ValueError(f"{path}: its pictures are {frame.format.name}, as depth maps are")
