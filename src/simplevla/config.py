@@ -354,11 +354,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+SCALARS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
+"""What JSON may have for a field of each type."""
+
+
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The config that `to_dict` wrote.
 
     Raises:
-        ValueError: on an unknown key, naming it and the nearest ones, or if one without a default is missing.
+        ValueError: on an unknown key, naming it and the nearest ones, if one without a default is missing, or if a number, text or
+            switch is something else.
     """
     import difflib
 
@@ -373,6 +378,8 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
             value = from_dict(typing.cast(Any, hints[key]), value)
         elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
             value = tuple(value)
+        elif hints[key] in SCALARS and type(value) not in SCALARS[hints[key]]:
+            raise ValueError(f"{cls.__name__}.{key} is {value!r}; expected {hints[key].__name__}")
         known[key] = value
     none = dataclasses.MISSING
     fields = dataclasses.fields(typing.cast(Any, cls))

@@ -195,7 +195,7 @@ def add_lora(place: Path, rank: int = 2, alpha: int = 3) -> dict[str, torch.Tens
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": ["q_proj", "qkv"],
+        "target_modules": list(modules),
         "bias": "none",
     }
     (place / "adapter_config.json").write_text(json.dumps(settings | {"init_lora_weights": "gaussian"}))
@@ -251,3 +251,27 @@ def test_an_adapter_of_another_kind(folder: Path) -> None:
 def test_whole_numbers_are_no_weights(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({"projector.fc1.bias": tensors["projector.fc1.bias"].long()}))
     refused(folder, r"projector\.fc1\.bias isn't made of finite numbers")
+
+
+def test_an_adapter_that_lacks_some_of_its_target_modules(folder: Path) -> None:
+    add_lora(folder / "lora_adapter")
+    edit_json(
+        folder / "lora_adapter" / "adapter_config.json", lambda values: values.update(target_modules=["q_proj", "qkv"])
+    )
+    refused(folder, r"adapter lacks tensors for \S*\.q_proj|blocks\.1\.attn\.qkv", lora_adapter="merge")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda action: action["min"].__setitem__(-1, -1.0), r"runs from -1\.0 to 1\.0 and its mask is \[False\]"),
+        (
+            lambda action: action["mask"].__setitem__(-1, True),
+            r"runs from 0\.0 to 1\.0 and its mask is \[True\].*--gripper none",
+        ),
+    ],
+)
+def test_a_gripper_that_is_not_liberos(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit_json(folder / "dataset_statistics.json", lambda statistics: change(statistics[made.KEY]["action"]))
+    refused(folder, message)
+    import_openvla_oft(folder, folder.parent / "policy", cameras=("fixed",), gripper="none")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.cli import main
 from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.policies.tinyvla.tokens import train_tokenizer
+from simplevla.policies.trained_on import TrainedOn
 from simplevla.suites.base import SuiteSpec
 
 
@@ -166,3 +169,58 @@ def test_adapters_whose_list_is_lost_are_not_left_out_silently(tmp_path: Path) -
     (tmp_path / "policy" / "adapters" / "bank.json").unlink()
     with pytest.raises(ValueError, match=r"bank\.json is missing, though there are adapters"):
         load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("name", ["statistics.json", "tokenizer.json", "trained_on.json"])
+def test_a_file_of_another_policy_of_the_same_sizes_is_named(tmp_path: Path, name: str) -> None:
+    policy, other = small.make(), small.make()
+    other.statistics = small.plain_statistics(3, 2)
+    other.instruction_tokens.tokenizer = train_tokenizer(["pull it", "press it"], 512)
+    other.trained_on = (TrainedOn(stage="sft", suite="another"),)
+    policy.save(tmp_path / "own")
+    other.save(tmp_path / "other")
+    file = tmp_path / "own" / name
+    own = file.read_text()
+    file.write_text(json.dumps(json.loads(own)))
+    load_policy(tmp_path / "own")
+    file.write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(ValueError, match=rf"{name} isn't the one that model\.safetensors beside it was saved with"):
+        load_policy(tmp_path / "own")
+    # Folders of earlier versions don't say.
+    tensors = load_file(tmp_path / "own/model.safetensors")
+    save_file(tensors, tmp_path / "own/model.safetensors", metadata={"architecture": "tinyvla"})
+    load_policy(tmp_path / "own")
+
+
+def test_cameras_in_another_order_are_warned_of(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    load_policy(folder)
+    assert not recwarn.list
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"cameras": config["cameras"][::-1]}))
+    with pytest.warns(UserWarning, match=r"config\.json isn't the one that model\.safetensors"):
+        load_policy(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"cameras": ["front", "front"]}))
+    with pytest.raises(ValueError, match="at least one, each once"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [("chunk_length", 2.0, "int"), ("state_dim", "3", "int"), ("action_dim", True, "int"), ("head", 1, "Literal")],
+)
+def test_a_setting_of_another_type_is_named(folder: Path, key: str, value: Any, expected: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    message = f"TinyVLAConfig.{key} is {value!r}; expected {expected}" if expected == "int" else "head is 1"
+    with pytest.raises(ValueError, match=message):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("value", ["false", None])
+def test_the_sampler_s_form_is_yes_or_no(tmp_path: Path, value: Any) -> None:
+    small.make(head="diffusion").save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["diffusion"]["use_clipped_model_output"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"use_clipped_model_output is .*; expected bool"):
+        load_policy(tmp_path)

@@ -103,14 +103,15 @@ class LeRobotDataset:
     @property
     def initial_states(self) -> list[int] | None:
         """The suite's initial state of each episode; None where the dataset doesn't say it of every one."""
-        states = [episode.get("initial_state") for episode in self._episodes]
-        return states if all(type(state) is int for state in states) else None
+        values = [episode.get("initial_state") for episode in self._episodes]
+        known = [value for value in values if isinstance(value, int) and not isinstance(value, bool)]
+        return known if len(known) == len(values) else None
 
     @property
     def task_names(self) -> list[str] | None:
         """The suite's task of each episode; None where the dataset doesn't say it of every one."""
-        names = [episode.get("task_name") for episode in self._episodes]
-        return names if all(isinstance(name, str) for name in names) else None
+        known = [name for episode in self._episodes if isinstance(name := episode.get("task_name"), str)]
+        return known if len(known) == len(self._episodes) else None
 
     def load_all(self, progress: bool = False) -> Frames:
         """Decode the whole dataset into memory: F x height x width x 3 bytes per camera."""

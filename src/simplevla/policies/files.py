@@ -1,15 +1,17 @@
 """The files of a policy folder: written whole or not at all, and checked against each other when read."""
 
+import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -18,6 +20,8 @@ from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_as_json
 
 FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
+BESIDE = ("config.json", "statistics.json", "tokenizer.json", FILE)
+"""The metadata of model.safetensors hold the sha256 of each, so that another policy's of the same sizes is noticed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +34,16 @@ class PolicyFiles:
     tokenizer: Tokenizer
     tensors: dict[str, Tensor]
     trained_on: tuple[TrainedOn, ...]
+    written: dict[str, str]
+    """File -> its sha256 when the tensors were written; earlier versions didn't say."""
 
     def check_tensors(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare names, shapes and dtypes with the policy's, and refuse numbers that aren't finite.
+        """Compare names, shapes and dtypes with the policy's, and refuse numbers that aren't finite, or files of another policy.
+
+        An edited config.json is warned of: it may be meant.
 
         Raises:
-            ValueError: naming the first three that differ.
+            ValueError: naming the first three that differ, or the file.
         """
         got = self.tensors
         problems = [f"{name} is missing" for name in expected if name not in got]
@@ -63,6 +71,17 @@ class PolicyFiles:
                 f"{self.folder / 'model.safetensors'} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
                 "Are both files of the same policy?"
             )
+        self._check_written()
+
+    def _check_written(self) -> None:
+        for name in BESIDE:
+            file = self.folder / name
+            if name not in self.written or not file.is_file() or _sha256(file.read_bytes()) == self.written[name]:
+                continue
+            found = f"{file} isn't the one that model.safetensors beside it was saved with"
+            if name != "config.json":
+                raise ValueError(f"{found}: it is another policy's, or was edited. Copy the whole folder again")
+            warnings.warn(f"{found}. If that isn't meant, copy the whole folder again.", stacklevel=4)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -85,12 +104,17 @@ def save_files(
     """Write a policy's files into `folder`, the tensors last."""
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write(folder / "tokenizer.json", tokenizer.to_str().encode())
-    _write(folder / "statistics.json", json.dumps(statistics.to_dict(), indent=1).encode())
-    _write(folder / FILE, stages_as_json(trained_on))
-    _write(folder / "config.json", json.dumps(config, indent=1).encode())
+    contents = {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "statistics.json": json.dumps(statistics.to_dict(), indent=1).encode(),
+        FILE: stages_as_json(trained_on),
+        "config.json": json.dumps(config, indent=1).encode(),
+    }
+    for name, content in contents.items():
+        _write(folder / name, content)
+    written = {name: _sha256(content) for name, content in contents.items()}
     with _whole(folder / "model.safetensors") as temporary:
-        save_file(on_cpu, temporary, metadata={"architecture": architecture})
+        save_file(on_cpu, temporary, metadata={"architecture": architecture, **written})
 
 
 def load_files(folder: Path) -> PolicyFiles:
@@ -109,6 +133,8 @@ def load_files(folder: Path) -> PolicyFiles:
     file = folder / "model.safetensors"
     try:
         tensors = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            written = {name: value for name, value in (opened.metadata() or {}).items() if name in BESIDE}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
     return PolicyFiles(
@@ -118,7 +144,13 @@ def load_files(folder: Path) -> PolicyFiles:
         tokenizer=tokenizer,
         tensors=tensors,
         trained_on=read_stages(folder / FILE),
+        written=written,
     )
+
+
+def _sha256(content: bytes) -> str:
+    """Of JSON, however it is laid out."""
+    return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -60,6 +60,12 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
         tensors[f"{module}.weight"] = (weight.double() + scale * (pair["B"].double() @ pair["A"].double())).float()
     targets = config.get("target_modules") or []
     unmet = [] if isinstance(targets, str) else [t for t in targets if not _adapted(t, pairs)]
+    if not any(config.get(key) for key in ("exclude_modules", "layers_to_transform")) and not isinstance(targets, str):
+        # Of the names that target modules end with, peft adapts every one.
+        matrices = [
+            name.removesuffix(".weight") for name, x in tensors.items() if x.ndim == 2 and name.endswith(".weight")
+        ]
+        unmet += [m for m in matrices if m not in pairs and any(m == t or m.endswith(f".{t}") for t in targets)]
     if not pairs or unmet:
         raise ValueError(
             f"{origin}'s adapter lacks tensors for {unmet[0] if unmet else 'everything'}; use another checkpoint"

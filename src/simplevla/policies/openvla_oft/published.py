@@ -90,9 +90,9 @@ def import_openvla_oft(
     half = tensors.get("language_model.lm_head.weight", torch.empty(0)).dtype == torch.bfloat16
     merged = _merge_adapter(tensors, folder, lora_adapter)
     key, measured = _read_statistics(folder / "dataset_statistics.json", statistics_key)
-    mask = tuple(
-        bool(x) for x in measured["action"].get("mask", [True] * (len(measured["action"]["min"]) - 1) + [False])
-    )
+    mask = tuple(measured["action"].get("mask", [True] * (len(measured["action"]["min"]) - 1) + [False]))
+    if gripper == "libero":
+        _check_gripper(measured["action"], mask, folder / "dataset_statistics.json")
     config = OpenVLAOFTConfig(
         cameras=tuple(cameras),
         state_dim=len(measured.get("proprio", {}).get("min", [0.0] * STATE)),
@@ -192,6 +192,16 @@ def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
                 f"{', '.join(MEASURES)}"
             )
     return found, measured
+
+
+def _check_gripper(action: Mapping[str, Any], mask: tuple[Any, ...], file: Path) -> None:
+    """Refuse statistics of a robot whose last action dimension isn't LIBERO's gripper, from 0 to 1 and not normalised."""
+    low, high, last = action["min"][-1], action["max"][-1], mask[-1:]
+    if not 0 <= low <= high <= 1 or last != (False,):
+        raise ValueError(
+            f"{file}: the last action dimension runs from {low} to {high} and its mask is {list(last)}; LIBERO's gripper runs from "
+            "0 (closed) to 1 (open) and isn't normalised (mask false). Say --gripper none if it is an action like the others"
+        )
 
 
 def _statistics(measured: Mapping[str, Any], config: OpenVLAOFTConfig) -> Statistics:

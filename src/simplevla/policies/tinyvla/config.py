@@ -159,8 +159,8 @@ class TinyVLAConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self) -> None:
-        if not self.cameras:
-            raise ValueError("a tinyvla policy needs at least one camera; got none")
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras are {self.cameras}; a tinyvla policy needs at least one, each once")
         if self.head not in ("tokens", "diffusion"):
             raise ValueError(f"head is {self.head!r}; expected 'tokens' or 'diffusion'")
         if self.language.prompt and (self.head, self.vision.kind) not in (
