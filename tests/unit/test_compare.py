@@ -113,3 +113,34 @@ def test_files_are_compared_by_name(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*nowhere\.json"):
         compare_files(tmp_path / "nowhere.json", tmp_path / "nowhere.json")
+
+
+def shown(comparison):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(comparison_table(comparison))
+    return console.file.getvalue()
+
+
+def test_what_differs_beside_the_policy_is_said():
+    a = result({"lift": "10"}, held_out="yes", policy_sha256="a")
+    assert compare(a, dataclasses.replace(a, policy_sha256="b")).notes == ()
+    b = dataclasses.replace(
+        a, policy_sha256="b", greedy=False, temperature=1.6, seed=3, held_out="no: 2 met", differences=("another size",)
+    )
+    comparison = compare(a, b)
+    assert comparison.notes == (
+        "A is greedy, B sampled at temperature 1.6",
+        "A has seed 0, B 3",
+        "B held out: no: 2 met",
+        "B not as trained: another size",
+    )
+    assert comparison.to_dict()["notes"] == list(comparison.notes)
+    assert all(note in shown(comparison) for note in comparison.notes)
+
+
+def test_a_policy_compared_with_itself_is_said():
+    a = result({"lift": "10"}, held_out="yes", policy_sha256="a")
+    assert compare(a, a).notes == ("A and B are evaluations of the same policy",)
+    # Nobody knows of files without a fingerprint.
+    unnamed = dataclasses.replace(a, policy_sha256=None)
+    assert compare(unnamed, unnamed).notes == ()

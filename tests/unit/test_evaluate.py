@@ -232,6 +232,14 @@ def test_a_result_survives_the_way_through_its_file(tmp_path):
         (lambda d: d["episodes"][0].pop("success"), "success"),
         (lambda d: d["episodes"][0].update(success="yes"), "success of lift/7 is 'yes'; expected true or false"),
         (lambda d: d["episodes"][0].update(success=False), "overall says 3 of 5 solved, its episodes say 2 of 5"),
+        (lambda d: d["by_task"]["lift"].update(solved=1), "lift says 1 of 3 solved, its episodes say 3 of 3"),
+        (lambda d: d["by_task"].pop("push"), "push says None of None solved"),
+        (lambda d: d["episodes"].append(d["episodes"][0]), "task 'lift', initial state 7 is there 2 times"),
+        (
+            lambda d: d["broken"].append({"task": "lift", "initial_state": 7}),
+            "task 'lift', initial state 7 is there 2 times",
+        ),
+        (lambda d: d["horizons"].pop("push"), "it has episodes of 'push', which isn't among its tasks"),
     ],
 )
 def test_a_damaged_result_names_the_file_and_the_fault(tmp_path, change, message):

@@ -213,3 +213,64 @@ def test_a_healthy_run_has_no_warnings(
     loop.train(config, tmp_path / "run")
     assert [one["warnings"] for one in read_rows(tmp_path / "run")] == [[], [], []]
     assert "warning" not in capsys.readouterr().out
+
+
+def sampled(greedy: tuple[int, int], solved: tuple[int, int], **of_other_tasks: list[int]) -> list[str]:
+    """Warnings of an update whose policy had been evaluated before."""
+    evaluated = {"update": 0, "eval_by_task": {"lift": list(greedy), "push": [10, 10]}}
+    return metrics([evaluated, row(1, success_by_task={"lift": list(solved), **of_other_tasks})])
+
+
+def test_sampled_success_far_below_greedy_success() -> None:
+    # The policy of docs/learning_rate: 80 % greedy, 1.6 % sampled.
+    assert sampled((48, 60), (4, 256)) == ["sampled_success"]
+    # Half of 0.8 is 0.4: 103 of 256 is 0.402, 102 is 0.398.
+    assert sampled((48, 60), (103, 256)) == []
+    assert sampled((48, 60), (102, 256)) == ["sampled_success"]
+    # 0.25 below: 0.4 against 0.16 and 0.14, so many that the intervals part.
+    assert sampled((400, 1000), (160, 1000)) == []
+    assert sampled((400, 1000), (140, 1000)) == ["sampled_success"]
+    # Wilson of 2 of 3 is 0.21 to 0.94, of 0 of 8 it is 0 to 0.32.
+    assert sampled((2, 3), (0, 8)) == []
+    # A task that wasn't sampled says nothing, and one that wasn't evaluated neither.
+    assert sampled((0, 60), (0, 256)) == []
+    assert sampled((48, 60), (200, 256), press=[0, 2560]) == []
+    assert metrics([row(1, success_by_task={"lift": [0, 256]})]) == []
+
+
+def test_sampled_success_is_judged_by_the_evaluation_of_the_same_policy() -> None:
+    good, bad = {"eval_by_task": {"lift": [48, 60]}}, {"eval_by_task": {"lift": [0, 60]}}
+    few = {"success_by_task": {"lift": [4, 256]}}
+    assert metrics([row(1, **bad), row(2, **few, **good)]) == []
+    assert metrics([row(1, **good), row(2, **few, **bad)]) == ["sampled_success"]
+    assert metrics([row(1, **good), row(2), row(3, **few, **good)]) == ["sampled_success"]
+    assert metrics([row(1, **good), row(2), row(3, **few)]) == []
+    (warning,) = check([row(1, **good), row(2, **few)])
+    assert str(warning) == (
+        "update 2: sampled_success is 0.0156; expected at least 0.4, 0.5 of the greedy success on the same tasks, 80.0% [68.2%, 88.2%], "
+        "48 of 60. Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, or "
+        "sampling.eta and sampling.sigma_min of a diffusion head."
+    )
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("recipe", ["tabletop_nano", "tabletop_nano_diffusion", "metaworld_nano", "libero_object_nano"])
+def test_recorded_healthy_runs_sample_well_enough(recipe: str) -> None:
+    """They have rates alone: as if each had very many episodes, so that the intervals never meet."""
+    n, ratios = 100_000, []
+    for seed in json.loads((RESULTS / f"{recipe}.json").read_text())["seeds"]:
+        curves = seed["curves_of_minutes"]
+        trained = dict(curves["train_success"])
+        first = min(trained)
+        for minute, greedy in curves["eval_success"]:
+            rate = trained.get(minute, trained[first])
+            ratios.append(rate / greedy)
+            rows = [{"update": 0, "eval_by_task": {"all": [round(greedy * n), n]}}]
+            assert metrics([*rows, row(1, success_by_task={"all": [round(rate * n), n]})]) == []
+    assert min(ratios) >= 0.7
+
+
+def test_missing_metrics_of_a_row_are_no_crash() -> None:
+    assert metrics([{"update": 1, "approx_kl": 0.001}]) == ["clip_fraction"]

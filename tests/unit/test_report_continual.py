@@ -95,3 +95,21 @@ def test_the_page_says_in_which_task_metrics_left_their_range(tmp_path: Path) ->
         page = write_continual_report(tmp_path).read_text()
         sentence = "Metrics of <b>push</b> left the range of healthy runs, first at update 1: approx_kl is 0.3;"
         assert page.count(sentence) == page.count("left the range") == shown
+
+
+def test_the_page_calls_states_held_out_only_where_they_are(tmp_path: Path) -> None:
+    rest = {"libero": None, "start_from": "base", "episodes": 1, "protocol": {}, "commit": "0123abcd", "stages": []}
+
+    def page(**doubts: list[str]) -> str:
+        write_json(tmp_path / "continual.json", RESULT | rest | doubts)
+        return write_continual_report(tmp_path).read_text()
+
+    assert "Success on test initial states (held out)</h2>" in page(doubts=[])
+    assert "About these rates" not in page(doubts=[])
+    doubted = page(doubts=["held out: no: 3 met", "not as trained: another size"])
+    assert "About these rates: held out: no: 3 met<" in doubted
+    assert "About these rates: not as trained: another size<" in doubted
+    # A file from before this was recorded.
+    old = page()
+    assert "About these rates: held out: unknown: not recorded<" in old
+    assert "(held out)" not in doubted + old

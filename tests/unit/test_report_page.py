@@ -5,10 +5,12 @@ import re
 
 import numpy as np
 
+from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
 from simplevla.report.choice import choose_states
 from simplevla.report.page import write_report
 from simplevla.report.videos import encode_video
+from simplevla.rollout.crew import Errors
 
 
 def evaluation(flags, **changes):
@@ -195,7 +197,7 @@ def test_the_page_says_how_its_films_were_chosen_and_shows_what_got_worse(tmp_pa
     film(tmp_path, "after", [("lift", 0, False, 5), ("push", 0, True, 5), ("lift", 1, True, 5), ("push", 1, True, 5)])
     text = text_of(write_report(tmp_path))
     neutral, kinds = text.split("Films chosen without knowing the outcome")[1].split("One film of each kind of outcome")
-    assert "The first held-out initial state of each task" in neutral
+    assert "The first evaluated initial state of each task" in neutral
     assert "lift, initial state 0 before: solved in 5 env steps after: not solved in 5 env steps" in neutral
     assert "push, initial state 0 before: solved in 5 env steps after: solved in 5 env steps" in neutral
     assert "initial state 1" not in neutral
@@ -236,3 +238,61 @@ def test_a_film_that_is_not_the_evaluation_s_episode_says_so(tmp_path):
     assert text.count("disagree") == 1
     film(tmp_path, "after", [("lift", 1, True, 6)])
     assert f"after: solved in 6 env steps {disagreement}" in text_of(write_report(tmp_path))
+
+
+def test_states_are_called_held_out_only_where_they_are(tmp_path):
+    full_run(tmp_path)
+    assert "toy, test initial states, greedy." in text_of(write_report(tmp_path))
+    before = evaluation({"lift": "10"}, held_out="yes")
+    after = evaluation(
+        {"lift": "11"}, held_out="no: training may have met 1 of these", differences=("camera 'a' had 8 x 8",)
+    )
+    write_result(tmp_path / "eval" / "before.json", before)
+    write_result(tmp_path / "eval" / "after.json", after)
+    text = text_of(write_report(tmp_path))
+    assert "held out)" not in text
+    assert "Evaluation after RL, held out: no: training may have met 1 of these." in text
+    assert "Evaluation after RL, not as trained: camera 'a' had 8 x 8." in text
+    assert "Evaluation before RL" not in text
+    assert "held out before yes" in text
+    write_result(tmp_path / "eval" / "after.json", evaluation({"lift": "11"}, held_out="yes"))
+    text = text_of(write_report(tmp_path))
+    assert "toy, test initial states (held out), greedy." in text
+    assert "About these rates" not in text
+
+
+def test_evaluations_of_other_policies_or_ways_to_act_are_said(tmp_path):
+    full_run(tmp_path)
+    (tmp_path / "environment.json").write_text(json.dumps({"start_policy_sha256": "a"}))
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "model.safetensors").write_bytes(b"weights")
+    for name, sha256 in (("before", "a"), ("after", policy_fingerprint(tmp_path / "policy"))):
+        write_result(
+            tmp_path / "eval" / f"{name}.json", evaluation({"lift": "10"}, held_out="yes", policy_sha256=sha256)
+        )
+    assert "About these rates" not in text_of(write_report(tmp_path))
+    (tmp_path / "policy" / "model.safetensors").write_bytes(b"others")
+    sampled = evaluation({"lift": "10"}, held_out="yes", policy_sha256="b", greedy=False, temperature=1.0)
+    write_result(tmp_path / "eval" / "before.json", sampled)
+    text = text_of(write_report(tmp_path))
+    assert "eval/before.json is not of the policy that this run started from" in text
+    assert "eval/after.json is not of the policy in this run's folder" in text
+    assert "The policy before RL acted sampled at temperature 1, the one after greedy." in text
+
+
+def test_what_broke_and_what_nobody_measured_is_said(tmp_path):
+    full_run(tmp_path)
+    errors = Errors()
+    errors.add("environment raised RuntimeError", "RuntimeError: it fell", 3)
+    broken = evaluation({"lift": "11", "push": ""}, held_out="yes", broken=(Broken("push", 0),), errors=errors)
+    write_result(tmp_path / "eval" / "after.json", broken)
+    text = text_of(write_report(tmp_path))
+    assert "what the environment broke: environment raised RuntimeError (3 times, last: RuntimeError: it fell)." in text
+    assert "Evaluation after RL has no valid episode of push: the overall rate is without." in text
+
+
+def test_rows_that_are_gone_are_said(tmp_path):
+    full_run(tmp_path)
+    rows = [{"update": update} for update in (0, 1, 2, 5, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "rows of 2 updates in metrics.jsonl, of 3, 4 for example" in text_of(write_report(tmp_path))

@@ -1,12 +1,15 @@
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fake_policy import FakePolicy
+from fake_suite import FakeSuite
 from sampled_episodes import load_fake_policy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.rollout.collect import Collection, NoSignal
 from simplevla.training import loop
 
 
@@ -57,3 +60,41 @@ def test_a_goal_without_evaluations_or_beyond_all_is_refused() -> None:
         TrainConfig(stop_at=0.9, eval_every=0)
     with pytest.raises(ValueError, match=r"stop_at is 1.1"):
         TrainConfig(stop_at=1.1)
+
+
+def test_the_goal_s_evaluation_is_in_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    outcome = loop.train(config(tmp_path / "a", "trivial", 1.0), tmp_path / "run")
+    # Wilson of 2 of 2.
+    assert "greedy success 100.0% [34.2%, 100.0%], 2 of 2 on train states" in outcome.message
+
+
+def stopped(greedy: tuple[int, int], solved: tuple[int, int], folder: Path) -> str:
+    """The message of a run that was evaluated, and whose next update had no signal."""
+    collection = Collection(sampled=32, all_failed=32, success_by_task={"reach": solved})
+    rows = [{"update": 0, "eval_n": greedy[1], "eval_by_task": {"reach": greedy}}, {"update": 1}]
+    return loop._stop(NoSignal("why.", collection), FakePolicy(), folder, loop.Progress(update=1), rows).message
+
+
+def test_a_run_without_signal_says_what_is_solved_greedily_and_whether_sampling_spoils_it(tmp_path: Path) -> None:
+    spoiled = stopped((48, 60), (4, 256), tmp_path)
+    assert spoiled.startswith("why.\nGreedy success after update 0: 80.0% [68.2%, 88.2%], 48 of 60. Sampling spoils")
+    assert "lower sampling.temperature of a token head" in spoiled
+    assert json.loads((tmp_path / "stopped.json").read_text())["message"] == spoiled
+    poor = stopped((1, 60), (0, 256), tmp_path)
+    assert "Greedy success after update 0: 1.7%" in poor
+    assert "Sampling spoils" not in poor
+
+
+def test_a_resume_under_another_protocol_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    settings = config(tmp_path / "a", "impossible", None)
+    loop.train(settings, tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.train(settings, tmp_path / "run", resume=True)
+    monkeypatch.setattr(FakeSuite, "protocol", {"suite": "fake", "horizon": 12, "visuals": "lite"})
+    with pytest.warns(
+        UserWarning, match="another protocol of suite 'fake': horizon was 11, now 12; visuals was None, now 'lite'"
+    ):
+        loop.train(settings, tmp_path / "run", resume=True)

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -12,11 +13,12 @@ from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.evaluation import evaluate as evaluation
 from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.evaluation.provenance import policy_fingerprint, read_json, write_json
-from simplevla.evaluation.result import read_result
+from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import ActionSample
 from simplevla.report import evidence
 from simplevla.report.choice import choose_states
 from simplevla.report.videos import encode_video, read_clips, record_videos
+from simplevla.rollout.workers import SuiteError
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.types import ChunkResult, Observation, Task
 
@@ -213,3 +215,26 @@ def test_a_start_that_is_another_policy_by_now_is_not_taken_for_before(finished_
     with pytest.warns(UserWarning, match="isn't the one that .* started from any more"):
         evidence.gather_evidence(finished_run)
     assert not (finished_run / "eval").exists()
+
+
+@pytest.mark.parametrize("change", [{"split": "train"}, {"greedy": False, "temperature": 1.0}, {"episodes": ()}])
+def test_an_evaluation_of_something_else_is_not_taken_for_the_run_s(finished_run, change):
+    """A file that somebody put there: fewer states, the train split, sampled."""
+    evidence.gather_evidence(finished_run)
+    file = finished_run / "eval" / "after.json"
+    good = read_result(file)
+    write_result(file, replace(good, **change))
+    evidence.gather_evidence(finished_run)
+    again = read_result(file)
+    assert (again.split, again.greedy, again.episodes) == ("test", True, good.episodes)
+
+
+def test_a_film_s_success_is_what_the_contract_allows(tmp_path):
+    class Score(Corridor):
+        def step_chunk(self, actions):
+            return ChunkResult(observation=self.observe(), executed=len(actions), success="yes")
+
+    suite = CorridorSuite()
+    suite.make_environment = Score
+    with pytest.raises(SuiteError, match="success is 'yes' of type str"):
+        record_videos(suite, WalksOneCell(), [(suite.tasks[0], 0)], tmp_path, "before")

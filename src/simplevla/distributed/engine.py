@@ -263,7 +263,7 @@ class RayEngine:
             self._version = version
 
     def _add_stats(self, replica: _Replica) -> None:
-        for name in ("env_steps", "decisions", "worker_restarts", "retries", "env_errors", "policy_s"):
+        for name in ("env_steps", "decisions", "worker_restarts", "retries", "env_errors", "unlike_starts", "policy_s"):
             setattr(self.stats, name, getattr(self.stats, name) + getattr(replica.stats, name))
         self.stats.errors.merge(replica.stats.errors)
         replica.stats = RolloutStats()

@@ -19,9 +19,17 @@ from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources, connect, surroundings
 from simplevla.policies.base import Policy
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.rollout.workers import WORKER_VARIABLES, Command, Reply, SimulatorSlots, SlotArrays, Step, Worker
+from simplevla.rollout.workers import (
+    WORKER_VARIABLES,
+    Command,
+    Reply,
+    SimulatorSlots,
+    SlotArrays,
+    Step,
+    Worker,
+    make_same_suite,
+)
 from simplevla.suites.base import SuiteSpec
-from simplevla.suites.registry import make_suite
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +37,16 @@ log = logging.getLogger(__name__)
 class Simulator:
     """The actor: the environments of one worker."""
 
-    def __init__(self, suite: SuiteConfig, slots: int, chunk_length: int) -> None:
-        self._making = suite, slots, chunk_length
+    def __init__(self, suite: SuiteConfig, spec: SuiteSpec, slots: int, chunk_length: int) -> None:
+        self._making = suite, spec, slots, chunk_length
 
     def ready(self) -> Reply:
         """Build the first environment."""
-        config, slots, chunk_length = self._making
+        config, spec, slots, chunk_length = self._making
         try:
-            suite = make_suite(config)
-            memory = bytearray(SlotArrays.nbytes(suite.spec, slots, chunk_length))
-            self._arrays = SlotArrays.over(memory, suite.spec, slots, chunk_length)
+            suite = make_same_suite(config, spec)
+            memory = bytearray(SlotArrays.nbytes(spec, slots, chunk_length))
+            self._arrays = SlotArrays.over(memory, spec, slots, chunk_length)
             self._slots = SimulatorSlots(suite, slots, self._arrays)
         except Exception:
             text = f"suite {config.name!r} can't build environments on a node of the cluster:\n{traceback.format_exc()}"
@@ -73,7 +81,7 @@ class RemoteWorker(Worker):
             bytearray(SlotArrays.nbytes(spec, slots, chunk_length)), spec, slots, chunk_length
         )
         self._remote = ray.remote(Simulator).options(num_cpus=cpus, runtime_env=surroundings(WORKER_VARIABLES))
-        self._making = config, slots, chunk_length
+        self._making = config, spec, slots, chunk_length
         self.start()
 
     def start(self) -> None:

@@ -1,5 +1,6 @@
 """Two evaluations of the same initial states, paired: which policy is better, and could it be chance?"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class Comparison:
     by_task: dict[str, Paired]
     unpaired: int
     """Initial states left out because an episode of A or B ended as ENV_ERROR."""
+    notes: tuple[str, ...] = ()
+    """What else differs than the policy, or that it doesn't; and doubts about either result."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -71,6 +74,7 @@ class Comparison:
             "overall": self.overall.to_dict(),
             "by_task": {name: paired.to_dict() for name, paired in self.by_task.items()},
             "unpaired": self.unpaired,
+            "notes": list(self.notes),
         }
 
 
@@ -123,7 +127,20 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
         overall=pair(list(shared)),
         by_task={task: pair([key for key in shared if key[0] == task]) for task in a.horizons},
         unpaired=len(asked_a) - len(shared),
+        notes=tuple(_notes(a, b)),
     )
+
+
+def _notes(a: EvaluationResult, b: EvaluationResult) -> Iterator[str]:
+    if a.policy_sha256 is not None and a.policy_sha256 == b.policy_sha256:
+        yield "A and B are evaluations of the same policy"
+    how = [result.how for result in (a, b)]
+    if how[0] != how[1]:
+        yield f"A is {how[0]}, B {how[1]}"
+    if a.seed != b.seed:
+        yield f"A has seed {a.seed}, B {b.seed}"
+    for name, result in (("A", a), ("B", b)):
+        yield from (f"{name} {doubt}" for doubt in result.doubts)
 
 
 def compare_files(path_a: Path, path_b: Path) -> Comparison:
@@ -136,7 +153,8 @@ def comparison_table(comparison: Comparison) -> Table:
     left_out = f"; {comparison.unpaired} pairs broken by an environment, left out" if comparison.unpaired else ""
     table = Table(
         title=f"{comparison.suite} · {comparison.split} initial states",
-        caption=f"A = {comparison.name_a}, B = {comparison.name_b}. p: McNemar's exact test, two-sided{left_out}",
+        caption=f"A = {comparison.name_a}, B = {comparison.name_b}. p: McNemar's exact test, two-sided{left_out}"
+        + "".join(f"\n{note}" for note in comparison.notes),
     )
     table.add_column("task")
     for heading in ("n", "A", "B", "only A", "only B", "p"):

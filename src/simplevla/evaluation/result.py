@@ -1,5 +1,6 @@
 """An evaluation's result: every episode's outcome with all that is needed to judge and to repeat it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,17 @@ class EvaluationResult:
     """What of the suite the policy wasn't trained for."""
 
     @property
+    def how(self) -> str:
+        """How actions were chosen, in words."""
+        return "greedy" if self.greedy else f"sampled at temperature {self.temperature:g}"
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why its rates may not say what they seem to: states that aren't held out, and what the policy wasn't trained for."""
+        found = [] if self.held_out == "yes" or self.split == "train" else [f"held out: {self.held_out}"]
+        return found + [f"not as trained: {difference}" for difference in self.differences]
+
+    @property
     def env_errors(self) -> int:
         """Episodes that ended as ENV_ERROR; they are not in any n."""
         return len(self.broken)
@@ -177,17 +189,26 @@ class EvaluationResult:
                 held_out=values.get("held_out", cls.held_out),
                 differences=tuple(values.get("differences", ())),
             )
-            written = (values["overall"]["solved"], values["overall"]["n"])
+            written = {task: (rate["solved"], rate["n"]) for task, rate in values["by_task"].items()}
+            written["overall"] = (values["overall"]["solved"], values["overall"]["n"])
         except KeyError as error:
             raise ValueError(f"{source}: key {error} is missing; expected a file that `simplevla eval` wrote") from None
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{source}: {error}; expected a file that `simplevla eval` wrote") from None
-        found = (result.overall.solved, result.overall.n)
-        if found != written:
-            raise ValueError(
-                f"{source}: overall says {written[0]} of {written[1]} solved, "
-                f"its episodes say {found[0]} of {found[1]}; the file was changed by hand or damaged"
-            )
+        by_hand = "the file was changed by hand or damaged"
+        pairs = [(episode.task, episode.initial_state) for episode in result.episodes]
+        pairs += [(broken.task, broken.initial_state) for broken in result.broken]
+        (task, state), times = Counter(pairs).most_common(1)[0] if pairs else (("", 0), 0)
+        if times > 1:
+            raise ValueError(f"{source}: task {task!r}, initial state {state} is there {times} times; {by_hand}")
+        if strange := {task for task, _ in pairs} - result.horizons.keys():
+            raise ValueError(f"{source}: it has episodes of {min(strange)!r}, which isn't among its tasks; {by_hand}")
+        for what, rate in {"overall": result.overall, **result.by_task}.items():
+            solved, n = written.get(what, (None, None))
+            if (solved, n) != (rate.solved, rate.n):
+                raise ValueError(
+                    f"{source}: {what} says {solved} of {n} solved, its episodes say {rate.solved} of {rate.n}; {by_hand}"
+                )
         return result
 
 
@@ -215,15 +236,12 @@ def read_result(path: Path) -> EvaluationResult:
 
 def result_table(result: EvaluationResult) -> Table:
     """For the terminal: a row per task and one for all, with what makes the rate comparable in title and caption."""
-    how = "greedy" if result.greedy else f"sampled at temperature {result.temperature:g}"
     protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
     errors = f" · {result.env_errors} episodes broken by the environment, not in n" if result.env_errors else ""
-    notes = [] if result.held_out == "yes" or result.split == "train" else [f"held out: {result.held_out}"]
-    notes += [f"not as trained: {difference}" for difference in result.differences]
     table = Table(
-        title=f"{result.suite} · {result.split} initial states · {how}",
+        title=f"{result.suite} · {result.split} initial states · {result.how}",
         caption=f"{protocol} · seed {result.seed} · {result.wall_s:.0f} s · commit {result.commit[:12]}{errors}"
-        + "".join(f"\n{note}" for note in notes),
+        + "".join(f"\n{note}" for note in result.doubts),
     )
     table.add_column("task")
     for heading in ("success", "95 % Wilson", "solved", "n", "horizon"):

@@ -15,7 +15,7 @@ KINDS = {
 }
 """Kind -> (solved before RL, solved after RL)."""
 
-NEUTRAL_RULE = "The first held-out initial state of each task that the environment broke in neither evaluation."
+NEUTRAL_RULE = "The first evaluated initial state of each task that the environment broke in neither evaluation."
 KIND_RULE = (
     "Gained is solved only after RL, lost only before. The first state of each kind, in the evaluation's order of tasks "
     "and states, that isn't shown above."

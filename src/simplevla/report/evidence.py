@@ -4,12 +4,13 @@ import warnings
 from pathlib import Path
 
 from simplevla.config import EvalConfig, TrainConfig
-from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.load import load_policy, place
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
+from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.runlog import load_config
 
@@ -33,19 +34,34 @@ def gather_evidence(run: Path) -> None:
             stacklevel=2,
         )
         return
+    suite = make_suite(config.suite)
     results: dict[str, EvaluationResult] = {}
     for name, folder in folders.items():
         file = run / "eval" / f"{name}.json"
-        if not file.exists() or read_result(file).policy_sha256 != policy_fingerprint(folder):
+        if not file.exists() or not _complete(read_result(file), folder, suite):
             write_result(file, evaluate_folder(folder, config.suite, config.rollout, EvalConfig(), config.device))
         results[name] = read_result(file)
     states = choose_states(results["before"], results["after"]).states
     for name, folder in folders.items():
         if not _filmed(run / "videos", name, results[name], states):
-            suite, policy = make_suite(config.suite), load_policy(folder)
+            policy = load_policy(folder)
             place(policy, config.device)
             pairs = [(suite.task(task), state) for task, state in states]
             record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
+
+
+def _complete(result: EvaluationResult, folder: Path, suite: Suite) -> bool:
+    """Whether it is the greedy one of this policy on all test states of the run's tasks."""
+    states = {(task.name, state) for task, state in evaluation_pairs(suite, EvalConfig())}
+    evaluated = {(e.task, e.initial_state) for e in result.episodes} | {
+        (b.task, b.initial_state) for b in result.broken
+    }
+    return (
+        result.policy_sha256 == policy_fingerprint(folder)
+        and result.greedy
+        and result.split == EvalConfig().split
+        and evaluated == states
+    )
 
 
 def _filmed(folder: Path, name: str, result: EvaluationResult, states: list[State]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from simplevla.evaluation.compare import Comparison, compare
-from simplevla.evaluation.provenance import read_json, write_atomically
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json, write_atomically
 from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.plots import learning_curves, number_of_updates, success_bars
@@ -120,6 +120,7 @@ def _render(run: Run) -> str:
         config=list(_flat(run.config or {})),
         environment=list(_flat(run.environment or {})),
         missing=_missing(run),
+        doubts=_doubts(run),
     )
 
 
@@ -154,7 +155,7 @@ def _films(run: Run, comparison: Comparison | None) -> list[dict[str, Any]]:
         sections.append({"title": "Films chosen without knowing the outcome", "rule": NEUTRAL_RULE, "films": neutral})
         counts = {kind: f"{kind} {choice.counts[kind]}" for kind in KINDS}
         of_kind = [film(state, counts[kind], state in choice.neutral) for kind, state in choice.of_kind.items()]
-        rule = f"Held-out initial states: {', '.join(counts.values())}. {KIND_RULE}"
+        rule = f"Evaluated initial states: {', '.join(counts.values())}. {KIND_RULE}"
         sections.append({"title": "One film of each kind of outcome", "rule": rule, "films": of_kind})
     if others := [film(state) for state in pairs if state not in choice.states]:
         sections.append(
@@ -203,6 +204,29 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)
 
 
+def _doubts(run: Run) -> list[str]:
+    """Why an evaluation may not say what it seems to, one sentence each."""
+    found = []
+    started = (run.environment or {}).get(START_SHA256)
+    if run.before and started and run.before.policy_sha256 != started:
+        found.append("eval/before.json is not of the policy that this run started from (weights sha256 differ).")
+    policy = run.folder / "policy"
+    if run.after and (policy / "model.safetensors").is_file() and run.after.policy_sha256 != policy_fingerprint(policy):
+        found.append("eval/after.json is not of the policy in this run's folder (weights sha256 differ).")
+    if run.before and run.after and run.before.how != run.after.how:
+        found.append(f"The policy before RL acted {run.before.how}, the one after {run.after.how}.")
+    for label, result in (("before", run.before), ("after", run.after)):
+        if result:
+            found += [f"Evaluation {label} RL, {doubt}." for doubt in result.doubts]
+            if result.errors.counts:
+                found.append(f"Evaluation {label} RL, what the environment broke: {result.errors}.")
+            if result.unmeasured:
+                found.append(
+                    f"Evaluation {label} RL has no valid episode of {', '.join(result.unmeasured)}: the overall rate is without."
+                )
+    return found
+
+
 def _missing(run: Run) -> list[str]:
     parts = {
         "eval/before.json (success before RL)": run.before,
@@ -213,4 +237,7 @@ def _missing(run: Run) -> list[str]:
         "config.json (configuration)": run.config,
         "environment.json (commit, versions, machine)": run.environment,
     }
-    return [name for name, part in parts.items() if not part]
+    logged = {row["update"] for row in run.rows}
+    gaps = [str(update) for update in range(1, max(logged, default=0)) if update not in logged]
+    rows = [f"rows of {len(gaps)} updates in metrics.jsonl, of {', '.join(gaps[:5])} for example"] if gaps else []
+    return [name for name, part in parts.items() if not part] + rows

@@ -15,6 +15,7 @@ from simplevla.config import EvalConfig
 from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.evaluation.provenance import read_json, write_atomically, write_json
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.rollout.workers import check_result
 from simplevla.suites.base import Environment, Suite
 from simplevla.types import Observation, Task
 
@@ -142,8 +143,9 @@ def _film(environment: Environment, policy: Policy, task: Task, initial_state: i
             chunk = policy.act(batch, Sampling(greedy=True), generators).actions[0]
         for action in chunk[: task.horizon + 1 - len(pictures)]:
             result = environment.step_chunk(action[None])
+            check_result(result, 1)
             pictures.append(environment.render())
-            observation, success = result.observation, result.success
+            observation, success = result.observation, bool(result.success)
             if success:
                 break
     return pictures, success

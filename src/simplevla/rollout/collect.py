@@ -1,4 +1,4 @@
-"""Which episodes one update is made of: groups of siblings, sampled until enough of them carry a signal (SPEC 1.3)."""
+"""Which episodes one update is made of: groups of siblings, sampled until enough of them carry a signal (arXiv 2509.09674, dynamic sampling)."""
 
 import math
 import threading

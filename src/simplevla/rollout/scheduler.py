@@ -22,6 +22,7 @@ from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.acting import check_sample
 from simplevla.rollout.crew import Crew, Errors, Loss, cores
 from simplevla.rollout.observing import observe
+from simplevla.rollout.starts import Starts
 from simplevla.rollout.workers import Reply, Reset, Step, Worker
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
@@ -71,6 +72,8 @@ class RolloutStats:
     """Episodes that were started again because their environment or worker broke."""
     env_errors: int = 0
     """Episodes that ended ENV_ERROR after `max_attempts`."""
+    unlike_starts: int = 0
+    """Episodes whose first observation isn't that of another one from the same initial state."""
     policy_s: float = 0.0
     """In the policy, copies to and from its device included."""
     wait_s: float = 0.0
@@ -178,6 +181,8 @@ class RolloutEngine:
         self._task_names = {task.name for task in built.tasks}
         self._keep_tasks = built.task_change_is_slow
         self._waiting: list[EpisodeRequest] = []
+        self._starts = Starts()
+        self._told = False
         slots_per_worker = 1 if built.one_environment_per_process else config.slots_per_worker
         self._crew = Crew(
             partial(make_worker, suite, self.spec, slots_per_worker, chunk_length),
@@ -353,6 +358,7 @@ class RolloutEngine:
             [episode.request for episode in running],
             [episode.env_steps > 0 or not policy.shares_observations for episode in running],
         )
+        self._compare_starts(slots)
         parameter = next(policy.parameters(), None)
         device = parameter.device if parameter is not None else torch.device("cpu")
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self.config.bfloat16):
@@ -379,6 +385,23 @@ class RolloutEngine:
             episode.trace.append(trace[row])
             episode.logprobs.append(logprobs[row])
             episode.actions.append(actions[row])
+
+    def _compare_starts(self, slots: list[_Slot]) -> None:
+        """Count episodes that begin unlike their siblings: their rewards would be compared as if only the actions differed."""
+        for slot in slots:
+            assert slot.running is not None
+            if slot.running.env_steps == 0:
+                request = slot.running.request
+                task, state = request.task.name, request.initial_state
+                difference = self._starts.difference(task, state, slot.worker.arrays, slot.index)
+                self.stats.unlike_starts += bool(difference)
+                if difference and not self._told:
+                    self._told = True
+                    log.warning(
+                        "task %r, initial state %d doesn't always begin in the same way: its first observations differ in %s. Siblings "
+                        "must begin alike: let the suite's reset depend on task and initial state alone (simplevla check-suite %s)",
+                        *(task, state, difference, self._suite_name),
+                    )
 
     def _receive(self) -> None:
         """Wait for at least one answer or loss, and handle what there is."""

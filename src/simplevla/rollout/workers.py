@@ -159,13 +159,31 @@ def check_result(result: object, count: int) -> None:
             f"success is {result.success!r} of type {type(result.success).__name__}; expected True or False. "
             "A score or a reward has to be compared with a threshold in the suite."
         )
-    if not isinstance(result.executed, int | np.integer) or not 1 <= result.executed <= count:
+    executed_is_int = isinstance(result.executed, int | np.integer) and not isinstance(result.executed, bool)
+    if not executed_is_int or not 1 <= result.executed <= count:
         raise SuiteError(f"executed is {result.executed!r} of {count} actions; expected an int from 1 to {count}")
     if result.executed < count and not result.success:
         raise SuiteError(
             f"executed is {result.executed} of {count} actions without success; expected all of them: "
             "a chunk ends early only where it solves the task"
         )
+
+
+def make_same_suite(config: SuiteConfig, spec: SuiteSpec) -> Suite:
+    """The suite as this process builds it.
+
+    Raises:
+        SuiteError: its spec isn't `spec`, so that observations would be taken for something else.
+    """
+    suite = make_suite(config)
+    # As text, since the order of cameras counts as well: shared memory is laid out by it.
+    here, there = repr(suite.spec), repr(spec)
+    if here != there:
+        raise SuiteError(
+            f"the spec of suite {suite.name!r} is {here} in this process and {there} in the one that asked; expected the same in every "
+            "process, order of cameras included. Take nothing in it from sets, random numbers or the surroundings"
+        )
+    return suite
 
 
 class SimulatorSlots:
@@ -245,6 +263,7 @@ class SimulatorSlots:
 def serve(
     connection: multiprocessing.connection.Connection,
     config: SuiteConfig,
+    spec: SuiteSpec,
     slots: int,
     chunk_length: int,
     memory: Any,
@@ -263,8 +282,8 @@ def serve(
         beaten.value = time.monotonic()
 
     try:
-        suite = make_suite(config)
-        server = SimulatorSlots(suite, slots, SlotArrays.over(memory, suite.spec, slots, chunk_length), beat)
+        suite = make_same_suite(config, spec)
+        server = SimulatorSlots(suite, slots, SlotArrays.over(memory, spec, slots, chunk_length), beat)
     except Exception:
         text = f"suite {config.name!r} can't build environments:\n{traceback.format_exc()}"
         connection.send([Reply("suite_error", text=text)])
@@ -328,7 +347,7 @@ class Worker:
         memory = self._context.RawArray("B", SlotArrays.nbytes(spec, slots, chunk_length))
         self._finished = self._context.RawValue("q", 0)
         self._beaten = self._context.RawValue("d", 0.0)
-        self._arguments = (config, slots, chunk_length, memory, self._finished, self._beaten)
+        self._arguments = (config, spec, slots, chunk_length, memory, self._finished, self._beaten)
         self.arrays = SlotArrays.over(memory, spec, slots, chunk_length)
         self.start()
 

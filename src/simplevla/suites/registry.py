@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from simplevla.config import SuiteConfig
 from simplevla.suites.base import Suite
+from simplevla.types import SPLITS
 
 FACTORIES: dict[str, tuple[str, str]] = {
     "tabletop": ("simplevla.suites.tabletop.suite:make", ""),
@@ -17,13 +18,15 @@ FACTORIES: dict[str, tuple[str, str]] = {
     "metaworld": ("simplevla.suites.metaworld.suite:make", "metaworld"),
 }
 """Name -> (module:factory, the extra that brings its stack)."""
+SHOWN = 3
+"""Problems that one error names."""
 
 
 def make_suite(config: SuiteConfig) -> Suite:
     """Build the suite that `config` names, restricted to `config.tasks` where given.
 
     Raises:
-        ValueError: unknown suite or task, with near names.
+        ValueError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong.
         ImportError: the suite's stack is not installed, with the extra that brings it.
     """
     if ":" in config.name:
@@ -40,7 +43,45 @@ def make_suite(config: SuiteConfig) -> Suite:
     suite = _load(location, extra)(config)
     if config.tasks:
         suite.tasks = tuple(suite.task(name) for name in config.tasks)
+    _require_countable(suite)
     return suite
+
+
+def _require_countable(suite: Suite) -> None:
+    """Refuse what would count an episode twice, call trained states held out, or can't be written beside a result."""
+    names = [task.name for task in suite.tasks]
+    problems = [
+        f"task {name!r} is there {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
+    if not names:
+        problems.append("it has no tasks")
+    for task in suite.tasks:
+        states = {split: list(suite.initial_states(task, split)) for split in SPLITS}
+        for split, numbers in states.items():
+            strange = [number for number in numbers if type(number) is not int]
+            if strange:
+                problems.append(
+                    f"{split} initial states of task {task.name!r} are of type {type(strange[0]).__name__}; expected int"
+                )
+            if len(set(numbers)) < len(numbers):
+                problems.append(
+                    f"{split} initial states of task {task.name!r} are {len(numbers)}, of them {len(set(numbers))} different"
+                )
+        if shared := sorted(set(states["train"]) & set(states["test"])):
+            problems.append(
+                f"{len(shared)} initial states of task {task.name!r} are train and test states, {shared[0]} for example"
+            )
+    problems += [
+        f"protocol[{key!r}] is of type {type(value).__name__}; expected text, int or float"
+        for key, value in suite.protocol.items()
+        if not isinstance(value, str | int | float)
+    ]
+    if problems:
+        more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ValueError(
+            f"suite {suite.name!r}: {'; '.join(problems[:SHOWN])}{more}. Expected tasks of different names, each initial state once "
+            "and in one split. Mend the suite, or the names in suite.tasks"
+        )
 
 
 def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:

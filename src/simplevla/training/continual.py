@@ -236,6 +236,12 @@ def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
     )
 
 
+def _doubts(row: EvaluationResult) -> list[str]:
+    """Why a row may not say what it seems to, what broke in it included."""
+    broken = f"{row.env_errors} episodes that the environment broke are in no rate: {row.errors}"
+    return [*row.doubts, *([broken] if row.env_errors else [])]
+
+
 def _result(
     config: ContinualConfig, run: Path, rows: list[EvaluationResult], stages: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -255,6 +261,7 @@ def _result(
         "start_from": config.start_from,
         "episodes": sum(stage["episodes"] for stage in stages),
         "stages": stages,
+        "doubts": list(dict.fromkeys(doubt for row in rows for doubt in _doubts(row))),
         "protocol": rows[0].protocol,
         "commit": commit(),
     }

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simplevla.evaluation.result import Rate
+
 Row = Mapping[str, Any]
 """One update's metrics, the keys of docs/metrics.md; what isn't finite is None once it was written."""
 
@@ -19,6 +21,13 @@ ENTROPY_SHARE = 0.1
 """Of the first update's entropy. RL may sharpen a policy; with less than this, siblings no longer differ."""
 ENTROPY_RISE = math.log(2)
 """Nats above the first update's entropy: the policy spreads over twice as many choices, so it forgets."""
+SAMPLED_SHARE, SAMPLED_BELOW = 0.5, 0.25
+"""Sampled success below this share of greedy success, and by this much below it, while their 95 % intervals part: recorded
+healthy runs have a share of at least 0.7."""
+LESS_NOISE = (
+    "Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, or sampling.eta and "
+    "sampling.sigma_min of a diffusion head."
+)
 
 LOWER_LR = "an optimizer.lr three to ten times lower"
 
@@ -44,7 +53,8 @@ class HealthWarning:
 
 def check(rows: Sequence[Row]) -> list[HealthWarning]:
     """The warnings of the last of `rows`, which are all of a run so far, oldest first, at least one."""
-    found = (judge(rows) for judge in (_kl, _clip_fraction, _entropy, _evaluation))
+    judges = (_kl, _clip_fraction, _entropy, _evaluation, sampled_success, _starts)
+    found = (judge(rows) for judge in judges)
     return [warning for warning in found if warning is not None]
 
 
@@ -65,8 +75,8 @@ def _kl(rows: Sequence[Row]) -> HealthWarning | None:
 
 def _clip_fraction(rows: Sequence[Row]) -> HealthWarning | None:
     def both(row: Row) -> float | None:
-        parts = row["clipfrac_low"], row["clipfrac_high"]
-        return None if None in parts else sum(parts)
+        low, high = row.get("clipfrac_low"), row.get("clipfrac_high")
+        return None if low is None or high is None else low + high
 
     return _above("clip_fraction", MAX_CLIP_FRACTION, rows[-1], both)
 
@@ -115,6 +125,39 @@ def _evaluation(rows: Sequence[Row]) -> HealthWarning | None:
         f"The policy gets worse: start again, from the first policy or a checkpoint before the fall, with {LOWER_LR}."
     )
     return _warning("eval_success", last, last["eval_success"], expected, advice)
+
+
+def sampled_success(rows: Sequence[Row]) -> HealthWarning | None:
+    """Compare what the last row sampled with greedy success, on the tasks that both have.
+
+    The evaluation of the row before is of the very policy that sampled; else that of the last row is, one update later.
+    """
+    evaluated: Row = next((row["eval_by_task"] for row in rows[-2:] if row.get("eval_by_task")), {})
+    trained: Row = rows[-1].get("success_by_task", {})
+    greedy, sampled = (
+        Rate(
+            solved=sum(counts[task][0] for task in trained if task in evaluated),
+            n=sum(counts[task][1] for task in trained if task in evaluated),
+        )
+        for counts in (evaluated, trained)
+    )
+    if not greedy.n or not sampled.n or sampled.high >= greedy.low:
+        return None
+    if sampled.rate >= SAMPLED_SHARE * greedy.rate or greedy.rate - sampled.rate < SAMPLED_BELOW:
+        return None
+    expected = f"at least {SAMPLED_SHARE * greedy.rate:.3g}, {SAMPLED_SHARE:g} of the greedy success on the same tasks, {greedy}"
+    return _warning("sampled_success", rows[-1], sampled.rate, expected, LESS_NOISE)
+
+
+def _starts(rows: Sequence[Row]) -> HealthWarning | None:
+    count = rows[-1].get("unlike_starts", 0)
+    if not count:
+        return None
+    advice = (
+        "Siblings that begin in different states are compared as if only their actions differed: let the suite's reset depend on task and "
+        "initial state alone (simplevla check-suite)."
+    )
+    return _warning("unlike_starts", rows[-1], count, "0 episodes", advice)
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """The main loop of reinforcement learning: rollout, reward, advantage, selection, update, checkpoint, evaluation."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json, write_json
-from simplevla.evaluation.result import read_result, write_result
+from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy, place
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
@@ -21,7 +22,7 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.determinism import deterministic
-from simplevla.training.health import check, history
+from simplevla.training.health import check, history, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rolled, Rollouts, RolloutsAhead
@@ -116,7 +117,7 @@ def train(
             try:
                 rolled = rollouts.of(update)
             except NoSignal as stop:
-                return _stop(stop, policy, run, progress)
+                return _stop(stop, policy, run, progress, log.rows)
             waited = time.monotonic() - waited
             row = {"update": update, **_rollout_metrics(rolled), "rollout_wait_s": waited}
             log.stage(f"update {update} of {config.updates}: learning")
@@ -133,9 +134,9 @@ def train(
                 "env_steps_total": progress.env_steps,
                 "elapsed_s": progress.elapsed_s,
             }
-            warnings = check([*log.rows, row])
-            log.warn(warnings)
-            log.write({**row, "warnings": [warning.metric for warning in warnings]})
+            found = check([*log.rows, row])
+            log.warn(found)
+            log.write({**row, "warnings": [warning.metric for warning in found]})
             if update % config.checkpoint_every == 0 or update == config.updates:
                 log.stage(f"update {update} of {config.updates}: writing the checkpoint")
                 state = {
@@ -151,10 +152,16 @@ def train(
                     run / "checkpoints", update, policy, optimizer, state, config.keep_checkpoints, behaviour
                 )
     _save_policy(policy, run)
+    reached = _reached(config, run, progress.update)
+    goal = (
+        f", greedy success {read_result(_evaluation_file(run, progress.update)).overall} on train states"
+        if reached
+        else ""
+    )
     return Outcome(
-        reason="reached" if _reached(config, run, progress.update) else "finished",
+        reason="reached" if reached else "finished",
         update=progress.update,
-        message=f"{progress.update} updates done, {progress.episodes} episodes; the policy is in {run / 'policy'}",
+        message=f"{progress.update} updates done, {progress.episodes} episodes{goal}; the policy is in {run / 'policy'}",
     )
 
 
@@ -222,6 +229,17 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resu
     (run / "stopped.json").unlink(missing_ok=True)
     if environment.exists():
         first = read_json(environment)
+        changed = [
+            f"{key} was {first['suite_protocol'].get(key)!r}, now {suite.protocol.get(key)!r}"
+            for key in sorted({*first["suite_protocol"], *suite.protocol})
+            if first["suite_protocol"].get(key) != suite.protocol.get(key)
+        ]
+        if changed:
+            warnings.warn(
+                f"{run} began under another protocol of suite {suite.name!r}: {'; '.join(changed)}. Its success rates before and after "
+                "this resume can't be compared; to be sure, start a new run from its newest checkpoint",
+                stacklevel=2,
+            )
         first["resumed"].append({**facts, "after_update": update})
         write_json(environment, first)
     else:
@@ -247,6 +265,7 @@ def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
         "env_steps_per_s": stats.env_steps / seconds,
         "decisions_per_s": stats.decisions / seconds,
         "env_errors": stats.env_errors,
+        "unlike_starts": stats.unlike_starts,
         "retries": stats.retries,
         "worker_restarts": stats.worker_restarts,
         "policy_s": stats.policy_s,
@@ -291,10 +310,19 @@ def _evaluation_file(run: Path, update: int) -> Path:
     return run / "eval" / f"train_update_{update:06d}.json"
 
 
-def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress) -> Outcome:
+def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: list[dict[str, Any]]) -> Outcome:
     """End a run that has nothing to learn from: success everywhere is the goal, anything else needs the user."""
     solved = stop.collection.all_solved == stop.collection.sampled
-    outcome = Outcome(reason="all_solved" if solved else "no_signal", update=progress.update, message=str(stop))
+    message = str(stop)
+    evaluated = [row for row in rows if row.get("eval_n")][-1:]
+    if evaluated and not solved:
+        update, counts = evaluated[0]["update"], evaluated[0]["eval_by_task"].values()
+        greedy = Rate(solved=sum(count for count, _ in counts), n=sum(n for _, n in counts))
+        message += f"\nGreedy success after update {update}: {greedy}."
+        failed = {"update": progress.update + 1, "success_by_task": stop.collection.success_by_task}
+        if warning := sampled_success([*evaluated, failed]):
+            message += f" {warning.advice}"
+    outcome = Outcome(reason="all_solved" if solved else "no_signal", update=progress.update, message=message)
     _save_policy(policy, run)
     write_json(run / "stopped.json", {**asdict(outcome), "success_by_task": stop.collection.success_by_task})
     return outcome
