@@ -16,7 +16,7 @@ from simplevla.training.learner import Learner, pack
 from simplevla.types import Episode
 
 CONFIG = TrainConfig(
-    sampling=SamplingConfig(groups=2, group_size=4),
+    sampling=SamplingConfig(groups=2, group_size=4, temperature=1.6),
     optimizer=OptimizerConfig(lr=0.01),
     minibatches=2,
     microbatch_decisions=8,

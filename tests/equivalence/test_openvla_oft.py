@@ -13,7 +13,7 @@ import simplevla.policies.openvla_oft.policy as oft
 from adapted_tinyvla import sampled_group
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
-from simplevla.config import OptimizerConfig, TrainConfig
+from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.actions import Actions, from_tokens, to_tokens
@@ -24,6 +24,7 @@ from simplevla.training.learner import Learner
 from simplevla.types import Episode
 
 RECORDED = Path(__file__).parents[1] / "recorded"
+SAMPLING = SamplingConfig(temperature=1.6)
 INSTRUCTIONS = ("Pick up the milk", "put it all into the basket, gently")
 PROMPTS = tuple(f"In: What action should the robot take to {text.lower()}?\nOut:" for text in INSTRUCTIONS)
 
@@ -338,7 +339,9 @@ def test_lora_on_bfloat16_trains_in_float32_and_leaves_the_base_alone(tmp_path: 
     bank = with_lora(policy)
     start = {name: p.detach().clone() for name, p in bank.parameters("milk").items()}
     settings = OptimizerConfig(lr=5e-6, weight_decay=0.0)
-    learner = Learner(policy, TrainConfig(optimizer=settings, minibatches=1, gradient_checkpointing=True))
+    learner = Learner(
+        policy, TrainConfig(sampling=SAMPLING, optimizer=settings, minibatches=1, gradient_checkpointing=True)
+    )
     # A gap between rollout and update would be rounding in bfloat16 that isn't the same twice.
     assert learner.update([episodes(policy)], 1)["logprob_gap"] < 1e-3
     assert {p.dtype for p in learner.trainable.values()} == {torch.float32}
@@ -357,7 +360,9 @@ def test_lora_on_bfloat16_trains_in_float32_and_leaves_the_base_alone(tmp_path: 
 
 def test_all_of_a_bfloat16_model_is_trained_on_masters(tmp_path: Path) -> None:
     policy = half(tmp_path)
-    learner = Learner(policy, TrainConfig(optimizer=OptimizerConfig(lr=5e-6, weight_decay=0.0), minibatches=1))
+    learner = Learner(
+        policy, TrainConfig(sampling=SAMPLING, optimizer=OptimizerConfig(lr=5e-6, weight_decay=0.0), minibatches=1)
+    )
     start = {name: x.detach().clone() for name, x in learner.optimizer.masters.items()}
     learner.update([episodes(policy)], 1)
     assert learner.trainable.keys() == dict(policy.named_parameters()).keys()

@@ -91,6 +91,7 @@ def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, preset: str, head
     policy.save(tmp_path / "policy")
     assert {file.name for file in (tmp_path / "policy").iterdir()} == {
         "config.json",
+        "trained_on.json",
         "model.safetensors",
         "statistics.json",
         "tokenizer.json",

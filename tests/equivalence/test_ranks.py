@@ -21,7 +21,7 @@ import small_tinyvla as small
 from adapted_tinyvla import sampled_group
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
-from simplevla.config import OptimizerConfig, TrainConfig
+from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.distributed.learner import divide
 from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.load import load_policy
@@ -31,7 +31,12 @@ from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import whole
 from simplevla.types import Episode
 
-CONFIG = TrainConfig(minibatches=2, microbatch_decisions=3, optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1))
+CONFIG = TrainConfig(
+    minibatches=2,
+    microbatch_decisions=3,
+    sampling=SamplingConfig(temperature=1.6),
+    optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1),
+)
 EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, states="8bit"))
 RANKS = 2
 

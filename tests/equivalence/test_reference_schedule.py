@@ -20,12 +20,14 @@ from reference import (
 
 from fake_policy import FakePolicy
 from sampled_episodes import sampled_group, small_policy
-from simplevla.config import RolloutConfig, SuiteConfig, TrainConfig
+from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.policies.base import Sampling
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.registry import make_suite
 from simplevla.training.learner import Learner, pack
 from simplevla.types import EpisodeRequest
+
+PAPER = TrainConfig(sampling=SamplingConfig(temperature=1.6), optimizer=OptimizerConfig(lr=5e-6))
 
 
 def test_padding_and_recomputing_change_nothing_but_time() -> None:
@@ -33,7 +35,7 @@ def test_padding_and_recomputing_change_nothing_but_time() -> None:
     groups = [sampled_group(policy, i, rewards) for i, rewards in enumerate(([1, 0, 0, 1], [0, 0, 1, 0]))]
     episodes = [episode for group in groups for episode in group]
     advantages = [advantage for group in groups for advantage in advantages_of(group)]
-    config = replace(TrainConfig(), microbatch_decisions=7)
+    config = replace(PAPER, microbatch_decisions=7)
 
     learner = Learner(policy, config)
     learner.accumulate_gradients(pack(episodes, advantages, policy.unit_action_index, "episode"), "here")
@@ -56,7 +58,7 @@ def test_the_update_is_the_same_with_each_waste_and_without() -> None:
     for wastes in (UpdateWastes(), *(UpdateWastes(**{name: False}) for name in ("padding", "score_again"))):
         policy = small_policy()
         groups = [sampled_group(policy, i, rewards) for i, rewards in enumerate(([1, 0, 0, 1], [0, 0, 1, 0]))]
-        config = replace(TrainConfig(), microbatch_decisions=7, minibatches=2)
+        config = replace(PAPER, microbatch_decisions=7, minibatches=2)
         padded_update(policy, groups, [sampled_group(policy, 2, [1, 1])], config, wastes)
         ends.append(torch.nn.utils.parameters_to_vector(policy.parameters()))
     start = torch.nn.utils.parameters_to_vector(small_policy().parameters())

@@ -14,13 +14,17 @@ from torch import Tensor
 import simplevla.training.imitation as imitation
 from fake_policy import FakePolicy
 from sampled_episodes import sampled_group, small_policy
-from simplevla.config import OptimizerConfig, SFTConfig, TrainConfig
+from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
+from simplevla.policies.base import Sampling
 from simplevla.training.checkpoint import load_latest, save_checkpoint
 from simplevla.training.learner import Decisions, Learner, pack
 from simplevla.training.optimizer import MasterAdamW
 
 SETTINGS = OptimizerConfig(lr=5e-6, weight_decay=0.01)
 EIGHT = replace(SETTINGS, lr=1e-3, states="8bit")
+
+SAMPLING = SamplingConfig(temperature=1.6)
+"""As `sampled_group` samples."""
 
 
 def parameter(values: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -102,7 +106,9 @@ def test_ten_steps_are_those_of_adamw_on_a_float32_copy() -> None:
 
 
 def test_a_float32_policy_s_update_is_torch_s_adamw_bit_for_bit() -> None:
-    config = TrainConfig(optimizer=OptimizerConfig(lr=0.01, weight_decay=0.1), minibatches=1, microbatch_decisions=3)
+    config = TrainConfig(
+        sampling=SAMPLING, optimizer=OptimizerConfig(lr=0.01, weight_decay=0.1), minibatches=1, microbatch_decisions=3
+    )
     policy, by_hand = small_policy(), small_policy()
     learner, seen = Learner(policy, config), Learner(by_hand, config)
     reference = torch.optim.AdamW(by_hand.parameters(), lr=0.01, betas=(0.9, 0.999), weight_decay=0.1)
@@ -125,7 +131,9 @@ def advantages(group: list[Any]) -> list[float]:
 
 
 def test_a_bfloat16_policy_s_update_is_adamw_of_the_summed_gradients() -> None:
-    config = TrainConfig(optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1), minibatches=1, microbatch_decisions=2)
+    config = TrainConfig(
+        sampling=SAMPLING, optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1), minibatches=1, microbatch_decisions=2
+    )
     policy = half_policy()
     group = sampled_group(policy, 1, [1, 0, 0, 1])
     batch = pack(group, advantages(group), policy.unit_action_index, "episode")
@@ -164,8 +172,7 @@ def half_policy() -> HalfPolicy:
 
 def micro_gradients(policy: HalfPolicy, part: Decisions) -> dict[str, Tensor]:
     """Of one micro-batch's loss at ratio 1, where the clipped loss's gradient is the plain policy gradient's."""
-    sampling = TrainConfig().sampling
-    logprobs, _ = policy.score(part.observations(), part.trace(), sampling)
+    logprobs, _ = policy.score(part.observations(), part.trace(), Sampling.of(SAMPLING))
     (-(part.weights * part.advantages[:, None] * (logprobs - part.old_logprobs).exp()).sum()).backward()
     return {name: p.grad.float() for name, p in policy.named_parameters() if p.grad is not None}
 

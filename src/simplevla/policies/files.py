@@ -22,6 +22,8 @@ from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_a
 FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
 BESIDE = ("config.json", "statistics.json", "tokenizer.json", FILE)
 """The metadata of model.safetensors hold the sha256 of each, so that another policy's of the same sizes is noticed."""
+METADATA = "simplevla"
+"""Their only key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ def save_files(
         _write(folder / name, content)
     written = {name: _sha256(content) for name, content in contents.items()}
     with _whole(folder / "model.safetensors") as temporary:
-        save_file(on_cpu, temporary, metadata={"architecture": architecture, **written})
+        # One key: safetensors writes several in an order that changes, and equal policies have equal bytes.
+        save_file(on_cpu, temporary, metadata={METADATA: json.dumps({"architecture": architecture, "beside": written})})
 
 
 def load_files(folder: Path) -> PolicyFiles:
@@ -134,8 +137,8 @@ def load_files(folder: Path) -> PolicyFiles:
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
-            written = {name: value for name, value in (opened.metadata() or {}).items() if name in BESIDE}
-    except SafetensorError as error:
+            written = json.loads((opened.metadata() or {}).get(METADATA, "{}")).get("beside", {})
+    except (SafetensorError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
     return PolicyFiles(
         folder=folder,
