@@ -283,3 +283,14 @@ def test_a_folder_without_adapters_is_named(tmp_path: Path) -> None:
         read_card(tmp_path)
     with pytest.raises(ValueError, match="no adapter in "):
         list_cards(tmp_path)
+
+
+def test_adapters_whose_folders_were_exchanged(tmp_path: Path) -> None:
+    bank = make_bank(first=LORA, second=LORA)
+    bank.activate("first", training=False)
+    bank.save(tmp_path)
+    place = tmp_path / "adapters"
+    for old, new in (("first", "third"), ("second", "first"), ("third", "second")):
+        (place / old).rename(place / new)
+    with pytest.raises(ValueError, match=r"adapters/first holds the adapter 'second'; were folders renamed"):
+        load_policy(tmp_path)

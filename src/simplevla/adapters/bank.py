@@ -468,5 +468,9 @@ def restore_bank(policy: Policy, folder: Path) -> None:
     bank = AdapterBank(policy)
     base = bank.base_sha256()
     for name in names:
-        bank._load(file.parent / name, name, base)
+        written = bank._load(file.parent / name, None, base)
+        if written != name:
+            raise ValueError(
+                f"{file.parent / name} holds the adapter {written!r}; were folders renamed? Name it as its adapter is called"
+            )
     bank.activate(active, training=training)

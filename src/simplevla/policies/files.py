@@ -90,7 +90,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; without a copy, since a policy may fill the memory."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    low, high = tensor.aminmax()
+    low, high = tensor.detach().aminmax()
     return math.isfinite(low) and math.isfinite(high)
 
 
