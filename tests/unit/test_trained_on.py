@@ -63,6 +63,7 @@ class Kitchen(Suite):
 
 
 TRAINED = (rl_stage(Kitchen()),)
+UNKNOWN = TrainedOn(stage="unknown")
 ELSEWHERE = TrainedOn(stage="sft", cameras={"front": (64, 64)}, instructions=("lift the red cup", "lift the blue cup"))
 
 
@@ -131,7 +132,18 @@ def test_a_policy_folder_keeps_it(tmp_path: Path) -> None:
     policy.save(tmp_path)
     assert load_policy(tmp_path).trained_on == policy.trained_on
     (tmp_path / "trained_on.json").unlink()
-    assert load_policy(tmp_path).trained_on == ()
+    assert load_policy(tmp_path).trained_on == (UNKNOWN,)
+
+
+def test_what_is_trained_after_an_unknown_stage_does_not_make_it_known() -> None:
+    stages = with_stage((UNKNOWN,), TRAINED[0])
+    assert held_out(stages, "kitchen", [("red", 3)]).startswith(
+        "unknown: nobody knows which initial states the policy was trained on"
+    )
+    assert held_out(stages, "kitchen", [("red", 2)]).startswith("no:")
+    # It may have been told anything.
+    assert differences(stages, ("front",), Kitchen(red="take the red mug")) == []
+    assert len(differences(stages, ("front",), Kitchen(size=128))) == 1
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"stages": [{"stage": "sft", "colour": "red"}]})])

@@ -12,6 +12,13 @@ from simplevla.types import Split, Task
 
 FILE = "trained_on.json"
 """In a policy folder; those of earlier versions have none."""
+SILENT = {
+    "published": "the published checkpoint was trained on",
+    "sft": "demonstrations from elsewhere came from",
+    "rl": "the policy's RL met",
+    "unknown": "the policy was trained on, since its folder doesn't say",
+}
+"""Stage that doesn't say which initial states it met -> how that goes on."""
 SHOWN = 3
 """Instructions or settings that a message names, of many."""
 
@@ -51,7 +58,8 @@ class Suite(Protocol):
 class TrainedOn:
     """One stage of a policy's training; what isn't known is None or empty."""
 
-    stage: Literal["sft", "rl", "published"]
+    stage: Literal["sft", "rl", "published", "unknown"]
+    """`unknown`: in the folder of an earlier version, which says nothing."""
     suite: str | None = None
     """None: demonstrations, or a checkpoint, from elsewhere."""
     protocol: dict[str, str | int | float] = field(default_factory=dict)
@@ -132,7 +140,8 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
         found.append(f"it was trained at {rate:g} actions per second, this is {suite.spec.control_hz:g}")
     known = {instruction for stage in stages for instruction in stage.instructions}
     strange = [repr(task.instruction) for task in suite.tasks if task.instruction not in known]
-    if known and strange:
+    # Where a stage doesn't say what it told the policy, nobody knows what it was never told.
+    if strange and stages and all(stage.instructions for stage in stages):
         found.append(
             f"it was never told {_some(strange)} ({len(strange)} of {len(suite.tasks)} instructions of the suite), but for "
             f"example {sorted(known)[0]!r}"
@@ -166,8 +175,7 @@ def held_out(stages: Sequence[TrainedOn], suite: str, pairs: Sequence[tuple[str,
         return f"no: training may have met {met} of these {len(pairs)} initial states"
     silent = next((stage for stage in stages if stage.initial_states is None), None)
     if silent is not None:
-        what = "the published checkpoint" if silent.stage == "published" else "demonstrations from elsewhere"
-        return f"unknown: nobody knows which initial states {what} came from"
+        return f"unknown: nobody knows which initial states {SILENT[silent.stage]}"
     return "yes"
 
 
@@ -177,13 +185,13 @@ def stages_as_json(stages: Sequence[TrainedOn]) -> bytes:
 
 
 def read_stages(file: Path) -> tuple[TrainedOn, ...]:
-    """What `stages_as_json` made; nothing where there is no file.
+    """What `stages_as_json` made; one unknown stage where there is no file.
 
     Raises:
         ValueError: the file is damaged.
     """
     if not file.is_file():
-        return ()
+        return (TrainedOn(stage="unknown"),)
     try:
         values: list[dict[str, Any]] = json.loads(file.read_text())["stages"]
         return tuple(TrainedOn(**value) for value in values)

@@ -43,7 +43,7 @@ def _rl(size: int, adapter: bool, policy: Policy) -> float:
         # A token head has a unit for each number of the chunk, a denoising head one per step.
         denoising = policy.units != policy.chunk_length * policy.action_dim
         return RL_SMALL_ADAPTER if adapter else RL_SMALL_DENOISING if denoising else RL_SMALL_TOKENS
-    if size >= LARGE and (not policy.trained_on or policy.trained_on[0].stage == "published"):
+    if size >= LARGE and (not policy.trained_on or policy.trained_on[0].stage in ("published", "unknown")):
         return RL_LARGE_ADAPTER if adapter else RL_LARGE_WHOLE
     raise ValueError(
         f"no learning rate is given, and for RL of {'an adapter of ' if adapter else ''}a policy of {size / 1e6:.0f} million parameters "
