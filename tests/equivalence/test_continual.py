@@ -27,6 +27,7 @@ from simplevla.config import (
 from simplevla.policies.base import Sampling
 from simplevla.policies.load import load_policy
 from simplevla.report.continual import write_continual_report
+from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
@@ -43,6 +44,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "policy"
     for_fake_suite(TASKS).save(folder)
     return folder
+
+
+def suite_that_says_the_same(config: SuiteConfig) -> Suite:
+    suite = make_suite(config)
+    suite.tasks = tuple(replace(task, instruction="do it") for task in suite.tasks)
+    return suite
 
 
 def config(base: Path, **changes: Any) -> ContinualConfig:
@@ -250,6 +257,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp
         config(base, structure="shared", start_from="previous")
     with pytest.raises(ValueError, match="no task 'raech'"):
         continual(config(base, tasks=("raech",)), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "make_suite", suite_that_says_the_same)
+        with pytest.raises(ValueError, match="tasks 'far' and 'reach' have the same instruction, 'do it'"):
+            continual(config(base, tasks=("far", "reach")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")

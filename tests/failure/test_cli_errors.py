@@ -74,15 +74,22 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert not (tmp_path / "demos").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")),
+        # It knows shapes and computes nothing.
+        "meta",
+    ],
+)
 def test_a_device_that_is_not_there(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+    device: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simplevla.evaluation.evaluate.load_policy", load_fake_policy)
     run = tmp_path / "run"
     for command in (("train", *SMALL, "--run", str(run)), ("eval", "--suite.name", "fake_suite:make")):
-        line = error_of(capsys, *command, "--policy", policy, "--device", "cuda")
-        assert "device is 'cuda', which PyTorch" in line
+        line = error_of(capsys, *command, "--policy", policy, "--device", device)
+        assert f"device is {device!r}, which PyTorch" in line
         assert "give --device cpu" in line
     assert not (run / "policy").exists()
 

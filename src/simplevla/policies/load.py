@@ -99,6 +99,8 @@ def place(policy: Policy, device: str) -> None:
         ValueError: there is no such device here.
     """
     try:
+        # A device without numbers, as `meta` is, gives none back.
+        torch.zeros(1, device=torch.device(device)).item()
         policy.to(torch.device(device))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -56,8 +56,14 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
         ValueError: `run` exists (or has another config on resume), unknown tasks, a policy that doesn't fit.
     """
     suite = make_suite(config.train.suite)
+    told: dict[str, str] = {}
     for task in config.tasks:
-        suite.task(task)
+        other = told.setdefault(suite.task(task).instruction, task)
+        if config.structure == "per_task" and other != task:
+            raise ValueError(
+                f"tasks {other!r} and {task!r} have the same instruction, {suite.task(task).instruction!r}: nobody could tell which of "
+                "their adapters is meant. Train one of them, or use the structure 'shared'"
+            )
     _open(config, run, resume)
     if (run / "continual.json").exists():
         return read_json(run / "continual.json")
