@@ -63,7 +63,7 @@ class Comparison:
     unpaired: int
     """Initial states left out because an episode of A or B ended as ENV_ERROR."""
     notes: tuple[str, ...] = ()
-    """What else differs than the policy, or that it doesn't; and doubts about either result."""
+    """Differences beside the policy, or that it is the same; and doubts about either result."""
 
     def to_dict(self) -> dict[str, Any]:
         return {

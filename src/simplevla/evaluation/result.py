@@ -70,7 +70,7 @@ class Broken(NamedTuple):
     task: str
     initial_state: int
     reason: str = ""
-    """What broke it last; empty in files from before this was kept."""
+    """The error that broke it last; empty in files from before this was kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class EvaluationResult:
     """In the order of tasks, then initial states; episodes that the environment broke are not here."""
     broken: tuple[Broken, ...] = ()
     errors: Errors = field(default_factory=Errors)
-    """What broke, also where the episode was run again and went well."""
+    """All that broke, also where the episode was run again and went well."""
     wall_s: float
     versions: Mapping[str, str]
     commit: str
@@ -101,7 +101,7 @@ class EvaluationResult:
     held_out: str = "unknown: not recorded"
     """`yes`, `no: ...` or `unknown: ...`: whether training has met none of these initial states."""
     differences: tuple[str, ...] = ()
-    """What of the suite the policy wasn't trained for."""
+    """Parts of the suite that the policy wasn't trained for, a sentence each."""
 
     @property
     def how(self) -> str:

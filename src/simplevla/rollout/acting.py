@@ -1,4 +1,4 @@
-"""What a policy answered, checked before an environment executes it and before anything is trained on it."""
+"""Answers of a policy, checked before an environment executes it and before anything is trained on it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which episodes one update is made of: groups of siblings, sampled until enough of them carry a signal (arXiv 2509.09674, dynamic sampling)."""
+"""Groups of siblings that make one update, sampled until enough of them carry a signal: dynamic sampling, arXiv 2509.09674."""
 
 import math
 import threading

@@ -12,7 +12,7 @@ from typing import Any
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, SuiteError, Worker, close_all
 
 SHOWN_LINES, LINE_LENGTH = 4, 300
-"""Of a shortened error: a traceback's last lines say where and what, and longer lines are cut."""
+"""Size of a shortened error: a traceback's last lines say where and what, and longer lines are cut."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def cores() -> int:
 
 @dataclass
 class Errors:
-    """What broke, by kind, and how often; attempts that were then run again count as well."""
+    """Breakages by kind, and how often; attempts that were then run again count as well."""
 
     counts: dict[str, int] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class Errors:
         return Errors(last=self.last, counts=dict(self.counts))
 
     def shortened(self) -> "Errors":
-        """With the last lines of each error, for people to read."""
+        """The same with the last lines of each error alone, for people to read."""
         return Errors(
             counts=self.counts, last={kind: last_lines(text, SHOWN_LINES) for kind, text in self.last.items()}
         )
@@ -148,7 +148,7 @@ class Errors:
 
     @property
     def last_error(self) -> str:
-        """Of all kinds; empty if nothing broke."""
+        """The last one of all kinds; empty if nothing broke."""
         return next(reversed(self.last.values()), "")
 
     def __str__(self) -> str:

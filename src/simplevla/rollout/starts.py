@@ -1,4 +1,4 @@
-"""Whether the same initial state always begins in the same way, as suites promise: siblings are compared with one another."""
+"""First observations, compared: a suite promises that the same initial state always begins in the same way."""
 
 from collections import OrderedDict
 
@@ -11,7 +11,7 @@ KEPT = 64
 STATE_TOLERANCE = 1e-4
 """Absolute, and ten times that relative: what a solver leaves of its last episode is below it."""
 LEVELS = 16
-"""Of 255: what a renderer may differ by in a pixel."""
+"""Largest difference, of 255, that a renderer may make in a pixel."""
 
 
 class Starts:
@@ -21,7 +21,7 @@ class Starts:
         self._seen: OrderedDict[tuple[str, int], dict[str, np.ndarray]] = OrderedDict()
 
     def difference(self, task: str, initial_state: int, arrays: SlotArrays, slot: int) -> str:
-        """What of the observation in `slot` isn't as in the first episode from there, in words; empty where all is."""
+        """Say what of the observation in `slot` isn't as in the first episode from there; empty where all is."""
         new = {"state": arrays.state[slot], **{f"image {name!r}": rows[slot] for name, rows in arrays.images.items()}}
         known = self._seen.get((task, initial_state))
         if known is None:

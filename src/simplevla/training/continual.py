@@ -1,4 +1,4 @@
-"""Continual training: tasks one after another, each by RL, with every task evaluated after each (SPEC 5).
+"""Continual training: tasks one after another, each by RL, with every task evaluated after each.
 
 A run folder holds `row_0.json` (the base policy on every task) and per task `1_NAME/`, `2_NAME/` ... with
 

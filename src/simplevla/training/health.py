@@ -1,4 +1,4 @@
-"""Whether an RL run is still sound: metrics that have left the range of healthy runs, and what to do then.
+"""Soundness of an RL run: metrics that have left the range of healthy runs, and what to do then.
 
 The ranges were measured on healthy runs and on ones with 20 times their learning rate (docs/metrics.md has the figures).
 """
@@ -18,7 +18,7 @@ MAX_KL = 0.02
 MAX_CLIP_FRACTION = 0.06
 """Share of the units whose gradient the clip cuts: at most 0.018 in healthy runs, 0.07 and more in destroyed ones."""
 ENTROPY_SHARE = 0.1
-"""Of the first update's entropy. RL may sharpen a policy; with less than this, siblings no longer differ."""
+"""Share of the first update's entropy. RL may sharpen a policy; with less than this, siblings no longer differ."""
 ENTROPY_RISE = math.log(2)
 """Nats above the first update's entropy: the policy spreads over twice as many choices, so it forgets."""
 SAMPLED_SHARE, SAMPLED_BELOW = 0.5, 0.25
