@@ -142,7 +142,7 @@ def test_initial_states_that_are_not_known_of_every_episode_are_not_claimed(fold
 
 
 def test_a_picture_that_says_how_it_is_turned_is_turned(folder: Path) -> None:
-    """Hugging Face's `datasets`, through which LeRobot reads pictures, applies EXIF's orientation as well."""
+    """A picture is what a viewer shows, EXIF's orientation applied."""
     upright = np.zeros((6, 8, 3), np.uint8)
     upright[:3, :4, 0] = 255
     exif, file = Image.Exif(), io.BytesIO()
