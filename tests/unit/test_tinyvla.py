@@ -195,7 +195,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_presets_and_configs_refuse_what_they_do_not_know() -> None:
     with pytest.raises(ValueError, match=r"'nan'.*nano, siglip_test.*Did you mean 'nano'"):
         make_preset("nan")
-    with pytest.raises(ValueError, match="at least one camera"):
+    with pytest.raises(ValueError, match="needs at least one, each once"):
         TinyVLAConfig(cameras=(), state_dim=1, action_dim=1, chunk_length=1)
     with pytest.raises(ValueError, match="chunk_length 0"):
         TinyVLAConfig(cameras=("a",), state_dim=1, action_dim=1, chunk_length=0)
