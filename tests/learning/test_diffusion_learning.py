@@ -58,5 +58,6 @@ def test_a_random_policy_finds_out_that_forward_is_right(denoising: DenoisingCon
     train(config, tmp_path / "run")
     rows = read_rows(tmp_path / "run")
     success = [row["train_success"] for row in rows]
-    assert sum(success[-2:]) / 2 > success[0] + 0.2, success
+    # Of 256 and 128 episodes: two and a half standard errors. It starts near 58 %.
+    assert sum(success[-4:]) / 4 > sum(success[:2]) / 2 + 0.12, success
     assert max(row["logprob_gap"] for row in rows) < 1e-4
