@@ -257,7 +257,7 @@ class SFTConfig:
     chunk_length: int = 5
     """Actions per decision of a new policy; a saved one keeps its own."""
     bounds: Literal["min_max", "quantile"] = "min_max"
-    """What a new policy's actions lie between: the demonstrations' extremes, or their 1 % and 99 % quantiles. With quantiles,
+    """The range of a new policy's actions: the demonstrations' extremes, or their 1 % and 99 % quantiles. With quantiles,
     demonstrated actions outside become the outermost bin, and the state is measured without its tails too."""
     batches: int = 1500
     batch_size: int = 128
@@ -355,7 +355,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 SCALARS: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
-"""What JSON may have for a field of each type."""
+"""The types that JSON may have for a field of each type."""
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

@@ -91,7 +91,7 @@ class Episode:
     request: EpisodeRequest
     status: EpisodeStatus
     error: str = ""
-    """What broke last, with the traceback where there is one; empty unless it ended ENV_ERROR."""
+    """The last fault, with the traceback where there is one; empty unless it ended ENV_ERROR."""
     env_steps: int = 0
     images: dict[str, np.ndarray] = field(default_factory=dict)
     """Camera -> uint8 [T, height, width, 3]."""

@@ -29,7 +29,7 @@ CARDS = (CARD, peft_layout.CONFIG)
 PROTOTYPE = "prototype"
 """Key of the vector among the tensors of format 1; parameters' names contain dots."""
 UNKNOWN = "the base weights and statistics it was trained on, its instructions, seed and success"
-"""What a folder without a card doesn't say."""
+"""The value of a card's field that a folder without a card doesn't give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class AdapterCard:
     instructions: tuple[str, ...]
     """The tasks it is for, in the policy's words."""
     base_sha256: str | None
-    """Of the base weights that it was trained on; None in a folder that peft wrote, which doesn't say."""
+    """Fingerprint of the base weights that it was trained on; None in a folder that peft wrote, which doesn't say."""
     statistics_sha256: str | None
-    """Of the normalisation statistics that it was trained with; None likewise."""
+    """Fingerprint of the normalisation statistics that it was trained with; None likewise."""
     base_assumed: bool = False
     """It came from a folder that peft wrote: both sums are of the policy that it was then loaded onto, and nobody knows
     whether that is what it was trained on."""
@@ -101,7 +101,7 @@ def layout(folder: Path) -> str:
 
 
 def read_adapter(folder: Path) -> tuple[AdapterCard, dict[str, Tensor]]:
-    """What `write_adapter` or peft wrote; parameters by module and part, such as `head.linear.lora_A.weight`.
+    """Reads what `write_adapter` or peft wrote; parameters by module and part, such as `head.linear.lora_A.weight`.
 
     Raises:
         ValueError: as `read_card`, or the parameters aren't those that were written.
@@ -165,7 +165,7 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
 
 
 def _has_card(folder: Path) -> bool:
-    """Whether `folder` holds an adapter with a card; without one peft wrote it.
+    """True if `folder` holds an adapter with a card; without one peft wrote it.
 
     Raises:
         ValueError: it holds no adapter.

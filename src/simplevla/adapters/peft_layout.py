@@ -70,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def adapter_config(folder: Path) -> AdapterConfig:
-    """What peft wrote: rank, strength and dropout as in `adapter_config.json`, for the modules that there are tensors for.
+    """Reads what peft wrote: rank, strength and dropout of `adapter_config.json`, for the modules that have tensors.
 
     Raises:
         ValueError: as `read_config` and `read_lora`, an impossible value, or a card was written too and is missing.

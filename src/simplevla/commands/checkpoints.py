@@ -48,7 +48,7 @@ class ImportOpenVLAArguments:
     gripper: Literal["libero", "none"] = "libero"
     """`libero`: the last action dimension is 1 for open in the model and -1 in the simulator; `none`: it is as it is."""
     lora_adapter: Literal["merge", "merged"] | None = None
-    """Of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
+    """The use of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
 
 
 def import_command(arguments: list[str]) -> int:

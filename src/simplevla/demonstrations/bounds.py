@@ -23,7 +23,7 @@ LARGEST_STRETCH = 5.0
 FEW_EPISODES, FEW_FRAMES = 2, 0.001
 """Extremes in at most so many episodes, or in at most this share of the frames, are faults; else the robot moves so."""
 FEWEST_FRAMES = 8
-"""With fewer there is no middle."""
+"""The fewest values that have a middle."""
 STRANGE, LARGEST_SHARE = 10.0, 0.1
 """Without what is strange, which are so many of the different values at most or two episodes, the range would be so many times
 smaller. That may be meant, so it is a warning. Degrees among radians make it 57 times as large."""
@@ -67,7 +67,7 @@ def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Stat
 
 
 def bounded_statistics(folder: Path, rows: Rows, bounds: Literal["min_max", "quantile"]) -> Statistics:
-    """What a new policy normalises with: `quantile` cuts the values off at their 1 % and 99 % quantiles first.
+    """The statistics that a new policy normalises with: `quantile` cuts the values off at their 1 % and 99 % quantiles first.
 
     Dimensions that stay at one value, or switch between two, keep their extremes: a gripper that hardly ever closes must
     still be able to.

@@ -54,7 +54,7 @@ def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str,
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
-    """Whether it has one channel, or a mark that LeRobot sets or set (`depth_keys` in its `dataset_metadata.py`)."""
+    """True for one channel, or a mark that LeRobot sets or set (`depth_keys` in its `dataset_metadata.py`)."""
     shape = feature["shape"]
     if len(shape) == 2 or 1 in (*shape[:1], *shape[-1:]):
         return True

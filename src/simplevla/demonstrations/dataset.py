@@ -88,7 +88,7 @@ class LeRobotDataset:
         return measured
 
     def statistics_for_policy(self, bounds: Literal["min_max", "quantile"]) -> Statistics:
-        """What a new policy normalises with; `quantile` takes the 1 % and 99 % quantiles for the extremes.
+        """The statistics that a new policy normalises with; `quantile` takes the 1 % and 99 % quantiles for the extremes.
 
         Raises:
             ValueError: a few extremes would leave the other values hardly any room.

@@ -111,7 +111,7 @@ class Schedule:
 
 
 class Tally:
-    """What came of the attempts at each task: solved, attempted by the expert to the end, and broken."""
+    """The outcomes of the attempts at each task: solved, attempted by the expert to the end, and broken."""
 
     def __init__(self, config: DemosConfig, tasks: list[str]) -> None:
         self.config = config
@@ -122,7 +122,7 @@ class Tally:
         self.errors = Errors()
         self._failures: Counter[tuple[int, int]] = Counter()
         self._given_up: Counter[int] = Counter()
-        """Of `broken`, those at each demonstration."""
+        """Those of `broken` that belong to each demonstration."""
 
     def overall(self) -> str:
         return f"{sum(self.solved.values())}/{sum(self.attempted.values())}"
@@ -131,7 +131,7 @@ class Tally:
         return ", ".join(f"{task} {self.solved[task]}/{n}" for task, n in self.attempted.items())
 
     def breakage(self) -> str:
-        """What broke, and how many attempts were given up for it."""
+        """Sentence that says what broke, and how many attempts were given up for it."""
         given_up = ", ".join(f"{n} at {task!r}" for task, n in self.broken.items() if n)
         return f"{self.errors}; attempts given up after {SETTINGS.max_attempts} runs: {given_up or 'none'}"
 

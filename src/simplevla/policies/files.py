@@ -87,7 +87,7 @@ class PolicyFiles:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite; without a copy, since a policy may fill the memory."""
+    """True if all numbers are finite; makes no copy, since a policy may fill the memory."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     low, high = tensor.detach().aminmax()
@@ -152,7 +152,7 @@ def load_files(folder: Path) -> PolicyFiles:
 
 
 def _sha256(content: bytes) -> str:
-    """Of JSON, however it is laid out."""
+    """Fingerprint of a JSON value, however it is laid out."""
     return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
 
 

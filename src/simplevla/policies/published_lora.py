@@ -74,7 +74,7 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
 
 
 def _adapted(target: str, modules: dict[str, dict[str, Tensor]]) -> bool:
-    """Whether a module is `target`, or ends with it, as peft understands targets."""
+    """True if a module is `target`, or ends with it, as peft understands targets."""
     return target in modules or any(module.endswith(f".{target}") for module in modules)
 
 

@@ -1,4 +1,4 @@
-"""What a policy was trained on, kept in its folder: what it is used with later is compared with that, and said."""
+"""The record of what a policy was trained on, kept in its folder and compared with what it is used with later."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ class Spec(Protocol):
 
 
 class Suite(Protocol):
-    """What is asked of a suite; policies import none."""
+    """The part of a suite that is asked for; policies import none."""
 
     name: str
     tasks: tuple[Task, ...]
@@ -105,7 +105,7 @@ def with_stage(stages: tuple[TrainedOn, ...], stage: TrainedOn) -> tuple[Trained
 
 
 def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suite) -> list[str]:
-    """What of `suite` the policy wasn't trained for, one sentence each; nothing where its training isn't known.
+    """Names what of `suite` the policy wasn't trained for, one sentence each; nothing where its training isn't known.
 
     Args:
         stages: in the order of training.
@@ -185,7 +185,7 @@ def stages_as_json(stages: Sequence[TrainedOn]) -> bytes:
 
 
 def read_stages(file: Path) -> tuple[TrainedOn, ...]:
-    """What `stages_as_json` made; one unknown stage where there is no file.
+    """Reads what `stages_as_json` made; one unknown stage where there is no file.
 
     Raises:
         ValueError: the file is damaged.

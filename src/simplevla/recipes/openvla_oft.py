@@ -14,7 +14,7 @@ SUITES = {"spatial": "libero_spatial", "object": "libero_object", "goal": "liber
 
 
 TEMPERATURE = 1.6
-"""Of the paper's policy, which is certain of what it does."""
+"""Temperature of the paper's policy, which is certain of what it does."""
 LORA_24GB, ADAPTER_RANK = "libero_spatial_lora_24gb", 32
 
 PUBLISHED_EPISODES = 500

@@ -1,4 +1,4 @@
-"""Which initial states the report films: of each task one that is chosen without knowing the outcome, and one of each kind."""
+"""The initial states that the report films: of each task one chosen without knowing the outcome, and one of each kind."""
 
 from dataclasses import dataclass
 

@@ -51,7 +51,7 @@ def gather_evidence(run: Path) -> None:
 
 
 def _complete(result: EvaluationResult, folder: Path, suite: Suite) -> bool:
-    """Whether it is the greedy one of this policy on all test states of the run's tasks."""
+    """True if it is the greedy one of this policy on all test states of the run's tasks."""
     states = {(task.name, state) for task, state in evaluation_pairs(suite, EvalConfig())}
     evaluated = {(e.task, e.initial_state) for e in result.episodes} | {
         (b.task, b.initial_state) for b in result.broken
@@ -65,7 +65,7 @@ def _complete(result: EvaluationResult, folder: Path, suite: Suite) -> bool:
 
 
 def _filmed(folder: Path, name: str, result: EvaluationResult, states: list[State]) -> bool:
-    """Whether exactly these states have been filmed, of the policy that `result` is of."""
+    """True if exactly these states have been filmed, of the policy that `result` is of."""
     if not (folder / f"{name}.json").exists():
         return False
     clips = read_clips(folder, name)

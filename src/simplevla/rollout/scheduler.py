@@ -80,7 +80,7 @@ class RolloutStats:
     """Waiting for simulators."""
     wall_s: float = 0.0
     errors: Errors = field(default_factory=Errors)
-    """What broke: each exception of an environment and each lost worker."""
+    """Faults so far: each exception of an environment and each lost worker."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class _Running:
     failures: int = 0
     broken: bool = False
     error: str = ""
-    """What broke it last."""
+    """The last fault that broke it."""
 
     def __post_init__(self) -> None:
         self.begin()

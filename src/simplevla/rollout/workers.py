@@ -62,7 +62,9 @@ class Job(Protocol):
     """A whole episode that a worker runs by itself, such as an expert's; it travels to the worker by pickle."""
 
     def run(self, suite: Suite, environment: Environment, beat: Callable[[], None]) -> Any:
-        """What the reply carries. Each env step calls `beat`, and `check_observation` and `check_result` on what it gets.
+        """Does the job and returns what the reply carries.
+
+        Each env step calls `beat`, and `check_observation` and `check_result` on what it gets.
 
         Raises:
             SuiteError: the suite breaks its contract.
@@ -91,9 +93,9 @@ class Reply(NamedTuple):
     text: str = ""
     """The error, with traceback where there is one."""
     error: str = ""
-    """What kind of error it is, in a few words."""
+    """The kind of error, in a few words."""
     outcome: Any = None
-    """What a job returned."""
+    """The value that a job returned."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
 
 
 def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
-    """What imitation of this dataset meets."""
+    """The record of what imitation of this dataset meets."""
     origin = dataset.origin or {}
     tasks, states = dataset.task_names, dataset.initial_states
     met: dict[str, list[int]] | None = None

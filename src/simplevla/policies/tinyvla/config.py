@@ -97,9 +97,9 @@ class DiffusionConfig:
     steps: int = 10
     """Denoising steps of the sampler, evenly spaced over the schedule; divides `train_steps`."""
     clip_sample: bool = True
-    """Whether each step's estimate of the chunk is cut to [-1, 1], the range of normalised actions, as published."""
+    """Cut each step's estimate of the chunk to [-1, 1], the range of normalised actions, as published."""
     use_clipped_model_output: bool = False
-    """Whether a step goes on in the direction of the noise that the cut estimate implies (DPPO, arXiv 2409.00588) instead of
+    """Go on in the direction of the noise that the cut estimate implies (DPPO, arXiv 2409.00588) instead of
     the noise that the network predicted, which is diffusers' default and what TinyVLA acts with."""
     noise_samples: int = 1
     """Noises per chunk in a training batch: they share one pass of the vision-language model."""
