@@ -22,7 +22,8 @@ import rollout_benchmarks
 import update_benchmarks
 from machine import this_machine
 
-from simplevla.evaluation.provenance import commit, write_atomically
+from simplevla.evaluation.provenance import commit
+from simplevla.storage import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "performance.md"

@@ -19,8 +19,8 @@ from machine import this_machine
 from simplevla import recipes
 from simplevla.adapters.config import ContinualConfig, Structure
 from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
-from simplevla.evaluation.provenance import write_atomically, write_json
 from simplevla.report.continual import draw_matrix, matrix_table
+from simplevla.storage import write_atomically, write_json
 from simplevla.training.continual import continual
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -18,9 +18,10 @@ from machine import this_machine
 
 from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.recipes import tabletop
+from simplevla.storage import write_atomically, write_json
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
 

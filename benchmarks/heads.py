@@ -11,8 +11,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from simplevla.evaluation.provenance import read_json, write_atomically
 from simplevla.evaluation.statistics import wilson
+from simplevla.storage import read_json, write_atomically
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 HEADS = {"token": "tabletop_nano", "diffusion": "tabletop_nano_diffusion"}

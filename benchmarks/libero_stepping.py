@@ -13,8 +13,9 @@ from machine import this_machine
 from rich.progress import track
 
 from simplevla.config import SuiteConfig
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.statistics import wilson
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.base import Expert
 from simplevla.suites.libero.environment import LiberoEnvironment
 from simplevla.suites.registry import make_suite

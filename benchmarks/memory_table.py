@@ -10,11 +10,12 @@ from pathlib import Path
 from simplevla import recipes
 from simplevla.adapters.config import AdapterConfig
 from simplevla.config import DenoisingConfig, OptimizerConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
-from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.planning.memory import Sizes, device_memory, sizes_of
 from simplevla.planning.tracing import Trace, trace_rollout, trace_update
 from simplevla.planning.unfilled import add_adapter, published_openvla_oft, supervised_tinyvla
 from simplevla.policies.base import Policy
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 

@@ -11,8 +11,9 @@ import numpy as np
 from machine import this_machine
 
 from simplevla.config import SuiteConfig
-from simplevla.evaluation.provenance import commit, versions, write_atomically, write_json
+from simplevla.evaluation.provenance import commit, versions
 from simplevla.evaluation.statistics import wilson
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.metaworld.camera import CAMERAS, VISUALS
 from simplevla.suites.metaworld.catalog import HORIZONS
 from simplevla.suites.metaworld.environment import MetaworldEnvironment

@@ -18,10 +18,11 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate_folder
-from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.recipes import libero
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows

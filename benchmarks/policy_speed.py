@@ -24,12 +24,13 @@ from torch.nn import functional as F
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
 
 from simplevla.allocation import keep_freed_memory
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import Linear, linear
 from simplevla.policies.tinyvla import policy as policy_module
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.recipes import tabletop
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

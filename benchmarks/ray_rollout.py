@@ -17,9 +17,10 @@ from rollout_benchmarks import TABLETOP_ROLLOUT, roll_out
 from simplevla import recipes
 from simplevla.config import RayConfig, RolloutConfig
 from simplevla.distributed.engine import RayEngine
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.recipes import tabletop
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import write_atomically, write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 GROUPS, REPETITIONS = 64, 5

@@ -14,9 +14,10 @@ from half_trained import TABLETOP, half_trained, requests
 from machine import this_machine
 from rollout_benchmarks import TABLETOP_ROLLOUT, roll_out
 
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.recipes import tabletop
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import write_atomically, write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SIDES = {

@@ -12,7 +12,8 @@ import tyro
 from exploration_tricks import RESULTS, Arguments, Variants, run_one
 from machine import this_machine
 
-from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.training.runlog import read_rows
 
 VARIANTS: Variants = {

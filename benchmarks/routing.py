@@ -9,10 +9,11 @@ from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.routing import NearestRouter, RoutingAccuracy, routing_accuracy
 from simplevla.config import SuiteConfig
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.statistics import wilson
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

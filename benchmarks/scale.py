@@ -13,12 +13,13 @@ from scaling import counted
 
 from simplevla import recipes
 from simplevla.config import TrainConfig
-from simplevla.evaluation.provenance import commit, read_json, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.planning.cost import Actor, Handling, PolicyCost, SimulatorCost, rollout_parts, rollout_seconds
 from simplevla.planning.measured import measured, simulator_key
 from simplevla.planning.plan import EPISODE_SHARE, SAMPLED_PER_TRAINED, Machine, Plan, plan
 from simplevla.planning.unfilled import published_openvla_oft
 from simplevla.recipes import tabletop
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.registry import make_suite
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -22,7 +22,7 @@ from scaling_page import page, plot
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
 from simplevla.config import RolloutConfig, SuiteConfig
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.planning.cost import (
     Actor,
     Counts,
@@ -42,6 +42,7 @@ from simplevla.recipes import libero, metaworld, tabletop
 from simplevla.rollout.collect import collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.rollout.states import StateSampler
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner

@@ -20,12 +20,13 @@ from machine import this_machine
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.config import DenoisingConfig, RolloutConfig, SamplingConfig, SFTConfig, TrainConfig
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Sampling
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.recipes import tabletop
 from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.continual import first_observations
 from simplevla.training.imitation import Optimizer

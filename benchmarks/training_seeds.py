@@ -16,10 +16,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from machine import this_machine
 
-from simplevla.evaluation.provenance import write_atomically, write_json
 from simplevla.evaluation.result import read_result
 from simplevla.evaluation.statistics import hierarchical_bootstrap, wilson
 from simplevla.recipes.demo import demo
+from simplevla.storage import write_atomically, write_json
 from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

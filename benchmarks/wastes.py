@@ -14,7 +14,8 @@ from reference import UpdateWastes, Wastes
 from rollout_benchmarks import tabletop_vs_reference
 from update_benchmarks import vs_padded
 
-from simplevla.evaluation.provenance import commit, write_atomically, write_json
+from simplevla.evaluation.provenance import commit
+from simplevla.storage import write_atomically, write_json
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 REPETITIONS = 3

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,18 @@ from simplevla.commands.planning import plan_command
 from simplevla.commands.results import compare_command, evaluate_command, report_command
 from simplevla.commands.runs import continual_command, demos_command, sft_command, train_command
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 
 EXIT_ERROR = 2
+EXIT_FAULT = 4
 EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 problems found, 2 error, 3 no learning signal."""
+    """Run one command; returns the exit code: 0 done, 1 problems found, 2 error, 3 no learning signal, 4 a fault of the program.
+
+    A user's error is one line; a fault keeps its traceback, and so does every error with SIMPLEVLA_DEBUG=1.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -37,13 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name = arguments[0]
         if name not in COMMANDS:
-            raise ValueError(f"unknown command {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+            raise UserError(f"unknown command {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
         return COMMANDS[name][0](arguments[1:])
-    except (ValueError, ImportError, OSError) as error:
+    except (UserError, OSError) as error:
         if debug:
             raise
         _print_error(str(error))
         return EXIT_ERROR
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAULT
     except KeyboardInterrupt:
         _print_error("interrupted; a training run goes on with: simplevla train --resume RUN")
         return EXIT_INTERRUPTED
@@ -88,7 +97,7 @@ def _list(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in kinds:
         got = " ".join(arguments) or "nothing"
         near = nearest(arguments[0], kinds) if arguments else ""
-        raise ValueError(f"list what? Got {got!r}; expected one of: {', '.join(kinds)}.{near}")
+        raise UserError(f"list what? Got {got!r}; expected one of: {', '.join(kinds)}.{near}")
     print("\n".join(kinds[arguments[0]]()))
     return 0
 
@@ -145,7 +154,7 @@ def _demo(arguments: list[str]) -> int:
 def _bench(arguments: list[str]) -> int:
     script = Path(__file__).parents[2] / "benchmarks" / "bench.py"
     if not script.is_file():
-        raise ValueError(
+        raise UserError(
             f"no {script}: the benchmarks are part of the repository, not of the package. "
             "Run this from a checkout that was installed with: pip install -e ."
         )

@@ -5,12 +5,14 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from simplevla.errors import UserError
+
 T = TypeVar("T")
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,7 +364,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """The config that `to_dict` wrote.
 
     Raises:
-        ValueError: on an unknown key, naming it and the nearest ones, if one without a default is missing, or if a number, text or
+        UserError: on an unknown key, naming it and the nearest ones, if one without a default is missing, or if a number, text or
             switch is something else.
     """
     import difflib
@@ -373,18 +375,18 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
         if key not in hints:
             near = difflib.get_close_matches(key, hints)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown key {key!r} in {cls.__name__}; expected one of {', '.join(hints)}.{hint}")
+            raise UserError(f"unknown key {key!r} in {cls.__name__}; expected one of {', '.join(hints)}.{hint}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
             value = from_dict(typing.cast(Any, hints[key]), value)
         elif typing.get_origin(hints[key]) is tuple and isinstance(value, list):
             value = tuple(value)
         elif hints[key] in SCALARS and type(value) not in SCALARS[hints[key]]:
-            raise ValueError(f"{cls.__name__}.{key} is {value!r}; expected {hints[key].__name__}")
+            raise UserError(f"{cls.__name__}.{key} is {value!r}; expected {hints[key].__name__}")
         known[key] = value
     none = dataclasses.MISSING
     fields = dataclasses.fields(typing.cast(Any, cls))
     required = [f.name for f in fields if f.default is none and f.default_factory is none]
     missing = [name for name in required if name not in known]
     if missing:
-        raise ValueError(f"{cls.__name__} lacks {', '.join(map(repr, missing))}; expected all of {', '.join(required)}")
+        raise UserError(f"{cls.__name__} lacks {', '.join(map(repr, missing))}; expected all of {', '.join(required)}")
     return cls(**known)

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from simplevla.evaluation.provenance import write_json
 from simplevla.report.page import write_report
+from simplevla.storage import write_json
 
 
 def make_run(run, **files):

@@ -4,7 +4,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import SuccessMatrix
-from simplevla.evaluation.provenance import write_json
 from simplevla.report.continual import (
     draw_matrix,
     heat_map,
@@ -13,6 +12,7 @@ from simplevla.report.continual import (
     structures_table,
     write_continual_report,
 )
+from simplevla.storage import write_json
 
 MATRIX = SuccessMatrix(
     tasks=("lift", "push", "press"),

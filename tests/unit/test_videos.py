@@ -12,13 +12,14 @@ from sampled_episodes import load_fake_policy
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig, to_dict
 from simplevla.evaluation import evaluate as evaluation
 from simplevla.evaluation.evaluate import evaluation_request
-from simplevla.evaluation.provenance import policy_fingerprint, read_json, write_json
+from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import ActionSample
 from simplevla.report import evidence
 from simplevla.report.choice import choose_states
 from simplevla.report.videos import encode_video, read_clips, record_videos
 from simplevla.rollout.workers import SuiteError
+from simplevla.storage import read_json, write_json
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.types import ChunkResult, Observation, Task
 

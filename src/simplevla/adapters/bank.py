@@ -22,6 +22,7 @@ from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
 from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
 from simplevla.adapters.peft_layout import TARGETS, read_config
 from simplevla.adapters.targets import match_as_peft, match_modules
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.files import is_finite
 from simplevla.policies.load import BANK, load_policy
@@ -61,12 +62,12 @@ class AdapterBank:
     `load_policy` brings them back.
 
     Raises:
-        ValueError: the policy has adapters already, or can't have any.
+        UserError: the policy has adapters already, or can't have any.
     """
 
     def __init__(self, policy: Policy) -> None:
         if any(isinstance(module, BaseTunerLayer) for module in policy.modules()):
-            raise ValueError("this policy has adapters already; use bank_of(policy), or load the policy again")
+            raise UserError("this policy has adapters already; use bank_of(policy), or load the policy again")
         policy.adapter_groups()
         self.policy = policy
         self.active: str | None = None
@@ -91,10 +92,10 @@ class AdapterBank:
         """What is known of the adapter `name`.
 
         Raises:
-            ValueError: there is none of that name.
+            UserError: there is none of that name.
         """
         if name not in self._entries:
-            raise ValueError(f"no adapter is called {name!r}; there are {', '.join(self.names) or 'none'}")
+            raise UserError(f"no adapter is called {name!r}; there are {', '.join(self.names) or 'none'}")
         return self._entries[name]
 
     def add(
@@ -114,14 +115,14 @@ class AdapterBank:
             seed: of its initial weights; the process's own random numbers are left alone.
 
         Raises:
-            ValueError: the name is taken or no name, the targets match no module or too many, `start_from` is unknown
+            UserError: the name is taken or no name, the targets match no module or too many, `start_from` is unknown
                 or of another config. Nothing is changed then.
         """
         self._check_new_name(name)
         if start_from is not None:
             parent = self.entry(start_from).config
             if config not in (None, parent):
-                raise ValueError(
+                raise UserError(
                     f"adapter {name!r} starts from {start_from!r}, whose config is {parent}; got {config}. "
                     "Leave the config out, or start from the base"
                 )
@@ -145,14 +146,12 @@ class AdapterBank:
         """Let the adapter `name` compute, or the base (None), and let exactly its parameters be trained, or none.
 
         Raises:
-            ValueError: there is no such adapter, it is frozen, or the base is to be trained.
+            UserError: there is no such adapter, it is frozen, or the base is to be trained.
         """
         if name is None and training:
-            raise ValueError(
-                "the base of a bank is frozen; add an adapter to train, or train the policy without a bank"
-            )
+            raise UserError("the base of a bank is frozen; add an adapter to train, or train the policy without a bank")
         if name is not None and self.entry(name).frozen and training:
-            raise ValueError(f"adapter {name!r} is frozen; add another one with start_from={name!r} to train on")
+            raise UserError(f"adapter {name!r} is frozen; add another one with start_from={name!r} to train on")
         self.active, self.training = name, training
         self.policy.requires_grad_(False)
         self._compute_with(name)
@@ -279,10 +278,10 @@ class AdapterBank:
             success: (episodes solved, n). What is given is remembered by the bank; what isn't, is as it was.
 
         Raises:
-            ValueError: unknown adapter, impossible success, values that aren't finite numbers, or `folder` exists.
+            UserError: unknown adapter, impossible success, values that aren't finite numbers, or `folder` exists.
         """
         if folder.exists():
-            raise ValueError(f"{folder} exists already; export into a new folder, or delete it")
+            raise UserError(f"{folder} exists already; export into a new folder, or delete it")
         entry = self.entry(name)
         if sampling is not None:
             entry = dataclasses.replace(entry, sampling=dataclasses.asdict(sampling))
@@ -305,7 +304,7 @@ class AdapterBank:
             name: replaces the adapter's own.
 
         Raises:
-            ValueError: the folder is damaged, the name is taken, the adapter belongs to another base, other statistics
+            UserError: the folder is damaged, the name is taken, the adapter belongs to another base, other statistics
                 or other modules, or is of a kind of LoRA that isn't computed here. Nothing is changed then.
         """
         return self._load(folder, name, self.base_sha256())
@@ -320,7 +319,7 @@ class AdapterBank:
             ("normalisation statistics", card.statistics_sha256, statistics_sha256(self.policy.statistics)),
         ):
             if got is not None and got != expected:
-                raise ValueError(
+                raise UserError(
                     f"the adapter in {folder} was trained on other {what}: sha256 {got[:12]}, this policy has "
                     f"{expected[:12]}. Load it onto the policy it was trained on"
                 )
@@ -331,7 +330,7 @@ class AdapterBank:
                 settings = read_config(folder)
                 matched = match_as_peft(self.policy, {key: settings.get(key) for key in TARGETS})
             if matched != set(card.modules):
-                raise ValueError(
+                raise UserError(
                     f"the adapter in {folder} is for {len(card.modules)} modules, its targets match {len(matched)} of "
                     f"this policy: {sorted(matched ^ set(card.modules))[:3]} differ"
                 )
@@ -357,11 +356,11 @@ class AdapterBank:
     def _check_new_name(self, name: str) -> None:
         # peft keeps adapters in ModuleDicts, which can't hold the names of their own methods.
         if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
-            raise ValueError(
+            raise UserError(
                 f"{name!r} can't be an adapter's name; expected letters, digits, _ and -, and no word that torch uses"
             )
         if name in self._entries:
-            raise ValueError(f"an adapter called {name!r} is there already; choose another name, or remove it first")
+            raise UserError(f"an adapter called {name!r} is there already; choose another name, or remove it first")
 
     def _attach(self, name: str, entry: Entry, seed: int) -> None:
         with self.detached(), torch.random.fork_rng(devices=[]):
@@ -415,7 +414,7 @@ class AdapterBank:
         tensors = dict[str, Tensor](self.parameters(name))
         wrong = [key for key, tensor in tensors.items() if not is_finite(tensor)]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"adapter {name!r} isn't written: {len(wrong)} of its {len(tensors)} tensors hold values that aren't "
                 f"finite numbers, {wrong[0]} first. Go back to a checkpoint before they did"
             )
@@ -431,11 +430,11 @@ def bank_of(policy: Policy) -> AdapterBank:
     """The bank that holds the policy's adapters.
 
     Raises:
-        ValueError: it has none.
+        UserError: it has none.
     """
     bank = policy.__dict__.get("adapter_bank")
     if bank is None:
-        raise ValueError("this policy has no adapter bank; make one: AdapterBank(policy)")
+        raise UserError("this policy has no adapter bank; make one: AdapterBank(policy)")
     assert isinstance(bank, AdapterBank)
     return bank
 
@@ -444,7 +443,7 @@ def load_bank(folder: Path) -> AdapterBank:
     """The policy in `folder` with its adapters; a policy saved without any gets an empty bank.
 
     Raises:
-        ValueError: as `load_policy` and `AdapterBank.load`.
+        UserError: as `load_policy` and `AdapterBank.load`.
     """
     policy = load_policy(folder)
     return policy.__dict__.get("adapter_bank") or AdapterBank(policy)
@@ -454,23 +453,23 @@ def restore_bank(policy: Policy, folder: Path) -> None:
     """Give `policy`, just loaded from `folder`, the adapters saved beside it, the same one active.
 
     Raises:
-        ValueError: an adapter is damaged or missing, or there is one too many.
+        UserError: an adapter is damaged or missing, or there is one too many.
     """
     file = folder / BANK
     try:
         state = json.loads(file.read_text())
         names, active, training = state["names"], state["active"], state["training"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); use another checkpoint") from error
+        raise UserError(f"{file} is damaged ({error!r}); use another checkpoint") from error
     found = sorted(path.name for path in file.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
     if sorted(names) != found:
-        raise ValueError(f"{file} lists the adapters {sorted(names)}; beside it are {found}")
+        raise UserError(f"{file} lists the adapters {sorted(names)}; beside it are {found}")
     bank = AdapterBank(policy)
     base = bank.base_sha256()
     for name in names:
         written = bank._load(file.parent / name, None, base)
         if written != name:
-            raise ValueError(
+            raise UserError(
                 f"{file.parent / name} holds the adapter {written!r}; were folders renamed? Name it as its adapter is called"
             )
     bank.activate(active, training=training)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import UNKNOWN, AdapterCard, layout, list_cards, read_card
+from simplevla.errors import UserError
 from simplevla.storage import atomic_folder
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Route:
         from simplevla.adapters.routing import NearestRouter, routing_accuracy
 
         if self.expect and len(self.expect) != len(self.instructions):
-            raise ValueError(f"got {len(self.instructions)} instructions and {len(self.expect)} in --expect")
+            raise UserError(f"got {len(self.instructions)} instructions and {len(self.expect)} in --expect")
         bank = load_bank(self.policy)
         router = NearestRouter(bank)
         idle = [name for name in bank.names if name not in router.names]
@@ -201,4 +202,4 @@ def _save(bank: "AdapterBank", out: Path) -> None:
 
 def _require_new(out: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} exists already; name a new folder")
+        raise UserError(f"{out} exists already; name a new folder")

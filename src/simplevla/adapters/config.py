@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
+from simplevla.errors import UserError
 
 Structure = Literal["shared", "per_task", "merge_then_new", "full"]
 
@@ -44,7 +45,7 @@ class AdapterConfig:
         if self.expect_modules is not None and self.expect_modules < 1:
             problems.append(f"expect_modules is {self.expect_modules}; expected at least 1")
         if problems:
-            raise ValueError("adapter config: " + "; ".join(problems))
+            raise UserError("adapter config: " + "; ".join(problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,10 @@ class ContinualConfig:
 
     def __post_init__(self) -> None:
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"continual.tasks are {self.tasks}; expected at least one, each once")
+            raise UserError(f"continual.tasks are {self.tasks}; expected at least one, each once")
         if self.structure not in ("shared", "per_task", "merge_then_new", "full"):
-            raise ValueError(
+            raise UserError(
                 f"continual.structure is {self.structure!r}; expected shared, per_task, merge_then_new or full"
             )
         if self.start_from == "previous" and self.structure != "per_task":
-            raise ValueError(f"continual.start_from is for the structure per_task; got it with {self.structure}")
+            raise UserError(f"continual.start_from is for the structure per_task; got it with {self.structure}")

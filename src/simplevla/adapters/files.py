@@ -19,6 +19,7 @@ from simplevla.adapters import peft_layout
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.fingerprint import json_sha256, tensors_sha256
 from simplevla.config import from_dict
+from simplevla.errors import UserError
 from simplevla.policies.files import is_finite
 
 FORMAT = 2
@@ -61,9 +62,9 @@ class AdapterCard:
 
     def __post_init__(self) -> None:
         if (self.solved is None) != (self.n is None):
-            raise ValueError(f"adapter {self.name!r}: solved is {self.solved}, n is {self.n}; expected both or neither")
+            raise UserError(f"adapter {self.name!r}: solved is {self.solved}, n is {self.n}; expected both or neither")
         if self.solved is not None and self.n is not None and not 0 <= self.solved <= self.n:
-            raise ValueError(f"adapter {self.name!r}: {self.solved} solved of n = {self.n}; expected 0 <= solved <= n")
+            raise UserError(f"adapter {self.name!r}: {self.solved} solved of n = {self.n}; expected 0 <= solved <= n")
 
 
 def write_adapter(folder: Path, card: AdapterCard, tensors: dict[str, Tensor]) -> None:
@@ -82,7 +83,7 @@ def read_card(folder: Path) -> AdapterCard:
     """The card in `folder`, or what is known without one; needs no policy and reads no parameters.
 
     Raises:
-        ValueError: there is no adapter, its card is damaged, edited or of another version, or peft wrote it and it
+        UserError: there is no adapter, its card is damaged, edited or of another version, or peft wrote it and it
             isn't plain LoRA.
     """
     return _read(folder)[0] if _has_card(folder) else _card_of_peft(folder)
@@ -92,7 +93,7 @@ def layout(folder: Path) -> str:
     """Who can read the parameters in `folder`.
 
     Raises:
-        ValueError: as `read_card`.
+        UserError: as `read_card`.
     """
     if (folder / peft_layout.CONFIG).is_file():
         return "peft's: PeftModel.from_pretrained(policy, folder) reads it"
@@ -104,7 +105,7 @@ def read_adapter(folder: Path) -> tuple[AdapterCard, dict[str, Tensor]]:
     """Reads what `write_adapter` or peft wrote; parameters by module and part, such as `head.linear.lora_A.weight`.
 
     Raises:
-        ValueError: as `read_card`, or the parameters aren't those that were written.
+        UserError: as `read_card`, or the parameters aren't those that were written.
     """
     if not _has_card(folder):
         return _card_of_peft(folder), peft_layout.read_lora(folder)
@@ -118,7 +119,7 @@ def read_adapter(folder: Path) -> tuple[AdapterCard, dict[str, Tensor]]:
         tensors = _read_tensors(file)
     found = tensors_sha256(tensors)
     if found != promised:
-        raise ValueError(
+        raise UserError(
             f"{file} has sha256 {found[:12]}, {CARD} beside it promises {promised[:12]}: it is damaged or of another "
             f"adapter. Export the adapter again; if peft wrote {file.name} anew, take {CARD} away"
         )
@@ -130,13 +131,13 @@ def list_cards(folder: Path) -> list[AdapterCard]:
     """The cards of the adapters in `folder/adapters` (a saved policy) or else in the folders of `folder`, by name.
 
     Raises:
-        ValueError: `folder` holds no adapter, or a damaged one.
+        UserError: `folder` holds no adapter, or a damaged one.
     """
     inner = folder / "adapters"
     place = inner if inner.is_dir() else folder
     found = sorted(path for path in place.glob("[!.]*") if any((path / name).is_file() for name in CARDS))
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no adapter in {place}; expected folders with {' or '.join(CARDS)}, as an adapter bank saves them"
         )
     return [read_card(path) for path in found]
@@ -146,7 +147,7 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
     """Compare an adapter's parameters with what its config makes of the policy.
 
     Raises:
-        ValueError: naming the first three that differ.
+        UserError: naming the first three that differ.
     """
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in expected]
@@ -161,18 +162,18 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
             problems.append(f"{name} holds values that aren't finite numbers")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"the adapter in {folder} doesn't fit its own config: {'; '.join(problems[:3])}{more}")
+        raise UserError(f"the adapter in {folder} doesn't fit its own config: {'; '.join(problems[:3])}{more}")
 
 
 def _has_card(folder: Path) -> bool:
     """True if `folder` holds an adapter with a card; without one peft wrote it.
 
     Raises:
-        ValueError: it holds no adapter.
+        UserError: it holds no adapter.
     """
     found = [name for name in CARDS if (folder / name).is_file()]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no adapter: it has no {' and no '.join(CARDS)}. Expected a folder that an export or peft wrote"
         )
     return found[0] == CARD
@@ -204,7 +205,7 @@ def _check_peft_config(folder: Path, card: AdapterCard) -> None:
     got = {**values, "target_modules": sorted(targets) if isinstance(targets, list) else targets}
     wrong = [key for key, value in expected.items() if got[key] != value]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{folder / peft_layout.CONFIG} has another {' and '.join(wrong)} than {CARD} beside it: one of them was "
             "edited. Export the adapter again"
         )
@@ -212,11 +213,11 @@ def _check_peft_config(folder: Path, card: AdapterCard) -> None:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ValueError(f"{file} is missing; the adapter consists of {CARD} and {file.name}")
+        raise UserError(f"{file} is missing; the adapter consists of {CARD} and {file.name}")
     try:
         return safetensors.torch.load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); export the adapter again") from error
+        raise UserError(f"{file} is damaged ({error}); export the adapter again") from error
 
 
 def _read(folder: Path) -> tuple[AdapterCard, str, int]:
@@ -226,11 +227,11 @@ def _read(folder: Path) -> tuple[AdapterCard, str, int]:
         content = json.loads(file.read_text())
         version, promised, seal = (content.pop(key) for key in ("format", "tensors_sha256", "card_sha256"))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); export the adapter again") from error
+        raise UserError(f"{file} is damaged ({error!r}); export the adapter again") from error
     if version not in (1, FORMAT):
-        raise ValueError(f"{file} has format {version}; this version reads 1 and {FORMAT}")
+        raise UserError(f"{file} has format {version}; this version reads 1 and {FORMAT}")
     if json_sha256({"format": version, **content, "tensors_sha256": promised}) != seal:
-        raise ValueError(f"{file} isn't as it was written (card_sha256 differs): damaged or edited. Export it again")
+        raise UserError(f"{file} isn't as it was written (card_sha256 differs): damaged or edited. Export it again")
     return _card(file, content), promised, version
 
 
@@ -239,4 +240,4 @@ def _card(file: Path, content: dict[str, Any]) -> AdapterCard:
         content["config"] = from_dict(AdapterConfig, content["config"])
         return from_dict(AdapterCard, content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} doesn't describe an adapter ({error})") from error
+        raise UserError(f"{file} doesn't describe an adapter ({error})") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simplevla.adapters.bank import AdapterBank
+from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Sampling
 
 
@@ -60,24 +61,22 @@ def merge(
         The largest relative error over the modules: the norm of what svd left out by the norm of the whole; 0 for linear.
 
     Raises:
-        ValueError: unknown adapters, a bottleneck, different modules, weights that don't fit, or a taken name.
+        UserError: unknown adapters, a bottleneck, different modules, weights that don't fit, or a taken name.
     """
     entries = [bank.entry(name) for name in names]
     if not names or len(weights) != len(names) or len(set(names)) != len(names):
-        raise ValueError(
+        raise UserError(
             f"got {len(names)} adapters and {len(weights)} weights; expected one weight for each, each once"
         )
     if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights are {list(weights)}; expected finite numbers")
+        raise UserError(f"weights are {list(weights)}; expected finite numbers")
     if kind not in ("linear", "svd") or (kind == "svd") != (rank is not None) or (rank is not None and rank < 1):
-        raise ValueError(f"kind is {kind!r} with rank {rank}; expected 'linear' without a rank, or 'svd' with one")
+        raise UserError(f"kind is {kind!r} with rank {rank}; expected 'linear' without a rank, or 'svd' with one")
     for name, entry in zip(names, entries, strict=True):
         _require_lora(name, entry.config.kind, "merged")
         if entry.modules != entries[0].modules:
             differing = sorted(set(entry.modules) ^ set(entries[0].modules))
-            raise ValueError(
-                f"adapters {names[0]!r} and {name!r} change different modules ({', '.join(differing[:3])})"
-            )
+            raise UserError(f"adapters {names[0]!r} and {name!r} change different modules ({', '.join(differing[:3])})")
     total = rank if rank is not None else sum(entry.config.rank for entry in entries)
     merged: dict[str, Tensor] = {}
     errors = []
@@ -112,14 +111,14 @@ def fold(bank: AdapterBank, name: str, observations: ObservationBatch, tolerance
         tolerance: for `Difference.largest`. Rounding alone gave about 1e-6 on a nano policy in float32.
 
     Raises:
-        ValueError: no such adapter, a bottleneck, other adapters are there, which belong to the base as it was, or the
+        UserError: no such adapter, a bottleneck, other adapters are there, which belong to the base as it was, or the
             difference is too large. Nothing is changed then.
     """
     entry = bank.entry(name)
     _require_lora(name, entry.config.kind, "folded into the base")
     others = [other for other in bank.names if other != name]
     if others:
-        raise ValueError(
+        raise UserError(
             f"adapters {', '.join(others)} were trained on the base without {name!r} and would not fit it any more; "
             "save the bank, then remove them"
         )
@@ -134,7 +133,7 @@ def fold(bank: AdapterBank, name: str, observations: ObservationBatch, tolerance
     if not found.largest <= tolerance:
         for module, weight in weights.items():
             weight.copy_(originals[module])
-        raise ValueError(
+        raise UserError(
             f"folding {name!r} into the base changes log-probabilities by {found.logprobs:.2e} nats and actions by "
             f"{found.actions:.2e} on {found.observations} observations; the tolerance is {tolerance:.0e}. The base is "
             "as it was. Keep the adapter unfolded, or fold in float32"
@@ -170,7 +169,7 @@ class _Behaviour:
 
 def _require_lora(name: str, kind: str, done: str) -> None:
     if kind != "lora":
-        raise ValueError(f"adapter {name!r} is a {kind}, which is nonlinear; only LoRA adapters can be {done}")
+        raise UserError(f"adapter {name!r} is a {kind}, which is nonlinear; only LoRA adapters can be {done}")
 
 
 def _truncate(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from simplevla.errors import UserError
+
 FORMULAS = {
     "AVG": "mean over trained tasks j of c[T, j]",
     "NBT": "mean over k < T of (c[k, k] - c[T, k]); above 0 is forgetting",
@@ -38,21 +40,21 @@ class SuccessMatrix:
 
     def __post_init__(self) -> None:
         if len(set(self.tasks)) != len(self.tasks) or not self.tasks:
-            raise ValueError(f"tasks are {self.tasks}; expected at least one, each once")
+            raise UserError(f"tasks are {self.tasks}; expected at least one, each once")
         unknown = [task for task in self.order if task not in self.tasks]
         if unknown or len(set(self.order)) != len(self.order):
-            raise ValueError(f"order is {self.order}; expected tasks of {self.tasks}, each at most once")
+            raise UserError(f"order is {self.order}; expected tasks of {self.tasks}, each at most once")
         shapes = [[len(row) for row in rows] for rows in (self.solved, self.n)]
         expected = [len(self.tasks)] * (len(self.order) + 1)
         if shapes != [expected, expected]:
-            raise ValueError(
+            raise UserError(
                 f"solved and n have rows of {shapes[0]} and {shapes[1]} cells; expected {len(expected)} rows (the base "
                 f"and one per trained task) of {len(self.tasks)}"
             )
         for i, row in enumerate(self.solved):
             for task, solved, n in zip(self.tasks, row, self.n[i], strict=True):
                 if not 0 <= solved <= n or n < 1:
-                    raise ValueError(
+                    raise UserError(
                         f"row {i}, task {task!r}: {solved} solved of n = {n}; expected 0 <= solved <= n, n >= 1"
                     )
 
@@ -68,11 +70,11 @@ class SuccessMatrix:
             counts = tuple(tuple(row) for row in n)
             matrix = cls(tasks=tuple(result["tasks"]), order=tuple(result["order"]), solved=solved, n=counts)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no continual result ({error!r}); expected what continual.json holds") from error
+            raise UserError(f"this is no continual result ({error!r}); expected what continual.json holds") from error
         for i, row in enumerate(rates):
             for j, rate in enumerate(row):
                 if abs(matrix.rate(i, matrix.tasks[j]) - rate) > 1e-6:
-                    raise ValueError(f"matrix[{i}][{j}] is {rate}, which isn't a share of n = {n[i][j]} episodes")
+                    raise UserError(f"matrix[{i}][{j}] is {rate}, which isn't a share of n = {n[i][j]} episodes")
         return matrix
 
     def to_dict(self, structure: str, seed: int, curves: Mapping[str, Sequence[float]] | None = None) -> dict[str, Any]:
@@ -139,11 +141,11 @@ class SuccessMatrix:
             curves: trained task -> its success at each evaluation, the first one before any update.
 
         Raises:
-            ValueError: a trained task has no curve, or nothing was trained.
+            UserError: a trained task has no curve, or nothing was trained.
         """
         missing = [task for task in self.order if not curves.get(task)]
         if missing or not self.order:
-            raise ValueError(f"no learning curve of {missing or 'any task'}; expected one per trained task")
+            raise UserError(f"no learning curve of {missing or 'any task'}; expected one per trained task")
         last = len(self.order)
         forward, backward, areas = [], [], []
         for k, task in self._numbered():

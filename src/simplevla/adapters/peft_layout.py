@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simplevla.adapters.config import AdapterConfig
+from simplevla.errors import UserError
 from simplevla.policies.published import read_json
 from simplevla.policies.published_lora import ADAPTER, ADAPTER_CONFIG, WRAPPER, check_plain_lora
 
@@ -53,19 +54,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of `adapter_config.json`, if it describes plain LoRA.
 
     Raises:
-        ValueError: no such file, or an option that isn't plain LoRA's, such as DoRA's.
+        UserError: no such file, or an option that isn't plain LoRA's, such as DoRA's.
     """
     file = folder / CONFIG
     if not file.is_file():
-        raise ValueError(f"{file} is missing; a LoRA adapter consists of {CONFIG} and {TENSORS}. Export it again")
+        raise UserError(f"{file} is missing; a LoRA adapter consists of {CONFIG} and {TENSORS}. Export it again")
     values = read_json(file)
     check_plain_lora(values, file)
     targets = values.get("target_modules")
     if not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
-        raise ValueError(f"{file} has target_modules = {targets!r}; expected a list of names, or a regular expression")
+        raise UserError(f"{file} has target_modules = {targets!r}; expected a list of names, or a regular expression")
     dropout = values.get("lora_dropout")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise ValueError(f"{file} has lora_dropout = {dropout!r}; expected a number")
+        raise UserError(f"{file} has lora_dropout = {dropout!r}; expected a number")
     return values
 
 
@@ -73,7 +74,7 @@ def adapter_config(folder: Path) -> AdapterConfig:
     """Reads what peft wrote: rank, strength and dropout of `adapter_config.json`, for the modules that have tensors.
 
     Raises:
-        ValueError: as `read_config` and `read_lora`, an impossible value, or a card was written too and is missing.
+        UserError: as `read_config` and `read_lora`, an impossible value, or a card was written too and is missing.
     """
     values = read_config(folder)
     modules = _modules(folder)
@@ -82,14 +83,14 @@ def adapter_config(folder: Path) -> AdapterConfig:
             rank=values["r"], alpha=values["lora_alpha"], dropout=values["lora_dropout"], targets=modules
         )
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} doesn't describe an adapter ({error})") from error
+        raise UserError(f"{folder / CONFIG} doesn't describe an adapter ({error})") from error
 
 
 def read_lora(folder: Path) -> dict[str, Tensor]:
     """The tensors by module and part, without peft's prefix.
 
     Raises:
-        ValueError: no such file, a pickle in its place, a damaged one, or one that holds more than LoRA's matrices.
+        UserError: no such file, a pickle in its place, a damaged one, or one that holds more than LoRA's matrices.
     """
     try:
         tensors = safetensors.torch.load_file(_tensor_file(folder))
@@ -106,7 +107,7 @@ def _modules(folder: Path) -> tuple[str, ...]:
     except SafetensorError as error:
         raise _damaged(folder, error) from error
     if card is not None:
-        raise ValueError(
+        raise UserError(
             f"{folder / card} is missing: it was written with {TENSORS} and says which base it is for. Copy it too"
         )
     return tuple(dict.fromkeys(_split(folder, name)[0] for name in names))
@@ -116,22 +117,22 @@ def _tensor_file(folder: Path) -> Path:
     file = folder / TENSORS
     if not file.is_file():
         if (folder / PICKLE).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{folder / PICKLE} is a pickle, which can run code, so it isn't read; save the adapter as {TENSORS}: "
                 "save_pretrained(folder, safe_serialization=True)"
             )
-        raise ValueError(f"{file} is missing; a LoRA adapter consists of {CONFIG} and {TENSORS}")
+        raise UserError(f"{file} is missing; a LoRA adapter consists of {CONFIG} and {TENSORS}")
     return file
 
 
-def _damaged(folder: Path, error: SafetensorError) -> ValueError:
-    return ValueError(f"{folder / TENSORS} is damaged ({error}); export the adapter again")
+def _damaged(folder: Path, error: SafetensorError) -> UserError:
+    return UserError(f"{folder / TENSORS} is damaged ({error}); export the adapter again")
 
 
 def _split(folder: Path, name: str) -> tuple[str, str]:
     match = KEY.fullmatch(name)
     if match is None:
-        raise ValueError(
+        raise UserError(
             f"{folder / TENSORS} holds {name}; expected only {WRAPPER}MODULE.lora_A.weight and .lora_B.weight"
         )
     return match[1], match[2]

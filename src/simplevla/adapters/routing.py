@@ -12,6 +12,7 @@ from torch import Tensor
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.embedding import embed
 from simplevla.config import DenoisingConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 
 
@@ -19,7 +20,7 @@ class Router(Protocol):
     """From an instruction to the name of an adapter; None is the base, chosen on purpose.
 
     Raises:
-        ValueError: nothing is known for this instruction.
+        UserError: nothing is known for this instruction.
     """
 
     def __call__(self, instruction: str) -> str | None: ...
@@ -40,14 +41,14 @@ class TaskRouter:
         """Every adapter for the instructions it was added for, the base for those in `base_for`.
 
         Raises:
-            ValueError: an instruction belongs to two.
+            UserError: an instruction belongs to two.
         """
         routes: dict[str, str | None] = dict.fromkeys(base_for)
         for name in bank.names:
             for instruction in bank.entry(name).instructions:
                 if instruction in routes:
                     other = routes[instruction] or "the base"
-                    raise ValueError(
+                    raise UserError(
                         f"the task {instruction!r} belongs to adapter {name!r} and to {other}; remove one, or give "
                         "TaskRouter its routes"
                     )
@@ -57,7 +58,7 @@ class TaskRouter:
     def __call__(self, instruction: str) -> str | None:
         if instruction not in self.routes:
             known = ", ".join(map(repr, list(self.routes)[:5])) or "none"
-            raise ValueError(
+            raise UserError(
                 f"no adapter for the task {instruction!r}; known tasks: {known}"
                 f"{' and more' if len(self.routes) > 5 else ''}. Add one, route it to the base, or use NearestRouter"
             )
@@ -72,7 +73,7 @@ class NearestRouter:
         least: cosine that the nearest one must exceed.
 
     Raises:
-        ValueError: an adapter has no instructions, or there is none to choose from.
+        UserError: an adapter has no instructions, or there is none to choose from.
     """
 
     def __init__(self, bank: AdapterBank, names: Sequence[str] | None = None, least: float = 0.0) -> None:
@@ -81,7 +82,7 @@ class NearestRouter:
         vectors = {name: bank.entry(name).prototype for name in names}
         without = [name for name, vector in vectors.items() if vector is None]
         if without or not vectors:
-            raise ValueError(
+            raise UserError(
                 f"adapters without instructions can't be routed to: {', '.join(without) or 'there are no others'}; "
                 "give them some with add_instructions"
             )
@@ -93,7 +94,7 @@ class NearestRouter:
         cosines = self._prototypes @ embed(instruction)
         best = int(cosines.argmax())
         if not cosines[best] > self.least:
-            raise ValueError(
+            raise UserError(
                 f"no adapter for the task {instruction!r}: the nearest, {self.names[best]!r}, has cosine "
                 f"{cosines[best]:.2f}; expected more than {self.least}"
             )
@@ -193,7 +194,7 @@ class RoutedPolicy(Policy):
         return _in_order([x for x, _ in scores], order), _in_order([x for _, x in scores], order)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
-        raise ValueError("a routed policy only acts and scores; activate an adapter and train the bank's policy")
+        raise UserError("a routed policy only acts and scores; activate an adapter and train the bank's policy")
 
     def save(self, folder: Path) -> None:
         self.bank.save(folder)

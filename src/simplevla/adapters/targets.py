@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from simplevla.adapters.config import AdapterConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -22,7 +23,7 @@ def match_modules(policy: Policy, config: AdapterConfig) -> list[str]:
     """Names of the modules that `config.targets` mean, in the policy's order. Call it on a policy without adapters.
 
     Raises:
-        ValueError: a target matches no module, or more than a reader of it would expect: a container's name, a pattern
+        UserError: a target matches no module, or more than a reader of it would expect: a container's name, a pattern
             that reaches over several groups, or not `config.expect_modules` in all. The message says what was matched.
     """
     layers = {name: module for name, module in policy.named_modules() if isinstance(module, ADAPTABLE)}
@@ -35,7 +36,7 @@ def match_modules(policy: Policy, config: AdapterConfig) -> list[str]:
         chosen.update(_match(target, layers, groups, policy))
     modules = [name for name in layers if name in chosen]
     if config.expect_modules is not None and len(modules) != config.expect_modules:
-        raise ValueError(
+        raise UserError(
             f"targets {_quote(config.targets)} match {len(modules)} modules, expect_modules is {config.expect_modules}. "
             f"Matched: {_some(modules)}"
         )
@@ -48,19 +49,19 @@ def match_as_peft(policy: Policy, settings: Mapping[str, Any]) -> set[str]:
     """Names of the modules that peft would adapt with these settings of its `adapter_config.json`.
 
     Raises:
-        ValueError: peft can't understand them.
+        UserError: peft can't understand them.
     """
     try:
         config = LoraConfig(**settings)
         return {name for name, _ in policy.named_modules() if check_target_module_exists(config, name)}
     except (ValueError, TypeError, re.error) as error:
-        raise ValueError(f"peft can't find modules by {dict(settings)} ({error})") from error
+        raise UserError(f"peft can't find modules by {dict(settings)} ({error})") from error
 
 
 def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[str]], policy: Policy) -> list[str]:
     if target in groups:
         if not groups[target]:
-            raise ValueError(f"target group {target!r} has no linear or convolution layer in this policy; leave it out")
+            raise UserError(f"target group {target!r} has no linear or convolution layer in this policy; leave it out")
         return groups[target]
     if target in layers:
         return [target]
@@ -68,7 +69,7 @@ def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[
         matched = fnmatch.filter(layers, target)
         touched = [group for group, names in _exclusive(groups).items() if set(names) & set(matched)]
         if len(touched) > 1:
-            raise ValueError(
+            raise UserError(
                 f"target pattern {target!r} matches {len(matched)} modules in the groups {', '.join(touched)}: "
                 f"{_some(matched)}. If all are meant, name the groups; else make the pattern narrower"
             )
@@ -76,14 +77,14 @@ def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[
             return matched
     inside = [name for name in layers if name.startswith(f"{target}.")]
     if inside:
-        raise ValueError(
+        raise UserError(
             f"target {target!r} is no layer but holds {len(inside)}: {_some(inside)}. "
             f"If all are meant, write {target + '.*'!r}"
         )
     present = dict(policy.named_modules())
     if target in present:
         kinds = ", ".join(kind.__name__ for kind in ADAPTABLE)
-        raise ValueError(f"target {target!r} is a {type(present[target]).__name__}; adapters change {kinds}")
+        raise UserError(f"target {target!r} is a {type(present[target]).__name__}; adapters change {kinds}")
     ending = [name for name in layers if name.endswith(f".{target}")]
     near = difflib.get_close_matches(target, [*groups, *layers], n=3, cutoff=0.5)
     hint = (
@@ -93,7 +94,7 @@ def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[
         if near
         else ""
     )
-    raise ValueError(
+    raise UserError(
         f"target {target!r} matches no module; expected a group ({', '.join(groups)}), the name of a layer or a "
         f"pattern.{hint}"
     )
@@ -117,7 +118,7 @@ def _check_convolution(name: str, layer: nn.Module) -> None:
         return
     plain = layer.groups == 1 and layer.padding_mode == "zeros" and set(layer.dilation) == {1}
     if not plain:
-        raise ValueError(
+        raise UserError(
             f"target {name!r} has groups {layer.groups}, dilation {layer.dilation}, padding mode {layer.padding_mode!r}; "
             "adapters change convolutions with 1, 1 and 'zeros'. Leave it out of the targets"
         )

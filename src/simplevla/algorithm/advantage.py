@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from simplevla.errors import UserError
+
 
 def group_relative_advantages(rewards_GN: Tensor, epsilon: float = 1e-6) -> Tensor:
     """How much better each sibling did than its group: `(R - mean) / (std + epsilon)`, float32 [G, N].
@@ -13,10 +15,10 @@ def group_relative_advantages(rewards_GN: Tensor, epsilon: float = 1e-6) -> Tens
     [2.4749999046325684, -0.3540000021457672]
 
     Raises:
-        ValueError: if a group has fewer than two siblings, since a lone episode has nothing to be compared with.
+        UserError: if a group has fewer than two siblings, since a lone episode has nothing to be compared with.
     """
     if rewards_GN.ndim != 2 or rewards_GN.shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             f"rewards have shape {tuple(rewards_GN.shape)}; expected [groups, siblings] with at least 2 siblings. "
             "Raise group_size to 2 or more (the paper uses 8)."
         )

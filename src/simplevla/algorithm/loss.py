@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simplevla.errors import UserError
+
 
 def unit_weights(mask_DU: Tensor, episode_D: Tensor, episodes: int, aggregation: str = "episode") -> Tensor:
     """The weight of each unit in the mini-batch loss, float32 [D, U]; zero where masked; the sum is 1.
@@ -21,7 +23,7 @@ def unit_weights(mask_DU: Tensor, episode_D: Tensor, episodes: int, aggregation:
     if aggregation == "unit":
         return valid / valid.sum()
     if aggregation != "episode":
-        raise ValueError(f"loss aggregation {aggregation!r}; expected 'episode' or 'unit'")
+        raise UserError(f"loss aggregation {aggregation!r}; expected 'episode' or 'unit'")
     per_episode = torch.zeros(episodes, device=valid.device).index_add_(0, episode_D, valid.sum(dim=1))
     return valid / (per_episode[episode_D] * episodes)[:, None]
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import tyro
 
+from simplevla.errors import UserError
+
 EXIT_PROBLEMS = 1
 EXIT_NO_SIGNAL = 3
 
@@ -31,7 +33,7 @@ def recipe_called(name: str | None, recipes: dict[str, Callable[[], Any]], fallb
     if name is None:
         return fallback()
     if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}.{nearest(name, recipes)} List them: simplevla list recipes")
+        raise UserError(f"unknown recipe {name!r}.{nearest(name, recipes)} List them: simplevla list recipes")
     return recipes[name]()
 
 
@@ -48,5 +50,5 @@ def resumed_run(arguments: list[str]) -> Path | None:
 def new_run(run: Path | None) -> Path:
     """The run folder that a new run must name."""
     if run is None:
-        raise ValueError("no run folder given; name a new one: --run runs/NAME")
+        raise UserError("no run folder given; name a new one: --run runs/NAME")
     return run

@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from simplevla.commands.arguments import nearest, take_name
+from simplevla.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def import_command(arguments: list[str]) -> int:
     kinds = ("tinyvla", "openvla-oft")
     if name not in kinds and not {"-h", "--help"} & set(arguments):
         expected = " or ".join(map(repr, kinds))
-        raise ValueError(f"import what? Got {name!r}; expected {expected}.{nearest(name or '', kinds)}")
+        raise UserError(f"import what? Got {name!r}; expected {expected}.{nearest(name or '', kinds)}")
     if name == "openvla-oft":
         return _import_openvla_oft(rest)
     parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=rest)

@@ -8,6 +8,7 @@ import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
 from simplevla.config import TrainConfig
+from simplevla.errors import UserError
 
 if TYPE_CHECKING:
     from simplevla.policies.base import Policy
@@ -41,7 +42,7 @@ def plan_command(arguments: list[str]) -> int:
 
     name, rest = take_name(arguments)
     if name is None and not {"-h", "--help"} & set(rest):
-        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.TRAIN)}")
+        raise UserError(f"no recipe given; expected one of {', '.join(recipes.TRAIN)}")
     default = PlanArguments(
         config=recipe_called(name, recipes.TRAIN, TrainConfig),
         gpus=tyro.MISSING,

@@ -74,7 +74,7 @@ def compare_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from simplevla.evaluation.compare import compare_files, comparison_table
-    from simplevla.evaluation.provenance import write_json
+    from simplevla.storage import write_json
 
     comparison = compare_files(parsed.a, parsed.b)
     if parsed.out is not None:

@@ -8,6 +8,7 @@ import tyro
 
 from simplevla.commands.arguments import EXIT_NO_SIGNAL, UNPREFIXED, new_run, recipe_called, resumed_run, take_name
 from simplevla.config import DemosConfig, SFTConfig, SuiteConfig, TrainConfig
+from simplevla.errors import UserError
 
 if TYPE_CHECKING:
     from simplevla.training.loop import MakeEngine, MakeLearner
@@ -55,7 +56,7 @@ def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise ValueError(
+        raise UserError(
             "ray.actors, ray.simulators and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0"
         ) from None
     engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
@@ -131,7 +132,7 @@ def continual_command(arguments: list[str]) -> int:
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
     if name is None and resumed is None:
-        raise ValueError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
+        raise UserError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
     fallback = recipes.CONTINUAL["tabletop_continual"]
     config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
     default = ContinualArguments(config=config)

@@ -13,6 +13,7 @@ import numpy as np
 
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.rows import Rows
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics, measure
 
 BINS = 256
@@ -73,7 +74,7 @@ def bounded_statistics(folder: Path, rows: Rows, bounds: Literal["min_max", "qua
     still be able to.
 
     Raises:
-        ValueError: a few extremes take the others' room; names dimension, frame and episode, and what to do.
+        UserError: a few extremes take the others' room; names dimension, frame and episode, and what to do.
     """
     parts = {}
     for name, values in (("state", rows.state), ("action", rows.actions)):
@@ -124,7 +125,7 @@ def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray,
     found = f"{where}; {others} lie between {low:.4g} and {high:.4g} and {room}; {extent}"
     if tail and (len(episodes) <= FEW_EPISODES or far.sum() <= FEW_FRAMES * len(column)):
         remedy = "" if bounds == "quantile" else ", or give --bounds quantile, which cuts them off"
-        raise ValueError(f"{found}: remove the episode{remedy}")
+        raise UserError(f"{found}: remove the episode{remedy}")
     remedy = "Have they the same units? Else remove their episodes"
     if tail and bounds == "min_max":
         remedy = "--bounds quantile cuts them off"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simplevla.demonstrations import layout
+from simplevla.errors import UserError
 
 COLOUR_CHANNELS = (3, 4)
 """RGB, or RGB and a mask that is dropped. A camera of one channel is a depth map, as for LeRobot."""
@@ -27,7 +28,7 @@ def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str,
     """The cameras by name, in the order of the features; depth maps are left out with a warning.
 
     Raises:
-        ValueError: there is no camera in colour, two have the same name, or `names` and `shape` contradict each other.
+        UserError: there is no camera in colour, two have the same name, or `names` and `shape` contradict each other.
     """
     cameras: dict[str, Camera] = {}
     for key, feature in features.items():
@@ -43,10 +44,10 @@ def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str,
         height, width = _size(f"{folder}: feature {key!r}", feature)
         name = key.removeprefix(layout.IMAGE_PREFIX).removeprefix("observation.")
         if name in cameras:
-            raise ValueError(f"{folder}: the features {cameras[name].key!r} and {key!r} are both the camera {name!r}")
+            raise UserError(f"{folder}: the features {cameras[name].key!r} and {key!r} are both the camera {name!r}")
         cameras[name] = Camera(key=key, size=(height, width), video=feature["dtype"] == "video")
     if not cameras:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no camera in colour; expected a feature such as {layout.IMAGE_PREFIX}front of the shape "
             "[height, width, 3]"
         )
@@ -73,7 +74,7 @@ def _size(where: str, feature: dict[str, Any]) -> tuple[int, int]:
     if sorted(axes) != ["c", "h", "w"] and len(axes) in (0, 3):
         axes = ["h", "w", "c"] if shape and shape[-1] in COLOUR_CHANNELS else ["c", "h", "w"]
     if len(shape) != 3 or len(axes) != 3 or shape[axes.index("c")] not in COLOUR_CHANNELS:
-        raise ValueError(
+        raise UserError(
             f"{where} has the shape {shape} and the names {feature.get('names')}, which contradict each other; expected "
             "such as [480, 640, 3] with ['height', 'width', 'channels']; correct meta/info.json"
         )

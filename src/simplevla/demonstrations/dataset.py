@@ -18,6 +18,7 @@ from simplevla.demonstrations.images import decode_image
 from simplevla.demonstrations.rows import Rows, read_rows
 from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 
 __all__ = ["DatasetWriter", "DemonstrationEpisode", "Frames", "LeRobotDataset"]
@@ -48,7 +49,7 @@ class LeRobotDataset:
     """A dataset on the disk; opening it reads the `meta/` folder only, `rows` and `load_all` read the data files.
 
     Raises:
-        ValueError: the folder is no such dataset, has another version, or is incomplete or damaged; says what to do.
+        UserError: the folder is no such dataset, has another version, or is incomplete or damaged; says what to do.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -91,7 +92,7 @@ class LeRobotDataset:
         """The statistics that a new policy normalises with; `quantile` takes the 1 % and 99 % quantiles for the extremes.
 
         Raises:
-            ValueError: a few extremes would leave the other values hardly any room.
+            UserError: a few extremes would leave the other values hardly any room.
         """
         bounded = bounded_statistics(self.folder, self.rows, bounds)
         return self.statistics if bounds == "min_max" else bounded
@@ -135,10 +136,10 @@ class LeRobotDataset:
 
     def _dimensions(self, key: str) -> int:
         if key not in self.features:
-            raise ValueError(f"{self.folder} has no feature {key!r}; it has: {', '.join(self.features)}")
+            raise UserError(f"{self.folder} has no feature {key!r}; it has: {', '.join(self.features)}")
         shape = self.features[key]["shape"]
         if len(shape) != 1:
-            raise ValueError(f"{self.folder}: feature {key!r} has shape {shape}; expected one dimension")
+            raise UserError(f"{self.folder}: feature {key!r} has shape {shape}; expected one dimension")
         return int(shape[0])
 
     def _fill_from_parquet(
@@ -150,7 +151,7 @@ class LeRobotDataset:
                 for camera in cameras.values():
                     kind = file.schema_arrow.field(camera.key).type if camera.key in file.schema_arrow.names else None
                     if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-                        raise ValueError(f"{path}: {camera.key!r} is {kind}; expected a struct of bytes and path")
+                        raise UserError(f"{path}: {camera.key!r} is {kind}; expected a struct of bytes and path")
                 start = 0
                 for batch in file.iter_batches(ROWS_PER_READ, columns=[camera.key for camera in cameras.values()]):
                     at = places[start : start + len(batch)]
@@ -167,7 +168,7 @@ class LeRobotDataset:
                     for job in jobs:
                         job.result()
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
+            raise UserError(f"{path} is damaged or cut short ({error}); copy it again") from error
 
     def _fill_from_videos(self, key: str, target: np.ndarray, bar: Progress) -> None:
         places = video_places(self.folder, self.info, self._episodes, key, self.fps)
@@ -186,7 +187,7 @@ def _decode_embedded(files: list[bytes | None], target: np.ndarray, places: np.n
         if place < 0:
             continue
         if data is None:
-            raise ValueError(
+            raise UserError(
                 f"{at}: the image isn't in the parquet file, only its path; write it with the images embedded"
             )
         decode_image(data, target[place], at)

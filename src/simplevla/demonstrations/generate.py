@@ -19,6 +19,7 @@ from simplevla.config import DemosConfig, RolloutConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.expert import Attempt
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode, changed
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.rollout.crew import Crew, Errors, Loss, cores, last_lines
 from simplevla.rollout.workers import Reply, Run, SuiteError, Worker
@@ -46,7 +47,7 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
     bar and the expert's success per task are printed.
 
     Raises:
-        ValueError: no expert, no train states, an expert that hardly ever succeeds, or a folder with other content.
+        UserError: no expert, no train states, an expert that hardly ever succeeds, or a folder with other content.
         SuiteError: the suite breaks its contract, or can't be built; what is finished is kept.
         BrokenTask: a task's environments crash or hang nearly always; what is finished is kept.
         OSError: no space or no permission; what is finished is kept.
@@ -91,7 +92,7 @@ class Schedule:
     """Which task and initial state each attempt uses: tasks in turn, then each task's train states in turn.
 
     Raises:
-        ValueError: a task has no train states.
+        UserError: a task has no train states.
     """
 
     def __init__(self, config: DemosConfig, suite: Suite) -> None:
@@ -100,7 +101,7 @@ class Schedule:
         self.states = [suite.initial_states(task, "train") for task in suite.tasks]
         for task, states in zip(self.tasks, self.states, strict=True):
             if not states:
-                raise ValueError(f"task {task.name!r} of suite {suite.name!r} has no train initial states")
+                raise UserError(f"task {task.name!r} of suite {suite.name!r} has no train initial states")
 
     def attempt(self, episode: int, number: int) -> Attempt:
         """Attempt `number` at demonstration `episode`; each further attempt moves on to the next initial state."""
@@ -139,7 +140,7 @@ class Tally:
         """The demonstration, or which attempt (episode, number) at it is next: the same one if it broke.
 
         Raises:
-            ValueError: the expert fails too often at this task.
+            UserError: the expert fails too often at this task.
             BrokenTask: it breaks too often.
         """
         task, this = attempt.task.name, (attempt.episode, attempt.number)
@@ -168,7 +169,7 @@ class Tally:
     def _check_solved(self, task: str) -> None:
         solved, attempted = self.solved[task], self.attempted[task]
         if attempted >= MIN_ATTEMPTS and solved < MIN_SUCCESS * attempted:
-            raise ValueError(
+            raise UserError(
                 f"the expert solved {solved} of {attempted} attempts at task {task!r}; expected at least "
                 f"{MIN_SUCCESS:.0%} (all tasks: {self}). Lower demos.noise (now {self.config.noise}) or "
                 f"demos.noise_probability (now {self.config.noise_probability}), or leave the task out with suite.tasks"
@@ -237,11 +238,11 @@ def _about(config: DemosConfig, suite: Suite) -> dict[str, Any]:
 def _finished(folder: Path, about: dict[str, Any], console: Console) -> Statistics:
     """The statistics of the dataset that is already in `folder`, if it is the one asked for."""
     if not (folder / "meta").is_dir():
-        raise ValueError(f"{folder} exists and is no dataset; choose another folder")
+        raise UserError(f"{folder} exists and is no dataset; choose another folder")
     dataset = LeRobotDataset(folder)
     differences = changed(dataset.origin, about) if dataset.origin else ["it was not generated here"]
     if differences:
-        raise ValueError(
+        raise UserError(
             f"{folder} already holds another dataset ({'; '.join(differences)}); choose another folder or delete it"
         )
     console.print(f"{folder} is finished already: {dataset.num_episodes} episodes, {dataset.num_frames} frames")

@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from simplevla.errors import UserError
+
 
 def encode_png(image: np.ndarray) -> bytes:
     """Lossless PNG of uint8 [height, width, 3]; the fastest compression level, since sizes differ little."""
@@ -18,20 +20,18 @@ def read_image(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith(("I", "F")):
-                raise ValueError(
+                raise UserError(
                     f"{where}: the image has more than 8 bits a pixel (mode {image.mode}), as depth maps have"
                 )
             # A camera held upright says so in EXIF; Hugging Face's datasets turn the picture as well.
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{where}: the image can't be decoded ({error}); the file is damaged, copy it again"
-        ) from error
+        raise UserError(f"{where}: the image can't be decoded ({error}); the file is damaged, copy it again") from error
 
 
 def decode_image(data: bytes, target: np.ndarray, where: str) -> None:
     """Decode PNG or JPEG `data` into `target` uint8 [height, width, 3]."""
     pixels = read_image(data, where)
     if pixels.shape != target.shape:
-        raise ValueError(f"{where}: the image is {pixels.shape}; meta/info.json says {target.shape}")
+        raise UserError(f"{where}: the image is {pixels.shape}; meta/info.json says {target.shape}")
     target[...] = pixels

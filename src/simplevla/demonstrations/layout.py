@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from simplevla.errors import UserError
 from simplevla.suites.base import SuiteSpec
 
 CODEBASE_VERSION = "v3.0"
@@ -82,7 +83,7 @@ def column_values(column: pa.ChunkedArray | pa.Array, dimensions: int, dtype: An
     """`dtype` [F, D] of a column of vectors or numbers, whatever list type holds them.
 
     Raises:
-        ValueError: a row is null or has another length, or holds something else than numbers; names the first such row.
+        UserError: a row is null or has another length, or holds something else than numbers; names the first such row.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
@@ -96,18 +97,18 @@ def column_values(column: pa.ChunkedArray | pa.Array, dimensions: int, dtype: An
     if (lengths != dimensions).any():
         row = int(np.argmax(lengths != dimensions))
         got = "is null" if lengths[row] < 0 else f"has {lengths[row]} numbers"
-        raise ValueError(f"row {row} {got}; expected {dimensions} numbers in every row")
+        raise UserError(f"row {row} {got}; expected {dimensions} numbers in every row")
     kind = array.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise ValueError(f"it holds {kind}; expected numbers")
+        raise UserError(f"it holds {kind}; expected numbers")
     if array.null_count:
         row = int(np.argmin(np.asarray(array.is_valid()))) // dimensions
-        raise ValueError(f"row {row} holds a null; expected {dimensions} numbers in every row")
+        raise UserError(f"row {row} holds a null; expected {dimensions} numbers in every row")
     values = array.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore", invalid="ignore"):
         converted = np.asarray(values, dtype=dtype).reshape(-1, dimensions)
     if np.issubdtype(dtype, np.integer) and not np.array_equal(converted.reshape(-1), values):
-        raise ValueError(f"it holds {kind} values that aren't whole; expected whole numbers")
+        raise UserError(f"it holds {kind} values that aren't whole; expected whole numbers")
     return converted
 
 

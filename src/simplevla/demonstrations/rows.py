@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
+from simplevla.errors import UserError
 
 INDICES = ("episode_index", "index", "task_index")
 
@@ -48,7 +49,7 @@ def read_rows(
         fps: check the timestamps against this; None where no picture depends on them.
 
     Raises:
-        ValueError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't its
+        UserError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't its
             frame's, an instruction isn't its episode's, or a file is damaged; says where.
     """
     lengths = np.array([episode["length"] for episode in episodes])
@@ -68,7 +69,7 @@ def read_rows(
         episode = int(np.argmax(counts != lengths))
         absent = [f"{path} is missing" for path in named if not path.is_file()]
         cause = absent[0] if absent else "a data file is incomplete or doubled"
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {counts.sum()} frames; meta/episodes lists {lengths.sum()}; episode {episode} has "
             f"{counts[episode]} of {lengths[episode]}: {cause}; copy the dataset's data/ folder completely"
         )
@@ -88,18 +89,18 @@ def _read_file(path: Path, dimensions: dict[str, int], fps: float | None) -> dic
             names = file.schema_arrow.names
             absent = [key for key in wanted if key not in names]
             if absent:
-                raise ValueError(f"{path} lacks the columns {', '.join(absent)}; its columns: {names}")
+                raise UserError(f"{path} lacks the columns {', '.join(absent)}; its columns: {names}")
             if "frame_index" in names:
                 wanted["frame_index"] = (1, np.int64)
             table = file.read(columns=list(wanted))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy it again") from error
+        raise UserError(f"{path} is damaged or cut short ({error}); copy it again") from error
     columns: dict[str, np.ndarray] = {"wanted": np.ones(len(table), bool)}
     for key, (size, dtype) in wanted.items():
         try:
             values = layout.column_values(table[key], size, dtype)
         except ValueError as error:
-            raise ValueError(f"{path}, column {key!r}: {error}; remove the episode or write the file again") from error
+            raise UserError(f"{path}, column {key!r}: {error}; remove the episode or write the file again") from error
         columns[key] = values if key in dimensions else values[:, 0]
     return columns
 
@@ -110,7 +111,7 @@ def _counts(folder: Path, files: dict[Path, dict[str, np.ndarray]], lengths: np.
     for path, columns in files.items():
         episode = columns["episode_index"][columns["wanted"]]
         if len(episode) and not 0 <= episode.min() <= episode.max() < len(lengths):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds more frames than meta/episodes lists: {path} has rows of the episodes {episode.min()} to "
                 f"{episode.max()}; expected 0 to {len(lengths) - 1}; copy the dataset's meta/ folder completely"
             )
@@ -149,13 +150,13 @@ def _in_order(
     for key, got in numbers.items():
         if not np.array_equal(got, number):
             at = int(np.argmax(got != number))
-            raise ValueError(
+            raise UserError(
                 f"{folder}: {key} doesn't count the frames of episode {rows.episode_index[at]} one by one, from frame {at} "
                 "on: frames are out of order, missing or doubled; copy the dataset's data/ folder completely"
             )
     _check_finite(folder, rows)
     if rows.task_index.min() < 0 or rows.task_index.max() >= num_tasks:
-        raise ValueError(
+        raise UserError(
             f"{folder}: task_index runs from {rows.task_index.min()} to {rows.task_index.max()}; "
             f"{layout.TASKS} has {num_tasks} tasks"
         )
@@ -169,7 +170,7 @@ def _check_finite(folder: Path, rows: Rows) -> None:
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             frame, dimension = (int(x) for x in bad[0])
-            raise ValueError(
+            raise UserError(
                 f"{folder}: {name} dimension {dimension} is {values[frame, dimension]} at frame {frame} "
                 f"of episode {rows.episode_index[frame]} ({len(bad)} such values); expected finite numbers, "
                 "remove the episode"
@@ -181,7 +182,7 @@ def _check_tasks(folder: Path, rows: Rows, episodes: Sequence[dict[str, Any]], i
     for number, task in np.unique(np.stack([rows.episode_index, rows.task_index]), axis=1).T.tolist():
         listed = episodes[number].get("tasks")
         if listed and instructions[task] not in ([listed] if isinstance(listed, str) else listed):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: the frames of episode {number} have task_index {task}, which is {instructions[task]!r} in "
                 f"{layout.TASKS}, and meta/episodes says {listed}: one of them belongs to another dataset; copy it completely"
             )
@@ -192,7 +193,7 @@ def _check_times(folder: Path, rows: Rows, times: np.ndarray, number: np.ndarray
     bad = np.flatnonzero(~(np.abs(times * fps - number) < 0.5))
     if len(bad):
         frame = int(bad[0])
-        raise ValueError(
+        raise UserError(
             f"{folder}: timestamp is {times[frame]} s at frame {frame} of episode {rows.episode_index[frame]} ({len(bad)} such "
             f"frames); expected {number[frame] / fps:.4g} s, since it is number {number[frame]} of its episode and "
             f"info.json says {fps:g} frames a second; remove the episode or correct its timestamps"

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from simplevla.errors import UserError
+
 
 def video_places(
     folder: Path, info: dict[str, Any], episodes: Sequence[dict[str, Any]], key: str, fps: float
@@ -14,7 +16,7 @@ def video_places(
     """Video file -> (episode, the second of the file where it begins), for the camera feature `key`.
 
     Raises:
-        ValueError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes overlap by
+        UserError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes overlap by
             half a frame or more.
     """
     names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
@@ -23,19 +25,19 @@ def video_places(
         absent = [name for name in names if episode.get(name) is None]
         if absent or not info.get("video_path"):
             lacking = absent[0] if absent else "video_path of info.json"
-            raise ValueError(f"{folder}/meta: {lacking} is missing for episode {number}; copy the meta/ folder again")
+            raise UserError(f"{folder}/meta: {lacking} is missing for episode {number}; copy the meta/ folder again")
         for name, what in zip(names, ("a whole number", "a whole number", "seconds"), strict=True):
             value = episode[name]
             right = isinstance(value, int | float) and 0 <= value < np.inf
             if not right or (what != "seconds" and value != int(value)):
-                raise ValueError(
+                raise UserError(
                     f"{folder}/meta/episodes: {name} of episode {number} is {value!r}; expected {what} from 0 up; copy the "
                     "meta/ folder again"
                 )
         chunk, file, begin = (episode[name] for name in names)
         end = episode.get(f"videos/{key}/to_timestamp")
         if isinstance(end, float) and end - begin < (episode["length"] - 1.5) / fps:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/meta/episodes: episode {number} has {episode['length']} frames, and its part of the video of {key}, from "
                 f"{begin:.4g} to {end:.4g} s, is shorter: it is another episode's; correct its from_timestamp and to_timestamp"
             )
@@ -46,7 +48,7 @@ def video_places(
         for (number, begin), (later, next_begin) in pairwise(in_time):
             end = begin + episodes[number]["length"] / fps
             if next_begin < end - 0.5 / fps:
-                raise ValueError(
+                raise UserError(
                     f"{folder}/meta/episodes: episode {number} is in {path.name} of {key} from {begin:.4g} to {end:.4g} s and "
                     f"episode {later} from {next_begin:.4g} s: the same pictures can't be both; correct {names[2]}"
                 )
@@ -57,12 +59,12 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
     """Decode the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
 
     Raises:
-        ValueError: the file is missing or damaged, its frames have another size or are to be turned, or none is within half a frame of a time.
+        UserError: the file is missing or damaged, its frames have another size or are to be turned, or none is within half a frame of a time.
     """
     import av
 
     if not path.is_file():
-        raise ValueError(f"{path} is missing; copy the dataset's videos/ folder completely")
+        raise UserError(f"{path} is missing; copy the dataset's videos/ folder completely")
     order = np.argsort(times)
     times, rows = times[order], rows[order]
     half = 0.5 / fps
@@ -81,23 +83,23 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
                 nearer = np.arange(first, last)[away < distance[first:last]]
                 if len(nearer):
                     if (frame.height, frame.width, 3) != target.shape[1:]:
-                        raise ValueError(
+                        raise UserError(
                             f"{path}: frames are {frame.height} x {frame.width}; info.json says {target.shape[1:3]}"
                         )
                     if frame.rotation:
-                        raise ValueError(
+                        raise UserError(
                             f"{path}: its pictures are marked to be turned by {frame.rotation} degrees, which not every program "
                             "does; write the video again, turned"
                         )
                     if len(frame.format.components) == 1 and frame.format.components[0].bits > 8:
-                        raise ValueError(f"{path}: its pictures are {frame.format.name}, as depth maps are")
+                        raise UserError(f"{path}: its pictures are {frame.format.name}, as depth maps are")
                     target[rows[nearer]] = frame.to_ndarray(format="rgb24")
                     distance[nearer] = np.abs(times[nearer] - frame.time)
     except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} can't be decoded ({error}); the file is damaged, copy it again") from error
+        raise UserError(f"{path} can't be decoded ({error}); the file is damaged, copy it again") from error
     lacking = times[np.isinf(distance)]
     if len(lacking):
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {len(lacking)} of the frames that meta/episodes points to, the first at {lacking[0]:.3f} s; "
             "the video is cut short or its from_timestamp values are wrong"
         )

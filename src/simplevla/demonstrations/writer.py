@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.statistics import dataset_stats, episode_stats
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.suites.base import SuiteSpec
 
@@ -49,7 +50,7 @@ class DatasetWriter:
     under `simplevla` in `info.json` and says where the data come from.
 
     Raises:
-        ValueError: the partial folder was started with another `about` or another suite, or is in use.
+        UserError: the partial folder was started with another `about` or another suite, or is in use.
         OSError: no permission or no space; only complete files stay.
     """
 
@@ -128,7 +129,7 @@ class DatasetWriter:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise ValueError(
+            raise UserError(
                 f"another process is writing {self.partial}; wait for it or choose another folder"
             ) from None
         try:
@@ -150,7 +151,7 @@ class DatasetWriter:
         if info["features"] != self.features:
             differences.append("the suite's cameras, state or action")
         if differences:
-            raise ValueError(
+            raise UserError(
                 f"{self.partial} was started with other settings ({'; '.join(differences)}); "
                 "give those settings to continue it, choose another folder, or delete it"
             )
@@ -158,7 +159,7 @@ class DatasetWriter:
             table = pq.read_table(path)
             names = [name for name in table.column_names if not name.startswith("stats/")]
             if names == table.column_names:
-                raise ValueError(
+                raise UserError(
                     f"{self.partial} was started by an older version, without each episode's statistics; delete it and "
                     "generate again"
                 )

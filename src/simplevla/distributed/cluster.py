@@ -8,6 +8,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from simplevla.config import RayConfig
+from simplevla.errors import UserError
 
 RENDERING = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 """Variables that say how pictures are drawn."""
@@ -17,7 +18,7 @@ def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
     """Refuse at once what the cluster could never place.
 
     Raises:
-        ValueError: naming what is missing.
+        UserError: naming what is missing.
     """
     simulators = settings.simulators * max(settings.actors, 1)
     needed = {
@@ -30,7 +31,7 @@ def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
         name: count - resources.get(name, 0.0) for name, count in needed.items() if count > resources.get(name, 0.0)
     }
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{settings.actors} rollout actors, {simulators} simulators and {settings.learners} learners need {listed(needed)}; the cluster has "
             f"{listed({name: resources.get(name, 0.0) for name in needed})}: {listed(missing)} are missing. Add nodes, or lower ray.actors, "
             "ray.simulators, ray.learners or what each of them reserves"
@@ -52,14 +53,14 @@ def connect(settings: RayConfig) -> None:
     """Join the cluster at `settings.address`, or start one, unless this process has one already.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if ray.is_initialized():
         return
     try:
         ray.init(address=settings.address or None, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     except ConnectionError as error:
-        raise ValueError(
+        raise UserError(
             f"no Ray cluster at {settings.address!r} ({error}); start one with `ray start --head`, or leave ray.address empty"
         ) from None
 

@@ -17,6 +17,7 @@ from simplevla.config import TrainConfig
 from simplevla.distributed.actor import Finished, RolloutActor
 from simplevla.distributed.cluster import cause_of, check_resources, connect, listed, surroundings
 from simplevla.distributed.files import packed
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.scheduler import RolloutStats, Sink, Source
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S
@@ -55,7 +56,7 @@ class RayEngine:
     """Use it as a context manager, in the place of a `RolloutEngine`.
 
     Raises:
-        ValueError: the cluster can't be reached or lacks what `config.ray` asks for.
+        UserError: the cluster can't be reached or lacks what `config.ray` asks for.
     """
 
     def __init__(self, config: TrainConfig, policy: Policy) -> None:
@@ -101,7 +102,7 @@ class RayEngine:
         """See `RolloutEngine.run`; `sink` gets the episodes in the order in which they come back.
 
         Raises:
-            ValueError: actors keep dying, or what the local engine raises.
+            UserError: actors keep dying, or what the local engine raises.
         """
         started = time.perf_counter()
         self._rollouts += 1
@@ -205,7 +206,7 @@ class RayEngine:
         """Ask for a new actor in the place of one that is lost, and let its episodes be run again, by whoever is ready."""
         rollout.deaths += 1
         if rollout.deaths > MAX_DEATHS:
-            raise ValueError(
+            raise UserError(
                 f"{rollout.deaths} rollout actors were lost in one rollout, the last one by: {reason}. Look at the nodes' memory "
                 "(`ray status`, and Ray's logs), or give each actor fewer environments (rollout.workers, rollout.slots_per_worker)"
             )
@@ -252,7 +253,7 @@ class RayEngine:
             raise cause_of(error) from None
         except RayActorError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"a rollout actor couldn't be made: {reason}") from None
+            raise UserError(f"a rollout actor couldn't be made: {reason}") from None
 
     def _put_weights(self, policy: Policy) -> None:
         """Into the object store: what is trained, if it has changed since the last time; adapters alone where adapters train."""
@@ -292,8 +293,8 @@ def _key(request: EpisodeRequest) -> Key:
     return (*request.seed, request.group)
 
 
-def _not_ready() -> ValueError:
-    return ValueError(
+def _not_ready() -> UserError:
+    return UserError(
         f"no rollout actor was ready after {STARTUP_TIMEOUT_S:g} s; the cluster has {listed(ray.available_resources())} free. Free what "
         "others use, add nodes, or lower ray.actors"
     )

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from simplevla.config import TrainConfig
 from simplevla.distributed.cluster import cause_of, check_resources, connect, surroundings
 from simplevla.distributed.files import packed, unpacked
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
 from simplevla.training.determinism import deterministic
@@ -71,7 +72,7 @@ class LearnerActor:
         self._files = {}
         policy.set_denoising(self._config.denoising)
         if policy.scores_from_trace:
-            raise ValueError("denoising.frozen_backbone trains a small head alone; leave ray.learners at 0 for it")
+            raise UserError("denoising.frozen_backbone trains a small head alone; leave ray.learners at 0 for it")
         divide(policy, settings.divide)
         self._learner = Learner(policy, self._config)
 
@@ -99,7 +100,7 @@ class RayLearner:
     """Has the interface of a `Learner`, with the ranks as Ray actors; the driver's policy follows them.
 
     Raises:
-        ValueError: the cluster can't be reached or lacks what `config.ray` asks for.
+        UserError: the cluster can't be reached or lacks what `config.ray` asks for.
     """
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
@@ -148,7 +149,7 @@ def _result(futures: list[Any]) -> list[Any]:
     """What all ranks say.
 
     Raises:
-        ValueError: a rank was lost; what one raised is raised as it was.
+        UserError: a rank was lost; what one raised is raised as it was.
     """
     try:
         answers: list[Any] = ray.get(futures)
@@ -156,7 +157,7 @@ def _result(futures: list[Any]) -> list[Any]:
         raise cause_of(error) from None
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
+        raise UserError(
             f"a learner process was lost ({reason}); the last checkpoint is intact: go on with simplevla train --resume"
         ) from None
     return answers

@@ -153,7 +153,7 @@ def engine_with_remote_simulators(config: TrainConfig, policy: Policy) -> Rollou
     """The same, for a run.
 
     Raises:
-        ValueError: the cluster can't be reached or lacks what `config.ray` asks for.
+        UserError: the cluster can't be reached or lacks what `config.ray` asks for.
     """
     connect(config.ray)
     check_resources(config.ray, ray.cluster_resources())

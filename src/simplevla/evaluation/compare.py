@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from simplevla.errors import UserError
 from simplevla.evaluation.result import EvaluationResult, Rate, read_result
 from simplevla.evaluation.statistics import mcnemar_exact
 
@@ -82,7 +83,7 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
     """Pair the episodes of `a` and `b` by (task, initial state).
 
     Raises:
-        ValueError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no initial
+        UserError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no initial
             state has a valid episode in both.
     """
     _require_same("suite", a.suite, b.suite, name_a, name_b)
@@ -98,14 +99,14 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
     asked_b = {*solved_b, *((task, state) for task, state, _ in b.broken)}
     if asked_a != asked_b:
         examples = ", ".join(f"{task}/{state}" for task, state in sorted(asked_a ^ asked_b)[:3])
-        raise ValueError(
+        raise UserError(
             f"initial states differ: {len(asked_a - asked_b)} only in {name_a}, "
             f"{len(asked_b - asked_a)} only in {name_b} ({examples}); "
             "evaluate both with the same tasks and episodes_per_task"
         )
     shared = solved_a.keys() & solved_b.keys()
     if not shared:
-        raise ValueError(
+        raise UserError(
             f"no initial state has a valid episode in both: the environment broke {a.env_errors} of {len(asked_a)} episodes of "
             f"{name_a} and {b.env_errors} of {name_b}. Mend it and evaluate again."
         )
@@ -144,7 +145,7 @@ def _notes(a: EvaluationResult, b: EvaluationResult) -> Iterator[str]:
 
 
 def compare_files(path_a: Path, path_b: Path) -> Comparison:
-    """`compare` on two files that `simplevla eval` wrote; ValueError names the file or the difference."""
+    """`compare` on two files that `simplevla eval` wrote; UserError names the file or the difference."""
     return compare(read_result(path_a), read_result(path_b), str(path_a), str(path_b))
 
 
@@ -174,7 +175,7 @@ def _cells(paired: Paired) -> tuple[str, ...]:
 
 def _require_same(what: str, a: object, b: object, name_a: str, name_b: str) -> None:
     if a != b:
-        raise ValueError(
+        raise UserError(
             f"{what} differs: {a!r} in {name_a}, {b!r} in {name_b}; success rates under different protocols can't be "
             "compared. Evaluate both in the same way."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import rich.progress
 
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
+from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
@@ -40,7 +41,7 @@ def evaluate(
         policy_folder: where `policy` was loaded from, for the fingerprint in the result.
 
     Raises:
-        ValueError: the split has fewer initial states than `config.episodes_per_task`, or none; or the environment broke
+        UserError: the split has fewer initial states than `config.episodes_per_task`, or none; or the environment broke
             every episode, so that there is no result.
     """
     pairs = evaluation_pairs(suite, config)
@@ -79,7 +80,7 @@ def evaluate(
             )
     errors = engine.stats.errors.shortened()
     if not outcomes:
-        raise ValueError(
+        raise UserError(
             f"the environment broke each of the {len(broken)} episodes, so that nothing is known about the policy: {errors}. "
             f"Mend it (simplevla check-suite {suite.name} may say more) and evaluate again. The last error was: "
             f"{errors.last_error or broken[-1].reason}"
@@ -111,7 +112,7 @@ def evaluate_folder(
     """`evaluate` for the policy saved in `folder`, with an engine of its own and a progress bar.
 
     Raises:
-        ValueError: the policy doesn't fit the suite, or as in `evaluate`.
+        UserError: the policy doesn't fit the suite, or as in `evaluate`.
     """
     suite = make_suite(suite_config)
     policy = load_policy(folder)
@@ -131,15 +132,15 @@ def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]
     """The (task, initial state) pairs that `config` asks for, by task, each once."""
     wanted = config.episodes_per_task
     if wanted < 0:
-        raise ValueError(f"eval.episodes_per_task is {wanted}; expected 0 (all) or more")
+        raise UserError(f"eval.episodes_per_task is {wanted}; expected 0 (all) or more")
     if not config.greedy and config.temperature <= 0:
-        raise ValueError(f"eval.temperature is {config.temperature}; expected above 0, or greedy")
+        raise UserError(f"eval.temperature is {config.temperature}; expected above 0, or greedy")
     pairs: list[tuple[Task, int]] = []
     for task in suite.tasks:
         splits: tuple[Split, ...] = SPLITS if config.split == "all" else (config.split,)
         states = [state for split in splits for state in suite.initial_states(task, split)]
         if not states or len(states) < wanted:
-            raise ValueError(
+            raise UserError(
                 f"task {task.name!r} of {suite.name!r} has {len(states)} {config.split} initial states; "
                 f"expected at least {max(wanted, 1)}. Lower eval.episodes_per_task, or 0 for all of them."
             )

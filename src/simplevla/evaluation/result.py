@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from simplevla.evaluation.provenance import read_json, write_json
+from simplevla.errors import UserError
 from simplevla.evaluation.statistics import wilson
 from simplevla.rollout.crew import Errors
+from simplevla.storage import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if not isinstance(self.success, bool):
-            raise ValueError(f"success of {self.task}/{self.initial_state} is {self.success!r}; expected true or false")
+            raise UserError(f"success of {self.task}/{self.initial_state} is {self.success!r}; expected true or false")
 
 
 class Broken(NamedTuple):
@@ -167,7 +168,7 @@ class EvaluationResult:
         """What `to_dict` wrote.
 
         Raises:
-            ValueError: naming `source` and the key that is missing or doesn't fit.
+            UserError: naming `source` and the key that is missing or doesn't fit.
         """
         try:
             result = cls(
@@ -192,21 +193,21 @@ class EvaluationResult:
             written = {task: (rate["solved"], rate["n"]) for task, rate in values["by_task"].items()}
             written["overall"] = (values["overall"]["solved"], values["overall"]["n"])
         except KeyError as error:
-            raise ValueError(f"{source}: key {error} is missing; expected a file that `simplevla eval` wrote") from None
+            raise UserError(f"{source}: key {error} is missing; expected a file that `simplevla eval` wrote") from None
         except (TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{source}: {error}; expected a file that `simplevla eval` wrote") from None
+            raise UserError(f"{source}: {error}; expected a file that `simplevla eval` wrote") from None
         by_hand = "the file was changed by hand or damaged"
         pairs = [(episode.task, episode.initial_state) for episode in result.episodes]
         pairs += [(broken.task, broken.initial_state) for broken in result.broken]
         (task, state), times = Counter(pairs).most_common(1)[0] if pairs else (("", 0), 0)
         if times > 1:
-            raise ValueError(f"{source}: task {task!r}, initial state {state} is there {times} times; {by_hand}")
+            raise UserError(f"{source}: task {task!r}, initial state {state} is there {times} times; {by_hand}")
         if strange := {task for task, _ in pairs} - result.horizons.keys():
-            raise ValueError(f"{source}: it has episodes of {min(strange)!r}, which isn't among its tasks; {by_hand}")
+            raise UserError(f"{source}: it has episodes of {min(strange)!r}, which isn't among its tasks; {by_hand}")
         for what, rate in {"overall": result.overall, **result.by_task}.items():
             solved, n = written.get(what, (None, None))
             if (solved, n) != (rate.solved, rate.n):
-                raise ValueError(
+                raise UserError(
                     f"{source}: {what} says {solved} of {n} solved, its episodes say {rate.solved} of {rate.n}; {by_hand}"
                 )
         return result
@@ -230,7 +231,7 @@ def write_result(path: Path, result: EvaluationResult) -> None:
 
 
 def read_result(path: Path) -> EvaluationResult:
-    """The result in `path`; ValueError names the file and what is wrong with it."""
+    """The result in `path`; UserError names the file and what is wrong with it."""
     return EvaluationResult.from_dict(read_json(path), source=str(path))
 
 

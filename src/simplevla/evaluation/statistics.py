@@ -5,6 +5,8 @@ import math
 import numpy as np
 from scipy.stats import binomtest, norm
 
+from simplevla.errors import UserError
+
 
 def wilson(solved: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The Wilson score interval of a success rate, (low, high) as shares.
@@ -17,12 +19,12 @@ def wilson(solved: int, n: int, confidence: float = 0.95) -> tuple[float, float]
     [97.7, 99.6]
 
     Raises:
-        ValueError: unless 0 <= solved <= n and 0 < confidence < 1.
+        UserError: unless 0 <= solved <= n and 0 < confidence < 1.
     """
     if not 0 <= solved <= n:
-        raise ValueError(f"solved is {solved} of n = {n}; expected 0 <= solved <= n")
+        raise UserError(f"solved is {solved} of n = {n}; expected 0 <= solved <= n")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected between 0 and 1, for example 0.95")
+        raise UserError(f"confidence is {confidence}; expected between 0 and 1, for example 0.95")
     if n == 0:
         return 0.0, 1.0
     z = float(norm.ppf(0.5 + confidence / 2))
@@ -50,7 +52,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     0.0625
     """
     if b < 0 or c < 0:
-        raise ValueError(f"discordant pairs are b = {b}, c = {c}; expected 0 or more")
+        raise UserError(f"discordant pairs are b = {b}, c = {c}; expected 0 or more")
     if b + c == 0:
         return 1.0
     return float(binomtest(b, b + c, 0.5).pvalue)
@@ -71,11 +73,11 @@ def hierarchical_bootstrap(
     """
     solved, n = np.asarray(solved_ST), np.asarray(n_ST)
     if solved.ndim != 2 or solved.shape != n.shape or solved.size == 0:
-        raise ValueError(
+        raise UserError(
             f"solved has shape {solved.shape}, n {n.shape}; expected the same [training seeds, tasks], not empty"
         )
     if (n < 1).any() or (solved < 0).any() or (solved > n).any():
-        raise ValueError("expected 0 <= solved <= n and n >= 1 for every training seed and task")
+        raise UserError("expected 0 <= solved <= n and n >= 1 for every training seed and task")
     seeds, tasks = solved.shape
     rng = np.random.default_rng(seed)
     s = rng.integers(seeds, size=(draws, seeds, 1))

@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 from simplevla.config import SuiteConfig
-from simplevla.evaluation.provenance import read_json
 from simplevla.planning.cost import Handling, PolicyCost, SimulatorCost, UpdateCost
+from simplevla.storage import read_json
 
 FILE = Path(__file__).with_name("measured.json")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simplevla.config import SFTConfig, SuiteConfig, TrainConfig
+from simplevla.errors import UserError
 from simplevla.planning.cost import Actor, Counts, PolicyCost, UpdateCost, rollout_parts
 from simplevla.planning.measured import measured, simulator_key
 from simplevla.planning.memory import Memory, Sizes, device_memory, sizes_of, stored_episodes
@@ -46,12 +47,12 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.gpus < 0 or self.cores < 0 or self.simulators < 0 or not (self.memory_gb > 0 and self.tflops > 0):
-            raise ValueError(
+            raise UserError(
                 f"gpus {self.gpus}, memory {self.memory_gb:g}, cores {self.cores}, simulators {self.simulators}, tflops {self.tflops:g}; "
                 "expected 0 or more, above 0, 0 or more, 0 or more, above 0"
             )
         if self.simulators and self.simulators < self.gpus:
-            raise ValueError(
+            raise UserError(
                 f"{self.simulators} simulators for {self.gpus} GPUs; expected at least one for each, since each has its own"
             )
 
@@ -127,7 +128,7 @@ def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
     """The plan for a policy on the meta device.
 
     Raises:
-        ValueError: nobody has measured this suite's simulator.
+        UserError: nobody has measured this suite's simulator.
     """
     suite = make_suite(config.suite)
     known_policy = traced(config, policy, machine)
@@ -140,7 +141,7 @@ def plan(config: TrainConfig, policy: Policy, machine: Machine) -> Plan:
     key = simulator_key(config.suite, height)
     known = measured()
     if key not in known.simulators:
-        raise ValueError(f"no measured costs of {key!r}; there are: {'; '.join(known.simulators)}")
+        raise UserError(f"no measured costs of {key!r}; there are: {'; '.join(known.simulators)}")
     episodes = stored_episodes(sizes, config, trained_decisions / (config.sampling.groups * config.sampling.group_size))
     host = {"stored episodes": episodes, "simulators": math.ceil(1e6 * _worker_mb(key) * actor.workers * actors)}
     if gpus > 1:

@@ -11,6 +11,7 @@ from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import read_card
 from simplevla.config import SFTConfig, from_dict
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 from simplevla.policies.load import BANK
 from simplevla.policies.normalization import Statistics
@@ -59,7 +60,7 @@ def saved(folder: Path) -> Policy:
     """A saved policy without its weights, which aren't read; with the adapter that was being trained, if there was one.
 
     Raises:
-        ValueError: there is no policy in `folder`, or one of an unknown architecture.
+        UserError: there is no policy in `folder`, or one of an unknown architecture.
     """
     config = _json(folder / "config.json")
     statistics = Statistics.from_dict(_json(folder / "statistics.json"))
@@ -71,7 +72,7 @@ def saved(folder: Path) -> Policy:
         with torch.device("meta"):
             policy = TinyVLA(from_dict(TinyVLAConfig, config), statistics, tokenizer)
     else:
-        raise ValueError(
+        raise UserError(
             f"{folder / 'config.json'} is of architecture {config.get('architecture')!r}; this version plans for "
             f"{TINYVLA!r} and {OPENVLA_OFT!r}"
         )
@@ -99,7 +100,7 @@ def _statistics(suite: Suite) -> Statistics:
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"{file.parent} holds no policy: it has no {file.name}; expected a folder such as runs/NAME/policy"
         )
     values: dict[str, Any] = json.loads(file.read_text())

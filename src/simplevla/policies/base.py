@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig, SamplingConfig
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import TrainedOn
 
@@ -165,15 +166,15 @@ class Policy(nn.Module, ABC):
         """Refuse observations that this policy wasn't made for.
 
         Raises:
-            ValueError: a camera is missing, or the state has another size.
+            UserError: a camera is missing, or the state has another size.
         """
         missing = [camera for camera in self.cameras if camera not in batch.images]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"observations have cameras {', '.join(batch.images)}; this policy also needs {', '.join(missing)}"
             )
         if batch.state.shape[1] != self.state_dim:
-            raise ValueError(
+            raise UserError(
                 f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.state_dim}"
             )
 
@@ -189,18 +190,18 @@ class Policy(nn.Module, ABC):
 
     def checkpoint_activations(self) -> None:
         """Compute activations again in the next backward passes, until `eval()` or `train()` is called."""
-        raise ValueError(f"{type(self).__name__} has no gradient checkpointing; leave gradient_checkpointing off")
+        raise UserError(f"{type(self).__name__} has no gradient checkpointing; leave gradient_checkpointing off")
 
     def compile_towers(self) -> None:
         """Run the large modules through torch.compile from now on."""
-        raise ValueError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
+        raise UserError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
 
     def adapter_groups(self) -> dict[str, list[str]]:
         """Group of modules that adapters can target, such as `head`, -> names or patterns of modules, all below included.
 
         The usual groups are `language`, `vision`, `projector` and `head`.
         """
-        raise ValueError(f"{type(self).__name__} names no groups of modules, so it can't get adapters")
+        raise UserError(f"{type(self).__name__} names no groups of modules, so it can't get adapters")
 
     @abstractmethod
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_as_json
 
@@ -45,7 +46,7 @@ class PolicyFiles:
         An edited config.json is warned of: it may be meant.
 
         Raises:
-            ValueError: naming the first three that differ, or the file.
+            UserError: naming the first three that differ, or the file.
         """
         got = self.tensors
         problems = [f"{name} is missing" for name in expected if name not in got]
@@ -63,13 +64,13 @@ class PolicyFiles:
         broken = [f"{name} holds NaN or infinity" for name, tensor in got.items() if not is_finite(tensor)]
         if broken:
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-            raise ValueError(
+            raise UserError(
                 f"{self.folder / 'model.safetensors'} is no policy that can act: {'; '.join(broken[:3])}{more}. The training that wrote it "
                 "diverged; use an earlier checkpoint, and a smaller learning rate."
             )
         if problems:
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise ValueError(
+            raise UserError(
                 f"{self.folder / 'model.safetensors'} doesn't fit the config.json beside it: {'; '.join(problems[:3])}{more}. "
                 "Are both files of the same policy?"
             )
@@ -82,7 +83,7 @@ class PolicyFiles:
                 continue
             found = f"{file} isn't the one that model.safetensors beside it was saved with"
             if name != "config.json":
-                raise ValueError(f"{found}: it is another policy's, or was edited. Copy the whole folder again")
+                raise UserError(f"{found}: it is another policy's, or was edited. Copy the whole folder again")
             warnings.warn(f"{found}. If that isn't meant, copy the whole folder again.", stacklevel=4)
 
 
@@ -124,22 +125,22 @@ def load_files(folder: Path) -> PolicyFiles:
     """Read what `save_files` wrote.
 
     Raises:
-        ValueError: a missing or damaged file.
+        UserError: a missing or damaged file.
     """
     for name in FILES:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
+            raise UserError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
     file = folder / "model.safetensors"
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
             written = json.loads((opened.metadata() or {}).get(METADATA, "{}")).get("beside", {})
     except (SafetensorError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
     return PolicyFiles(
         folder=folder,
         config=json.loads((folder / "config.json").read_text()),

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import torch
 
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
@@ -37,22 +38,22 @@ def load_policy(folder: Path | str) -> Policy:
     """The policy saved in `folder`, on the CPU, ready to act; with its adapters, if it was saved with any.
 
     Raises:
-        ValueError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
+        UserError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
     """
     folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no policy: it has no config.json. Expected a folder that `simplevla sft` or `simplevla "
             "train` wrote, such as runs/NAME/policy"
         )
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
+        raise UserError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"{file} is of architecture {architecture!r}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
         )
     module, name = ARCHITECTURES[architecture]
@@ -60,7 +61,7 @@ def load_policy(folder: Path | str) -> Policy:
     if (folder / BANK).is_file():
         importlib.import_module("simplevla.adapters.bank").restore_bank(policy, folder)
     elif (folder / BANK).parent.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{folder / BANK} is missing, though there are adapters beside it: without it nobody knows which one acts. Copy it too, or "
             "take the adapters' folder away to use the base alone"
         )
@@ -71,7 +72,7 @@ def check_fits_suite(policy: Policy, spec: Shapes) -> None:
     """Compare the policy's cameras, state and action dimensions with a suite's spec (images may have any size).
 
     Raises:
-        ValueError: listing everything that differs.
+        UserError: listing everything that differs.
     """
     check_fits(policy, list(spec.cameras), len(spec.state_names), len(spec.action_names), "the suite")
 
@@ -89,14 +90,14 @@ def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_di
     if policy.action_dim != action_dim:
         problems.append(f"the policy gives {policy.action_dim} action dimensions, {owner} has {action_dim}")
     if problems:
-        raise ValueError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")
+        raise UserError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")
 
 
 def place(policy: Policy, device: str) -> None:
     """Move the policy to `device`, a name such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
-        ValueError: there is no such device here.
+        UserError: there is no such device here.
     """
     try:
         # A device without numbers, as `meta` is, gives none back.
@@ -104,7 +105,7 @@ def place(policy: Policy, device: str) -> None:
         policy.to(torch.device(device))
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"device is {device!r}, which PyTorch {torch.__version__} can't use here ({reason}); give --device cpu, or install "
             "PyTorch for this machine's GPU"
         ) from None

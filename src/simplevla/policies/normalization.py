@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from simplevla.errors import UserError
+
 MEASURES = ("mean", "std", "min", "max", "q01", "q99")
 
 
@@ -18,7 +20,7 @@ class Statistics:
     Each field maps a measure to one float per dimension: `statistics.action["q01"][0]`.
 
     Raises:
-        ValueError: a measure is missing, lengths differ, a number isn't finite, or the measures contradict each other.
+        UserError: a measure is missing, lengths differ, a number isn't finite, or the measures contradict each other.
     """
 
     state: dict[str, list[float]]
@@ -37,7 +39,7 @@ class Statistics:
         """The statistics that `to_dict` wrote."""
         if not isinstance(values, dict) or set(values) != {"state", "action"}:
             got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"statistics hold {got}; expected the keys 'action' and 'state'")
+            raise UserError(f"statistics hold {got}; expected the keys 'action' and 'state'")
         return cls(state=values["state"], action=values["action"])
 
     @classmethod
@@ -46,11 +48,11 @@ class Statistics:
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError:
-            raise ValueError(
+            raise UserError(
                 f"{path} is missing; every policy is saved with the statistics it was trained with"
             ) from None
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}); take it from another checkpoint of the same run") from error
+            raise UserError(f"{path} is damaged ({error}); take it from another checkpoint of the same run") from error
 
 
 def measure(values: np.ndarray) -> dict[str, list[float]]:
@@ -68,24 +70,22 @@ def measure(values: np.ndarray) -> dict[str, list[float]]:
 
 def _check(name: str, measures: Any) -> None:
     if not isinstance(measures, dict):
-        raise ValueError(f"{name} statistics are a {type(measures).__name__}; expected {', '.join(MEASURES)}")
+        raise UserError(f"{name} statistics are a {type(measures).__name__}; expected {', '.join(MEASURES)}")
     missing = [m for m in MEASURES if m not in measures]
     unknown = [m for m in measures if m not in MEASURES]
     if missing or unknown:
-        raise ValueError(
+        raise UserError(
             f"{name} statistics lack {missing or 'nothing'} and hold the unknown {unknown or 'nothing'}; "
             f"expected exactly {', '.join(MEASURES)}"
         )
     lengths = {m: len(v) if isinstance(v, list) else -1 for m, v in measures.items()}
     if len(set(lengths.values())) != 1 or min(lengths.values()) < 1:
-        raise ValueError(
-            f"{name} statistics have lengths {lengths}; expected one list of floats per measure, all alike"
-        )
+        raise UserError(f"{name} statistics have lengths {lengths}; expected one list of floats per measure, all alike")
     for measure_name, numbers in measures.items():
         for index, number in enumerate(numbers):
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise ValueError(f"{name} {measure_name}[{index}] is {number!r}; expected a finite number")
+                raise UserError(f"{name} {measure_name}[{index}] is {number!r}; expected a finite number")
     for index in range(lengths["mean"]):
         row = {m: measures[m][index] for m in MEASURES}
         if row["std"] < 0 or row["min"] > row["max"] or row["q01"] > row["q99"]:
-            raise ValueError(f"{name} dimension {index} has {row}; expected std >= 0, min <= max and q01 <= q99")
+            raise UserError(f"{name} dimension {index} has {row}; expected std >= 0, min <= max and q01 <= q99")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.files import is_finite
 
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -29,7 +30,7 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
         How many weights it changed.
 
     Raises:
-        ValueError: the adapter is of another kind, or its tensors don't fit each other or the model.
+        UserError: the adapter is of another kind, or its tensors don't fit each other or the model.
     """
     check_plain_lora(config, origin / ADAPTER_CONFIG, computed=("use_rslora",))
     rank = config["r"]
@@ -38,22 +39,22 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
     for name, tensor in lora.items():
         match = LORA_NAME.fullmatch(name)
         if match is None:
-            raise ValueError(f"{origin}'s adapter holds {name}; expected only lora_A and lora_B weights")
+            raise UserError(f"{origin}'s adapter holds {name}; expected only lora_A and lora_B weights")
         if not tensor.is_floating_point() or not is_finite(tensor):
-            raise ValueError(f"{origin}'s adapter holds {name}, which isn't made of finite numbers ({tensor.dtype})")
+            raise UserError(f"{origin}'s adapter holds {name}, which isn't made of finite numbers ({tensor.dtype})")
         pairs.setdefault(match[1], {})[match[2]] = tensor
     for module, pair in pairs.items():
         weight = tensors.get(f"{module}.weight")
         if weight is None:
-            raise ValueError(f"{origin}'s adapter changes {module}, which the model lacks. Is it of another model?")
+            raise UserError(f"{origin}'s adapter changes {module}, which the model lacks. Is it of another model?")
         if len(pair) < 2:
-            raise ValueError(
+            raise UserError(
                 f"{origin}'s adapter holds only lora_{''.join(pair)} of {module}; expected lora_A and lora_B"
             )
         shapes = [list(pair["A"].shape), list(pair["B"].shape)]
         expected = [[rank, weight.shape[-1]], [weight.shape[0], rank]]
         if weight.ndim != 2 or shapes != expected:
-            raise ValueError(
+            raise UserError(
                 f"{origin}'s adapter has A, B of shapes {shapes} for {module}; expected {expected} by r = {rank} and "
                 "the model's weight"
             )
@@ -67,7 +68,7 @@ def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict
         ]
         unmet += [m for m in matrices if m not in pairs and any(m == t or m.endswith(f".{t}") for t in targets)]
     if not pairs or unmet:
-        raise ValueError(
+        raise UserError(
             f"{origin}'s adapter lacks tensors for {unmet[0] if unmet else 'everything'}; use another checkpoint"
         )
     return len(pairs)
@@ -86,7 +87,7 @@ def check_plain_lora(config: dict[str, Any], file: Path, computed: tuple[str, ..
         computed: further options that the caller computes.
 
     Raises:
-        ValueError: naming the options.
+        UserError: naming the options.
     """
     wrong = {key: value for key, value in config.items() if value and value not in PLAIN_LORA.get(key, ())}
     wrong = {key: value for key, value in wrong.items() if key not in (*FREE, *computed)}
@@ -97,7 +98,7 @@ def check_plain_lora(config: dict[str, Any], file: Path, computed: tuple[str, ..
     if config.get("peft_type") != "LORA":
         wrong = {"peft_type": config.get("peft_type")}
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{file} has {wrong}; expected plain LoRA with r and lora_alpha: nothing else is computed here. Train the adapter "
             "without that, or merge it with peft"
         )

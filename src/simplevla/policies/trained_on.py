@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from simplevla.errors import UserError
 from simplevla.types import Split, Task
 
 FILE = "trained_on.json"
@@ -188,7 +189,7 @@ def read_stages(file: Path) -> tuple[TrainedOn, ...]:
     """Reads what `stages_as_json` made; one unknown stage where there is no file.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     if not file.is_file():
         return (TrainedOn(stage="unknown"),)
@@ -196,7 +197,7 @@ def read_stages(file: Path) -> tuple[TrainedOn, ...]:
         values: list[dict[str, Any]] = json.loads(file.read_text())["stages"]
         return tuple(TrainedOn(**value) for value in values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{file} is damaged ({error!r}); take it from another checkpoint of the same run, or delete it"
         ) from error
 

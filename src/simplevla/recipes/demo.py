@@ -11,10 +11,11 @@ from rich.console import Console
 from simplevla import recipes
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare, comparison_table
-from simplevla.evaluation.provenance import commit, read_json, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.page import write_report
+from simplevla.storage import read_json, write_json
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows

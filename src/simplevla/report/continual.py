@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
-from simplevla.evaluation.provenance import read_json, write_atomically
 from simplevla.evaluation.result import Rate
 from simplevla.report.plots import STYLE
+from simplevla.storage import read_json, write_atomically
 
 METRICS = ("AVG", "NBT", "FWT", "ZS", "AUC")
 
@@ -24,7 +24,7 @@ def write_continual_report(run: Path) -> Path:
     """Write RUN/continual.html, one self-contained page, from RUN/continual.json, and return its path.
 
     Raises:
-        ValueError: the run isn't finished, or its result is damaged.
+        UserError: the run isn't finished, or its result is damaged.
     """
     result = read_json(run / "continual.json")
     matrix = SuccessMatrix.from_dict(result)
@@ -63,7 +63,7 @@ def matrix_table(result: Mapping[str, Any]) -> str:
     Trained tasks come first, in the order of training; the task that a row has just trained is bold.
 
     Raises:
-        ValueError: `result` isn't what continual.json holds.
+        UserError: `result` isn't what continual.json holds.
     """
     matrix = SuccessMatrix.from_dict(result)
     columns = _columns(matrix)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
-from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.load import load_policy, place
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
+from simplevla.storage import read_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.runlog import load_config

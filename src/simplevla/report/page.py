@@ -9,12 +9,14 @@ from typing import Any
 
 import jinja2
 
+from simplevla.errors import UserError
 from simplevla.evaluation.compare import Comparison, compare
-from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json, write_atomically
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.plots import learning_curves, number_of_updates, success_bars
 from simplevla.report.videos import Clip, read_clips
+from simplevla.storage import read_json, write_atomically
 from simplevla.training.health import history
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
@@ -40,7 +42,7 @@ def write_report(run: Path) -> Path:
     videos/, and return its path. The page says which of them are missing.
 
     Raises:
-        ValueError: the folder isn't one of a run, or a file in it is damaged; the message names it.
+        UserError: the folder isn't one of a run, or a file in it is damaged; the message names it.
     """
     found = read_run(run)
     page = run / "report.html"
@@ -49,7 +51,7 @@ def write_report(run: Path) -> Path:
 
 
 def read_run(run: Path) -> Run:
-    """The parts of a run folder; ValueError if one is damaged or none is there."""
+    """The parts of a run folder; UserError if one is damaged or none is there."""
     found = Run(
         folder=run,
         config=_optional_json(run / "config.json"),
@@ -62,7 +64,7 @@ def read_run(run: Path) -> Run:
         clips_after=read_clips(run / "videos", "after"),
     )
     if not (found.config or found.rows or found.before or found.after):
-        raise ValueError(
+        raise UserError(
             f"{run} has no config.json, metrics.jsonl, eval/before.json or eval/after.json; "
             "expected the folder of a run"
         )
@@ -85,9 +87,9 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}); remove or restore the line") from None
+            raise UserError(f"{path}, line {number}: not valid JSON ({error}); remove or restore the line") from None
         if not isinstance(row, dict) or not isinstance(row.get("update"), int):
-            raise ValueError(f"{path}, line {number}: expected an object with a whole number 'update', got {line[:80]}")
+            raise UserError(f"{path}, line {number}: expected an object with a whole number 'update', got {line[:80]}")
         rows.append(row)
     return rows
 
@@ -187,7 +189,7 @@ def _clip_pairs(run: Run) -> dict[State, dict[str, Any]]:
 
 def _data(path: Path) -> str:
     if path.suffix not in MEDIA_TYPES:
-        raise ValueError(f"video {path} ends in {path.suffix!r}; expected one of {', '.join(MEDIA_TYPES)}")
+        raise UserError(f"video {path} ends in {path.suffix!r}; expected one of {', '.join(MEDIA_TYPES)}")
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from simplevla.config import EvalConfig
+from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluation_request
-from simplevla.evaluation.provenance import read_json, write_atomically, write_json
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.rollout.workers import check_result
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.base import Environment, Suite
 from simplevla.types import Observation, Task
 
@@ -81,7 +82,7 @@ def read_clips(folder: Path, prefix: str) -> list[Clip]:
     """What `record_videos` wrote; nothing where it wasn't called.
 
     Raises:
-        ValueError: the list is damaged, or a video that it names is missing.
+        UserError: the list is damaged, or a video that it names is missing.
     """
     path = folder / f"{prefix}.json"
     if not path.exists():
@@ -89,10 +90,10 @@ def read_clips(folder: Path, prefix: str) -> list[Clip]:
     try:
         clips = [Clip(**clip) for clip in read_json(path)["clips"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; expected what `record_videos` wrote. Record the videos again.") from None
+        raise UserError(f"{path}: {error}; expected what `record_videos` wrote. Record the videos again.") from None
     for clip in clips:
         if not (folder / clip.file).is_file():
-            raise ValueError(f"{path} names {clip.file}, which is not in {folder}. Record the videos again.")
+            raise UserError(f"{path} names {clip.file}, which is not in {folder}. Record the videos again.")
     return clips
 
 

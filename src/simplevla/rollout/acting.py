@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.types import EpisodeRequest
 
 
@@ -25,17 +26,17 @@ def check_sample(
         state: float32 [D, S] that they were made in.
 
     Raises:
-        ValueError: a shape is wrong, or a number isn't finite.
+        UserError: a shape is wrong, or a number isn't finite.
     """
     decisions = len(requests)
     if actions.shape != (decisions, *chunk):
-        raise ValueError(
+        raise UserError(
             f"the policy's actions have shape {actions.shape}; expected {(decisions, *chunk)}: decisions, actions in a "
             "chunk, action dimensions. Mend what its act() returns"
         )
     for name, array in {"log-probabilities": logprobs, "trace": trace}.items():
         if array.ndim < 2 or len(array) != decisions:
-            raise ValueError(
+            raise UserError(
                 f"the policy's {name} have shape {array.shape}; expected a row for each of {decisions} decisions. "
                 "Mend what its act() returns"
             )
@@ -44,7 +45,7 @@ def check_sample(
         if wrong.any():
             row = int(wrong.any(axis=1).argmax())
             request = requests[row]
-            raise ValueError(
+            raise UserError(
                 f"the policy's {name} are NaN or infinite in task {request.task.name!r}, initial state {request.initial_state} "
                 f"({wrong[row].sum()} of {wrong.shape[1]} numbers; in {wrong.any(axis=1).sum()} of {decisions} decisions; the "
                 f"state there is {state[row].min():g} to {state[row].max():g}). No episode is judged by this. If it happens in "

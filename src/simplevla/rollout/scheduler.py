@@ -18,6 +18,7 @@ import torch
 
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import RolloutConfig, SuiteConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.acting import check_sample
 from simplevla.rollout.crew import Crew, Errors, Loss, cores
@@ -230,10 +231,10 @@ class RolloutEngine:
 
         Raises:
             SuiteError: the suite breaks its contract.
-            ValueError: policy and suite don't fit, or the engine is closed.
+            UserError: policy and suite don't fit, or the engine is closed.
         """
         if not self._crew.close.alive:
-            raise ValueError("this RolloutEngine is closed (an error in an earlier run closes it too); make a new one")
+            raise UserError("this RolloutEngine is closed (an error in an earlier run closes it too); make a new one")
         self._check_fit(policy)
         started = time.perf_counter()
         try:
@@ -262,13 +263,13 @@ class RolloutEngine:
 
     def _check_fit(self, policy: Policy) -> None:
         if policy.action_dim != len(self.spec.action_names):
-            raise ValueError(
+            raise UserError(
                 f"the policy has {policy.action_dim} action dimensions; suite {self._suite_name!r} expects "
                 f"{len(self.spec.action_names)} ({', '.join(self.spec.action_names)}). "
                 "Use a policy that was trained for this suite."
             )
         if policy.chunk_length != self.chunk_length:
-            raise ValueError(
+            raise UserError(
                 f"the policy's chunks have {policy.chunk_length} actions, this engine's {self.chunk_length}; "
                 "make the engine with chunk_length=policy.chunk_length"
             )
@@ -296,7 +297,7 @@ class RolloutEngine:
         """Ask for requests until `count` wait, or there are none now."""
         while len(self._waiting) < count and (request := source()) is not None:
             if request.task.name not in self._task_names:
-                raise ValueError(
+                raise UserError(
                     f"task {request.task.name!r} isn't one of this engine's suite {self._suite_name!r}; "
                     f"it has: {', '.join(sorted(self._task_names))}"
                 )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from simplevla.config import SamplingConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Suite
 from simplevla.types import Task
 
@@ -26,7 +27,7 @@ class StateSampler:
         self._states = [(task, suite.initial_states(task, "train")) for task in suite.tasks]
         self._size = sum(len(states) for _, states in self._states)
         if self._size == 0:
-            raise ValueError(f"suite {suite.name!r} has no train initial states; expected at least one for a task")
+            raise UserError(f"suite {suite.name!r} has no train initial states; expected at least one for a task")
         self._seed = seed
         self._go_to(epoch=0, position=0)
 
@@ -53,11 +54,11 @@ class StateSampler:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: it was taken with another seed or over another number of train states.
+            UserError: it was taken with another seed or over another number of train states.
         """
         for name, mine in (("size", self._size), ("seed", self._seed)):
             if state[name] != mine:
-                raise ValueError(
+                raise UserError(
                     f"the saved sampler has {name} {state[name]}, this one {mine}; "
                     "resume with the same suite, tasks and seed"
                 )

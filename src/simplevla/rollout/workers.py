@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.suites.registry import make_suite
 from simplevla.types import ChunkResult, Observation
@@ -37,7 +38,7 @@ WORKER_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM
 """One thread per worker, in BLAS and in the software renderer: there is a worker for each core already."""
 
 
-class SuiteError(ValueError):
+class SuiteError(UserError):
     """The suite breaks its contract or can't be built. Running the episode again can't help, so the run ends."""
 
 

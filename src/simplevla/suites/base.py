@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.types import ChunkResult, Observation, Split, Task
 
 
@@ -100,4 +101,4 @@ class Suite(ABC):
         for task in self.tasks:
             if task.name == name:
                 return task
-        raise ValueError(f"suite {self.name!r} has no task {name!r}; it has: {', '.join(t.name for t in self.tasks)}")
+        raise UserError(f"suite {self.name!r} has no task {name!r}; it has: {', '.join(t.name for t in self.tasks)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.types import SPLITS, ChunkResult, Observation, Split, Task
 
@@ -67,7 +68,7 @@ class GymnasiumSuite(Suite):
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
         if split not in self._counts:
-            raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+            raise UserError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
         usable = (seed for seed in itertools.count() if seed not in self._skip.get(task.name, ()))
         states = list(itertools.islice(usable, sum(self._counts.values())))
         return states[: self._counts["train"]] if split == "train" else states[self._counts["train"] :]
@@ -117,7 +118,7 @@ class GymnasiumEnvironment(Environment):
             if success:
                 break
             if truncated:
-                raise ValueError(
+                raise UserError(
                     f"the Gymnasium environment {self.current} truncated the episode by itself; expected that only the "
                     "task's horizon does. Make it with max_episode_steps=-1."
                 )
@@ -135,13 +136,13 @@ class GymnasiumEnvironment(Environment):
 
     def _success(self, info: Mapping[str, Any]) -> bool:
         if self._success_key not in info:
-            raise ValueError(
+            raise UserError(
                 f"info has no {self._success_key!r}; it has: {', '.join(sorted(info)) or 'nothing'}. "
                 "Name the environment's success flag in success_key."
             )
         flag = info[self._success_key]
         if np.ndim(flag) != 0 or flag not in (0, 1):
-            raise ValueError(f"info[{self._success_key!r}] is {flag!r}; expected true or false, 1 or 0")
+            raise UserError(f"info[{self._success_key!r}] is {flag!r}; expected true or false, 1 or 0")
         return bool(flag)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.registry import make_suite
 from simplevla.types import Observation, Split
 
@@ -65,7 +66,7 @@ class SuiteEnv(gymnasium.Env):
         """Raises ValueError after the horizon: `reset` first."""
         left = self._task.horizon - self._env_steps
         if left <= 0:
-            raise ValueError(f"the episode ended at its horizon of {self._task.horizon} env steps; reset first")
+            raise UserError(f"the episode ended at its horizon of {self._task.horizon} env steps; reset first")
         actions = np.asarray(action, np.float32)
         result = self._environment.step_chunk(actions[:left] if self._chunked else actions[None])
         self._env_steps += result.executed

@@ -3,16 +3,18 @@
 import os
 from typing import Any
 
+from simplevla.errors import UserError
+
 
 def renderer_name() -> str:
     """`egl` unless MUJOCO_GL says `osmesa`.
 
     Raises:
-        ValueError: MUJOCO_GL names a renderer that needs a screen.
+        UserError: MUJOCO_GL names a renderer that needs a screen.
     """
     name = os.environ.get("MUJOCO_GL") or "egl"
     if name not in ("egl", "osmesa"):
-        raise ValueError(f"MUJOCO_GL is {name!r}; this suite renders off-screen: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
+        raise UserError(f"MUJOCO_GL is {name!r}; this suite renders off-screen: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
     return name
 
 

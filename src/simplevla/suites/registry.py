@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Callable
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Suite
 from simplevla.types import SPLITS
 
@@ -26,8 +27,8 @@ def make_suite(config: SuiteConfig) -> Suite:
     """Build the suite that `config` names, restricted to `config.tasks` where given.
 
     Raises:
-        ValueError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong.
-        ImportError: the suite's stack is not installed, with the extra that brings it.
+        UserError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong; its stack is
+            not installed, with the extra that brings it.
     """
     if ":" in config.name:
         location, extra = config.name, ""
@@ -36,7 +37,7 @@ def make_suite(config: SuiteConfig) -> Suite:
     else:
         near = difflib.get_close_matches(config.name, FACTORIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
+        raise UserError(
             f"Unknown suite {config.name!r}.{hint} List them: simplevla list suites. "
             "A suite of your own is named package.module:factory."
         )
@@ -78,7 +79,7 @@ def _require_countable(suite: Suite) -> None:
     ]
     if problems:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(
+        raise UserError(
             f"suite {suite.name!r}: {'; '.join(problems[:SHOWN])}{more}. Expected tasks of different names, each initial state once "
             "and in one split. Mend the suite, or the names in suite.tasks"
         )
@@ -90,8 +91,8 @@ def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         remedy = f"install it with: pip install 'simplevla-rl[{extra}]'" if extra else "is it on PYTHONPATH?"
-        raise ImportError(f"suite {location!r} can't be imported ({error}); {remedy}") from error
+        raise UserError(f"suite {location!r} can't be imported ({error}); {remedy}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
-        raise ValueError(f"module {module_name!r} has no {attribute!r}; expected a factory SuiteConfig -> Suite")
+        raise UserError(f"module {module_name!r} has no {attribute!r}; expected a factory SuiteConfig -> Suite")
     return factory

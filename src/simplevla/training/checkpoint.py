@@ -22,6 +22,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 from simplevla.storage import atomic_folder
 
@@ -29,7 +30,7 @@ FORMAT = 1
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
 
 
-class CheckpointDamaged(ValueError):
+class CheckpointDamaged(UserError):
     """A checkpoint's files are not what its manifest promises."""
 
 
@@ -101,7 +102,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     A damaged checkpoint is named in a warning and the one before it is used.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, and all are damaged.
     """
     found = list_checkpoints(folder)
     problems = []
@@ -115,7 +116,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
             warnings.warn(f"{problem} Using {path.name} instead.", stacklevel=2)
         return checkpoint
     if problems:
-        raise ValueError("no intact checkpoint is left: " + " ".join(problems) + " Start the run again.")
+        raise UserError("no intact checkpoint is left: " + " ".join(problems) + " Start the run again.")
     return None
 
 

@@ -28,13 +28,14 @@ from simplevla.adapters.metrics import SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.config import EvalConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.generate import generate
+from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
-from simplevla.evaluation.provenance import commit, read_json, write_json
+from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.health import history
@@ -53,14 +54,14 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
     """Train the tasks one after another in the folder `run`; returns the content of its continual.json.
 
     Raises:
-        ValueError: `run` exists (or has another config on resume), unknown tasks, a policy that doesn't fit.
+        UserError: `run` exists (or has another config on resume), unknown tasks, a policy that doesn't fit.
     """
     suite = make_suite(config.train.suite)
     told: dict[str, str] = {}
     for task in config.tasks:
         other = told.setdefault(suite.task(task).instruction, task)
         if config.structure == "per_task" and other != task:
-            raise ValueError(
+            raise UserError(
                 f"tasks {other!r} and {task!r} have the same instruction, {suite.task(task).instruction!r}: nobody could tell which of "
                 "their adapters is meant. Train one of them, or use the structure 'shared'"
             )
@@ -75,7 +76,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
                 result = evaluate(engine, _as_deployed(config, load_policy(folder), suite), suite, settings)
                 if result.unmeasured:
-                    raise ValueError(
+                    raise UserError(
                         f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
                         "matrix needs all tasks: mend the environment, and go on with --resume"
                     )
@@ -107,14 +108,14 @@ def _open(config: ContinualConfig, run: Path, resume: bool) -> None:
     values = to_dict(config)
     if not resume:
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise ValueError(f"{run} exists already; give another --run, or go on with it: --resume {run}")
+            raise UserError(f"{run} exists already; give another --run, or go on with it: --resume {run}")
         write_json(run / "config.json", values)
     else:
         before = to_dict(load_config(ContinualConfig, run))
         # As JSON has it: a tuple comes back as a list.
         differing = [key for key in values if not _same(values[key], before.get(key))]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{run} was started with another config: {', '.join(differing)} differ. Resume without these flags, or "
                 "use another --run."
             )

@@ -19,14 +19,14 @@ from simplevla.allocation import keep_freed_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
-from simplevla.evaluation.provenance import write_json
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
@@ -53,13 +53,13 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
         resume: go on from the newest checkpoint of `run`.
 
     Raises:
-        ValueError: dataset, policy, suite or run folder don't fit each other.
+        UserError: dataset, policy, suite or run folder don't fit each other.
     """
     keep_freed_memory()
     dataset = LeRobotDataset(Path(config.dataset))
     checkpoint = _checkpoint(config, run) if resume else None
     if not resume and (run / "checkpoints").exists():
-        raise ValueError(f"{run} already holds a run; resume it, or choose another folder")
+        raise UserError(f"{run} already holds a run; resume it, or choose another folder")
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
@@ -115,7 +115,7 @@ def _checkpoint(config: SFTConfig, run: Path) -> Checkpoint | None:
     if config.optimizer.lr is None:
         config = replace(config, optimizer=replace(config.optimizer, lr=before.optimizer.lr))
     if before != config:
-        raise ValueError(f"{run} was started with another configuration; resume with the one in its config.json")
+        raise UserError(f"{run} was started with another configuration; resume with the one in its config.json")
     return checkpoint
 
 
@@ -123,7 +123,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     """A new policy with the dataset's statistics, or a saved one, which keeps the statistics it was trained with.
 
     Raises:
-        ValueError: the saved policy doesn't fit the dataset.
+        UserError: the saved policy doesn't fit the dataset.
     """
     cameras, state_dim, action_dim = list(dataset.cameras), dataset.state_dim, dataset.action_dim
     if not Path(config.policy).is_dir():
@@ -188,7 +188,7 @@ def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarra
         actions: [F, A], the frames' own.
 
     Raises:
-        ValueError: naming the first dimension, and how many frames.
+        UserError: naming the first dimension, and how many frames.
     """
     width, size = high - low, np.abs([low, high]).max(0)
     slack = 0.1 * width + np.where(width <= 1e-3 * size, 0.01 * size, 0.0)
@@ -196,7 +196,7 @@ def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarra
     outside = np.maximum((actions < low - slack).mean(0), (actions > high + slack).mean(0))
     for dimension in np.flatnonzero(outside > 0.01):
         got = actions[:, dimension]
-        raise ValueError(
+        raise UserError(
             f"action dimension {dimension} of the dataset runs from {got.min():.4g} to {got.max():.4g}; the policy's "
             f"frozen statistics allow {low[dimension]:.4g} to {high[dimension]:.4g}, and {outside[dimension]:.1%} of the "
             "frames lie beyond one of them. Are the units the same? Else train a new policy."
@@ -244,13 +244,13 @@ class Optimizer:
         """One step; returns the gradient norm before clipping.
 
         Raises:
-            ValueError: loss or gradient isn't finite; no step is taken then.
+            UserError: loss or gradient isn't finite; no step is taken then.
         """
         torch.autograd.backward(loss)
         self.adamw.collect_gradients()
         norm = self.adamw.clip_gradients()
         if not math.isfinite(norm):
-            raise ValueError(
+            raise UserError(
                 f"the gradient norm is {norm} (loss {float(loss.detach())}) in batch {number + 1}; no step was taken. "
                 "Lower optimizer.lr, or look for extreme values in the dataset."
             )

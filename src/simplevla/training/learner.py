@@ -13,6 +13,7 @@ from torch import Tensor
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
@@ -27,7 +28,7 @@ MAX_LOGPROB_GAP = 0.2
 wrong temperature makes more."""
 
 
-class UpdateRefused(ValueError):
+class UpdateRefused(UserError):
     """An optimizer step would have done harm and wasn't taken; the message names the update and the mini-batch."""
 
 
@@ -137,7 +138,7 @@ class Learner:
         policy.set_denoising(config.denoising)
         self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self.trainable:
-            raise ValueError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
+            raise UserError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
         self.device = next(iter(self.trainable.values())).device
         self.optimizer_steps = 0
         self.optimizer = MasterAdamW(self.trainable, config.optimizer, fused=self.device.type == "cuda")

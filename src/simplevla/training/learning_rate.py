@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from simplevla.config import OptimizerConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 
 SMALL, LARGE = 10_000_000, 1_000_000_000
@@ -23,7 +24,7 @@ def with_learning_rate(optimizer: OptimizerConfig, policy: Policy, stage: Litera
     """`optimizer` with a learning rate: its own if it has one, else the one that follows the policy.
 
     Raises:
-        ValueError: for RL of a policy of whose size nothing is known, it must be given.
+        UserError: for RL of a policy of whose size nothing is known, it must be given.
     """
     if optimizer.lr is not None:
         return optimizer
@@ -45,7 +46,7 @@ def _rl(size: int, adapter: bool, policy: Policy) -> float:
         return RL_SMALL_ADAPTER if adapter else RL_SMALL_DENOISING if denoising else RL_SMALL_TOKENS
     if size >= LARGE and (not policy.trained_on or policy.trained_on[0].stage in ("published", "unknown")):
         return RL_LARGE_ADAPTER if adapter else RL_LARGE_WHOLE
-    raise ValueError(
+    raise UserError(
         f"no learning rate is given, and for RL of {'an adapter of ' if adapter else ''}a policy of {size / 1e6:.0f} million parameters "
         f"none is known. Give --optimizer.lr; tried are {RL_SMALL_TOKENS:g} (adapters {RL_SMALL_ADAPTER:g}) below {SMALL / 1e6:.0f} million "
         f"parameters, {RL_LARGE_WHOLE:g} (adapters {RL_LARGE_ADAPTER:g}) for pretrained ones of billions. Begin low, and watch approx_kl"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simplevla.config import EvalConfig, TrainConfig, to_dict
+from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
-from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint, read_json, write_json
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy, place
@@ -17,7 +18,7 @@ from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_st
 from simplevla.rollout.collect import NoSignal
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -77,7 +78,7 @@ def train(
         make_learner: what trains the policy.
 
     Raises:
-        ValueError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
+        UserError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
             was refused.
         OSError: the run folder can't be written.
     """
@@ -183,7 +184,7 @@ def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None
     """Check that `run` may be used, and find where to go on from; None is the beginning."""
     if not resume:
         if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise ValueError(
+            raise UserError(
                 f"{run} exists already; give another --run, or go on with it: simplevla train --resume {run}"
             )
         return None
@@ -194,7 +195,7 @@ def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None
     differing = [key for key in expected if got.get(key) != expected[key]]
     if differing:
         pairs = "; ".join(f"{key} is {got.get(key)!r}, the run has {expected[key]!r}" for key in differing)
-        raise ValueError(
+        raise UserError(
             f"{run} was started with another config: {pairs}. Resume without these flags, or use another --run."
         )
     return load_latest(run / "checkpoints")
@@ -209,7 +210,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _policy_folder(config: TrainConfig) -> Path:
     if not config.policy:
-        raise ValueError("no policy given; name the folder of a supervised one: --policy runs/sft/policy")
+        raise UserError("no policy given; name the folder of a supervised one: --policy runs/sft/policy")
     return Path(config.policy)
 
 
@@ -220,7 +221,7 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resu
         facts[START_SHA256] = policy_fingerprint(_policy_folder(config))
         started = read_json(environment).get(START_SHA256) if environment.exists() else None
         if started not in (None, facts[START_SHA256]):
-            raise ValueError(
+            raise UserError(
                 f"the policy in {config.policy} isn't the one that {run} was started with (sha256 {started[:12]}, now "
                 f"{facts[START_SHA256][:12]}), and the run has no checkpoint yet. Start a new run with --run"
             )

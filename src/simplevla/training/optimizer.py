@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from simplevla.config import OptimizerConfig
+from simplevla.errors import UserError
 from simplevla.training.quantised import adamw_8bit, keep_unequal_parts, plain, quantised, shape_of, stepping
 from simplevla.training.ranks import divided_like, whole
 
@@ -114,32 +115,32 @@ class MasterAdamW:
         """Go on with what `state` returned.
 
         Raises:
-            ValueError: the tensors belong to another architecture, to other trainable parameters, or to parameters of
+            UserError: the tensors belong to another architecture, to other trainable parameters, or to parameters of
                 another precision; nothing is changed then.
         """
         states: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             if name not in self.masters:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint's optimizer has state for {name!r}, which isn't a trainable parameter of this "
                     "policy: it comes from another architecture. Resume with the policy that started the run."
                 )
             expected = shape_of(kind, self.masters[name])
             if value.shape != expected:
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint's optimizer has {name!r} with shape {tuple(value.shape)}; expected {expected}: it "
                     "comes from another architecture. Resume with the policy that started the run."
                 )
             if "." in kind and self.settings.states != "8bit":
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint's optimizer has {kind!r} of {name!r}, a moment of 8 bits; optimizer.states is "
                     f"{self.settings.states}. Resume with optimizer.states 8bit."
                 )
             states.setdefault(name, {})[kind] = value
         for name in self.masters:
             if ("master" in states.get(name, {})) != self._rounded(name):
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint's optimizer has {'no' if self._rounded(name) else 'a'} float32 master of {name!r}, "
                     f"which is {self.parameters[name].dtype} in this policy: it was trained in another precision. Resume "
                     "with the policy that started the run."

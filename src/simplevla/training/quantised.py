@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from simplevla.config import OptimizerConfig
+from simplevla.errors import UserError
 
 BLOCK = 256
 
@@ -21,12 +22,12 @@ def adamw_8bit(groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch
     """torchao's optimizer.
 
     Raises:
-        ValueError: torchao isn't installed.
+        UserError: torchao isn't installed.
     """
     try:
         from torchao.optim import AdamW8bit
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"optimizer.states is 8bit, which needs {error.name}: pip install 'simplevla-rl[eightbit]'; or leave it at "
             "float32"
         ) from None

@@ -17,7 +17,9 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from simplevla.config import from_dict
+from simplevla.errors import UserError
 from simplevla.evaluation import provenance
+from simplevla.storage import read_json
 from simplevla.training.health import HealthWarning
 
 T = TypeVar("T")
@@ -137,12 +139,12 @@ def load_config(cls: type[T], run: Path) -> T:
     """The config, of class `cls`, that `run` was started with.
 
     Raises:
-        ValueError: `run` isn't the folder of such a run.
+        UserError: `run` isn't the folder of such a run.
     """
     path = run / "config.json"
     if not path.is_file():
-        raise ValueError(f"{run} has no config.json: it isn't the folder of a run. Start a new one with --run.")
-    return from_dict(cls, provenance.read_json(path))
+        raise UserError(f"{run} has no config.json: it isn't the folder of a run. Start a new one with --run.")
+    return from_dict(cls, read_json(path))
 
 
 def environment_facts(seed: int, protocol: dict[str, Any]) -> dict[str, Any]:

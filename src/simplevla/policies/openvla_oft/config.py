@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simplevla.errors import UserError
+
 ARCHITECTURE = "openvla_oft"
 
 
@@ -23,7 +25,7 @@ class TowerConfig:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layers < 2 or self.hidden_size % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"a vision tower has {self.layers} layers and width {self.hidden_size} for {self.heads} heads; expected "
                 "at least 2 layers and a multiple of the heads"
             )
@@ -114,4 +116,4 @@ class OpenVLAOFTConfig:
             if getattr(self, name) not in allowed:
                 problems.append(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
         if problems:
-            raise ValueError("openvla_oft config: " + "; ".join(problems))
+            raise UserError("openvla_oft config: " + "; ".join(problems))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from simplevla.config import from_dict, to_dict
+from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.categorical import sample_tokens, score_tokens
 from simplevla.policies.files import load_files, save_files
@@ -146,7 +147,7 @@ class OpenVLAOFT(Policy):
         """The policy that `save` wrote.
 
         Raises:
-            ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
+            UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
         files = load_files(folder)
         policy = cls.unfilled(from_dict(OpenVLAOFTConfig, files.config), files.statistics, files.tokenizer)
@@ -189,7 +190,7 @@ def check_bidirectional() -> None:
     """A Llama must follow the mask that it is given: with a causal one OpenVLA-OFT runs and acts badly (SPEC 2).
 
     Raises:
-        ValueError: this version of transformers masks the future all the same.
+        UserError: this version of transformers masks the future all the same.
     """
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
@@ -205,7 +206,7 @@ def check_bidirectional() -> None:
     if torch.allclose(*outputs):
         import transformers
 
-        raise ValueError(
+        raise UserError(
             f"transformers {transformers.__version__} gives Llama a causal mask where it is told not to; OpenVLA-OFT attends in both "
             "directions. Install the version that pyproject.toml names."
         )
@@ -217,4 +218,4 @@ def _check_statistics(config: OpenVLAOFTConfig, statistics: Statistics) -> None:
         ("action", statistics.action["min"], config.action_dim),
     ):
         if len(values) != expected:
-            raise ValueError(f"statistics have {len(values)} {name} dimensions; the policy has {expected}")
+            raise UserError(f"statistics have {len(values)} {name} dimensions; the policy has {expected}")

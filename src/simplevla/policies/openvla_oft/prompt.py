@@ -6,6 +6,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simplevla.errors import UserError
+
 PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 BEGIN, STOP, SPACE = 1, 2, 29871
 """Llama's ids of <s>, </s> and the lone space that the training's prompts end with."""
@@ -23,11 +25,11 @@ class PromptTokens:
         """Token ids of the prompt, <s> not among them.
 
         Raises:
-            ValueError: an empty instruction.
+            UserError: an empty instruction.
         """
         if instruction not in self._ids:
             if not instruction.strip():
-                raise ValueError(f"instruction {instruction!r} is empty; expected what the robot should do")
+                raise UserError(f"instruction {instruction!r} is empty; expected what the robot should do")
             text = PROMPT.format(instruction=instruction.lower())
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             self._ids[instruction] = ids if ids[-1] == SPACE else [*ids, SPACE]

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.normalization import MEASURES, Statistics
 from simplevla.policies.openvla_oft.actions import BINS
 from simplevla.policies.openvla_oft.config import LlamaSizes, OpenVLAOFTConfig, TowerConfig
@@ -74,18 +75,18 @@ def import_openvla_oft(
         lora_adapter: what to do with an adapter beside the weights: `merge` adds it, `merged` says that they contain it.
 
     Raises:
-        ValueError: anything that is missing, left over, damaged, or of another kind.
+        UserError: anything that is missing, left over, damaged, or of another kind.
     """
     if out.exists():
-        raise ValueError(f"{out} exists already; name a new folder for the policy")
+        raise UserError(f"{out} exists already; name a new folder for the policy")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; expected a published OpenVLA-OFT checkpoint")
+        raise UserError(f"{folder} is no folder; expected a published OpenVLA-OFT checkpoint")
     _refuse_regression(folder)
     config_file = folder / "config.json"
     published, preprocessor = (read_json(_found(folder / name)) for name in ("config.json", "preprocessor_config.json"))
     files = weight_files(folder, WEIGHTS)
     if not files:
-        raise ValueError(f"{folder} holds no model; expected {WEIGHTS[0]}, or pieces with {WEIGHTS[0]}.index.json")
+        raise UserError(f"{folder} holds no model; expected {WEIGHTS[0]}, or pieces with {WEIGHTS[0]}.index.json")
     tensors = read_tensors(files) | _read_proprio(folder)
     half = tensors.get("language_model.lm_head.weight", torch.empty(0)).dtype == torch.bfloat16
     merged = _merge_adapter(tensors, folder, lora_adapter)
@@ -124,14 +125,14 @@ def import_openvla_oft(
 
 def _found(file: Path) -> Path:
     if not file.is_file():
-        raise ValueError(f"{file} is missing; expected a whole published OpenVLA-OFT checkpoint")
+        raise UserError(f"{file} is missing; expected a whole published OpenVLA-OFT checkpoint")
     return file
 
 
 def _refuse_regression(folder: Path) -> None:
     heads = sorted(folder.glob(L1_HEAD))
     if heads:
-        raise ValueError(
+        raise UserError(
             f"{folder} was trained with a regression or diffusion head ({heads[0].name}): its action tokens are untrained, so a policy "
             "that samples them solves nothing and RL finds no signal. Use a checkpoint that was trained on tokens (SimpleVLA-RL "
             "publishes some), or fine-tune this one with `simplevla sft` first, after moving that file away."
@@ -145,10 +146,10 @@ def _merge_adapter(tensors: dict[str, Tensor], folder: Path, lora_adapter: Liter
     )
     if place is None:
         if lora_adapter is not None:
-            raise ValueError(f"--lora-adapter is {lora_adapter!r}, but there is none in {folder} or {folder / LORA}")
+            raise UserError(f"--lora-adapter is {lora_adapter!r}, but there is none in {folder} or {folder / LORA}")
         return 0
     if lora_adapter is None:
-        raise ValueError(
+        raise UserError(
             f"{place} holds a LoRA adapter beside the weights of {folder}, and nothing says whether they contain it. Say "
             "--lora-adapter merged if they do (OpenVLA-OFT's training merges it into what it saves unless told otherwise), or "
             "--lora-adapter merge if they are the base's; then compare the success with the published one before any RL"
@@ -157,7 +158,7 @@ def _merge_adapter(tensors: dict[str, Tensor], folder: Path, lora_adapter: Liter
         return 0
     files = weight_files(place, ADAPTER)
     if not files:
-        raise ValueError(f"{place} has {ADAPTER_CONFIG} and no weights; expected {' or '.join(ADAPTER)}")
+        raise UserError(f"{place} has {ADAPTER_CONFIG} and no weights; expected {' or '.join(ADAPTER)}")
     return merge_lora(tensors, read_tensors(files), read_json(_found(place / ADAPTER_CONFIG)), place)
 
 
@@ -165,7 +166,7 @@ def _read_proprio(folder: Path) -> dict[str, Tensor]:
     """The state's projector, where it is a file of its own."""
     files = sorted(folder.glob(PROPRIO))
     if len(files) > 1:
-        raise ValueError(f"{folder} has {len(files)} files like {PROPRIO}; expected one at most")
+        raise UserError(f"{folder} has {len(files)} files like {PROPRIO}; expected one at most")
     return {f"proprio_projector.{name.removeprefix('module.')}": x for name, x in read_tensors(files).items()}
 
 
@@ -176,7 +177,7 @@ def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
         key = next(iter(statistics))
     found = next((name for name in (str(key), f"{key}_no_noops") if name in statistics), None)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{file} has statistics for {', '.join(statistics)}; expected {'one of them' if key is None else repr(key)}. Name one with "
             "--statistics-key"
         )
@@ -187,7 +188,7 @@ def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
             continue
         lacking = [name for name in MEASURES if not isinstance(measures, dict) or name not in measures]
         if lacking or len({len(measures[name]) for name in MEASURES}) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{file} has {part} statistics of {found} without {', '.join(lacking) or 'equal lengths'}; expected "
                 f"{', '.join(MEASURES)}"
             )
@@ -198,7 +199,7 @@ def _check_gripper(action: Mapping[str, Any], mask: tuple[Any, ...], file: Path)
     """Refuse statistics of a robot whose last action dimension isn't LIBERO's gripper, from 0 to 1 and not normalised."""
     low, high, last = action["min"][-1], action["max"][-1], mask[-1:]
     if not 0 <= low <= high <= 1 or last != (False,):
-        raise ValueError(
+        raise UserError(
             f"{file}: the last action dimension runs from {low} to {high} and its mask is {list(last)}; LIBERO's gripper runs from "
             "0 (closed) to 1 (open) and isn't normalised (mask false). Say --gripper none if it is an action like the others"
         )
@@ -221,10 +222,10 @@ def _image_size(published: Mapping[str, Any], file: Path) -> int:
     expected = {"use_fused_vision_backbone": True, "n_action_bins": BINS, "arch_specifier": "no-align+fused-gelu-mlp"}
     for key, value in expected.items():
         if published.get(key, value) != value:
-            raise ValueError(f"{file} has {key} {published[key]!r}; expected {value!r}")
+            raise UserError(f"{file} has {key} {published[key]!r}; expected {value!r}")
     sizes = published.get("image_sizes", [224, 224])
     if not isinstance(sizes, list) or len(set(sizes)) != 1 or not isinstance(sizes[0], int):
-        raise ValueError(f"{file} has image_sizes {sizes!r}; expected one size for both towers")
+        raise UserError(f"{file} has image_sizes {sizes!r}; expected one size for both towers")
     return sizes[0]
 
 
@@ -244,17 +245,15 @@ def _tower(
     first = tensors.get(f"{prefix}blocks.0.mlp.fc1.weight")
     ids = published.get("timm_model_ids", list(TOWERS))
     if layers < 2 or first is None or first.ndim != 2:
-        raise ValueError(
-            f"{folder} holds no {name} tower: {prefix}blocks has {layers} whole layers; expected 2 or more"
-        )
+        raise UserError(f"{folder} holds no {name} tower: {prefix}blocks has {layers} whole layers; expected 2 or more")
     heads = next((count for start, count in TOWERS.items() if str(ids[number]).startswith(start)), None)
     if heads is None:
-        raise ValueError(f"{folder} has the {name} tower {ids[number]!r}; expected {list(TOWERS)[number]!r}")
+        raise UserError(f"{folder} has the {name} tower {ids[number]!r}; expected {list(TOWERS)[number]!r}")
     colours = []
     for measure in ("means", "stds"):
         values = preprocessor.get(measure)
         if not isinstance(values, list) or len(values) != 2 or any(len(value) != 3 for value in values):
-            raise ValueError(
+            raise UserError(
                 f"the preprocessor_config.json of {folder} has {measure} {values!r}; expected three numbers per tower"
             )
         red, green, blue = (float(x) for x in values[number])
@@ -267,7 +266,7 @@ def _tower(
 def _language(published: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> LlamaSizes:
     text = published.get("text_config")
     if not isinstance(text, dict) or text.get("model_type", "llama") != "llama":
-        raise ValueError(f"{file} has text_config {text!r}; expected a Llama's")
+        raise UserError(f"{file} has text_config {text!r}; expected a Llama's")
     default = LlamaSizes()
     heads: int = text.get("num_attention_heads", default.heads)
     sizes = LlamaSizes(
@@ -284,7 +283,7 @@ def _language(published: Mapping[str, Any], tensors: Mapping[str, Tensor], file:
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         rows = tensors[name].shape[0] if name in tensors else 0
         if rows != sizes.vocab_size:
-            raise ValueError(f"{name} has {rows} rows; expected {sizes.vocab_size}, the vocab_size of {file}")
+            raise UserError(f"{name} has {rows} rows; expected {sizes.vocab_size}, the vocab_size of {file}")
     return sizes
 
 
@@ -292,11 +291,11 @@ def _read_tokenizer(file: Path, tokens: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
     got = [tokenizer.id_to_token(i) for i in (BEGIN, STOP, SPACE)]
     # The padding token is the 32001st.
     if got != ["<s>", "</s>", "▁"] or tokenizer.get_vocab_size() > tokens + 1:
-        raise ValueError(
+        raise UserError(
             f"{file} knows {tokenizer.get_vocab_size()} tokens, of which {BEGIN}, {STOP} and {SPACE} are {got}; expected Llama's {tokens}, "
             "with <s>, </s> and ▁ there"
         )

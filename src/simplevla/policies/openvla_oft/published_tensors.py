@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.files import is_finite
 from simplevla.policies.openvla_oft.actions import BINS
 from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
@@ -19,7 +20,7 @@ def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> 
     """The policy's tensors from the published ones, and how many of those are rightly left over.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or of another shape.
+        UserError: a tensor is missing, unknown, or of another shape.
     """
     wanted = policy.state_dict()
     config = policy.config
@@ -49,7 +50,7 @@ def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> 
             weights[name] = changed.to(dtype).contiguous()
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"the tensors don't fit {origin}: {'; '.join(problems[:3])}{more}. Is the download complete?")
+        raise UserError(f"the tensors don't fit {origin}: {'; '.join(problems[:3])}{more}. Is the download complete?")
     return weights, len(left)
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simplevla.errors import UserError
+
 ARCHITECTURE = "tinyvla"
 
 
@@ -47,18 +49,18 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.kernels) == len(self.strides) >= 1:
-            raise ValueError(
+            raise UserError(
                 f"vision has {len(self.channels)} channels, {len(self.kernels)} kernels, {len(self.strides)} strides; "
                 "expected one of each per convolution"
             )
         if self.kind not in ("conv", "siglip", "clip"):
-            raise ValueError(f"vision.kind is {self.kind!r}; expected 'conv', 'siglip' or 'clip'")
+            raise UserError(f"vision.kind is {self.kind!r}; expected 'conv', 'siglip' or 'clip'")
         if self.frame is not None:
             object.__setattr__(self, "frame", tuple(self.frame))
         if not 0 < self.crop <= 1:
-            raise ValueError(f"vision.crop is {self.crop}; expected above 0, at most 1")
+            raise UserError(f"vision.crop is {self.crop}; expected above 0, at most 1")
         if self.resample not in ("bilinear", "bicubic"):
-            raise ValueError(f"vision.resample is {self.resample!r}; expected 'bilinear' or 'bicubic'")
+            raise UserError(f"vision.resample is {self.resample!r}; expected 'bilinear' or 'bicubic'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +81,13 @@ class UnetConfig:
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"unet.channels are {self.channels}; expected at least one level, each of 1 or more")
+            raise UserError(f"unet.channels are {self.channels}; expected at least one level, each of 1 or more")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"unet.kernel is {self.kernel}; expected an odd number, 5 as published")
+            raise UserError(f"unet.kernel is {self.kernel}; expected an odd number, 5 as published")
         if self.groups < 1:
-            raise ValueError(f"unet.groups is {self.groups}; expected 1 or more, 8 as published")
+            raise UserError(f"unet.groups is {self.groups}; expected 1 or more, 8 as published")
         if self.time_size < 4 or self.time_size % 2:
-            raise ValueError(f"unet.time_size is {self.time_size}; expected an even number of 4 or more")
+            raise UserError(f"unet.time_size is {self.time_size}; expected an even number of 4 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +109,11 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.train_steps % self.steps:
-            raise ValueError(
+            raise UserError(
                 f"diffusion.steps is {self.steps}; expected a divisor of diffusion.train_steps, {self.train_steps}"
             )
         if self.noise_samples < 1:
-            raise ValueError(f"diffusion.noise_samples is {self.noise_samples}; expected 1 or more")
+            raise UserError(f"diffusion.noise_samples is {self.noise_samples}; expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +135,11 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         if self.prompt and (self.prompt.count("<image>"), self.prompt.count("{instruction}")) != (1, 1):
-            raise ValueError(
+            raise UserError(
                 f"language.prompt is {self.prompt!r}; expected '<image>' and '{{instruction}}' in it once each"
             )
         if self.prompt and self.prompt.index("{instruction}") < self.prompt.index("<image>"):
-            raise ValueError(f"language.prompt is {self.prompt!r}; expected '<image>' before '{{instruction}}'")
+            raise UserError(f"language.prompt is {self.prompt!r}; expected '<image>' before '{{instruction}}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +162,19 @@ class TinyVLAConfig:
 
     def __post_init__(self) -> None:
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
-            raise ValueError(f"cameras are {self.cameras}; a tinyvla policy needs at least one, each once")
+            raise UserError(f"cameras are {self.cameras}; a tinyvla policy needs at least one, each once")
         if self.head not in ("tokens", "diffusion"):
-            raise ValueError(f"head is {self.head!r}; expected 'tokens' or 'diffusion'")
+            raise UserError(f"head is {self.head!r}; expected 'tokens' or 'diffusion'")
         if self.language.prompt and (self.head, self.vision.kind) not in (
             ("diffusion", "clip"),
             ("diffusion", "siglip"),
         ):
-            raise ValueError(
+            raise UserError(
                 f"language.prompt is set for the head {self.head!r} and {self.vision.kind!r} vision; expected 'diffusion' "
                 "and 'clip' or 'siglip', as in the published policy"
             )
         if min(self.state_dim, self.action_dim, self.chunk_length) < 1 or self.bins < 2:
-            raise ValueError(
+            raise UserError(
                 f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}, bins "
                 f"{self.bins}; expected at least 1, 1, 1 and 2"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Sampling
 from simplevla.policies.tinyvla.config import DiffusionConfig
 from simplevla.policies.tinyvla.head import HeadSample
@@ -93,10 +94,10 @@ class DiffusionHead(nn.Module):
         """How ratios are built from now on, and which steps train.
 
         Raises:
-            ValueError: more steps are to train than the sampler has.
+            UserError: more steps are to train than the sampler has.
         """
         if denoising.last_steps > self.config.steps:
-            raise ValueError(
+            raise UserError(
                 f"denoising.last_steps is {denoising.last_steps}; this policy's sampler has {self.config.steps} steps"
             )
         self.denoising = denoising
@@ -171,10 +172,10 @@ class DiffusionHead(nn.Module):
         """(logprobs [B, U], entropy [B, U]) of a trace, all steps in one batch of the U-Net.
 
         Raises:
-            ValueError: greedy sampling, which has no density.
+            UserError: greedy sampling, which has no density.
         """
         if sampling.greedy:
-            raise ValueError("greedy denoising has no density; score with the sampling that trains")
+            raise UserError("greedy denoising has no density; score with the sampling that trains")
         count = self.trained_steps
         chain = trace.unflatten(1, (count + 1, *self.shape))
         index = torch.arange(self.config.steps - count, self.config.steps, device=chain.device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Sampling
 from simplevla.policies.categorical import sample_tokens, score_tokens
 
@@ -68,10 +69,10 @@ class TokenHead(nn.Module):
         """Nothing is denoised here.
 
         Raises:
-            ValueError: a frozen backbone; the queries pass through it.
+            UserError: a frozen backbone; the queries pass through it.
         """
         if denoising.frozen_backbone:
-            raise ValueError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
+            raise UserError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
 
     def sample(self, logits: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
         """One bin per unit, from logits [B, U, N]; the trace is the bins, int64 [B, U]."""

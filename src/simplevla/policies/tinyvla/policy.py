@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simplevla.config import DenoisingConfig, from_dict, to_dict
+from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import PolicyFiles, load_files, save_files
 from simplevla.policies.linear import ROWS, through_onednn
@@ -94,7 +95,7 @@ class TinyVLA(Policy):
             ("action", statistics.action["min"], self.config.action_dim),
         ):
             if len(values) != expected:
-                raise ValueError(f"statistics have {len(values)} {name} dimensions; the policy has {expected}")
+                raise UserError(f"statistics have {len(values)} {name} dimensions; the policy has {expected}")
         low, high = (torch.tensor(statistics.action[key], dtype=torch.float64) for key in ("min", "max"))
         buffers = {
             "state_mean": torch.tensor(statistics.state["mean"]),
@@ -162,14 +163,14 @@ class TinyVLA(Policy):
         """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
 
         Raises:
-            ValueError: a frozen backbone for a token head or where only the backbone trains, or more steps than there are.
+            UserError: a frozen backbone for a token head or where only the backbone trains, or more steps than there are.
         """
         self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
             trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
             if trainable and not any(name.startswith("head.") for name in trainable):
-                raise ValueError(
+                raise UserError(
                     f"denoising.frozen_backbone trains the head alone, and only {next(iter(trainable))!r} and the like may "
                     "be trained here; let the adapter target the head, or leave it off"
                 )
@@ -313,7 +314,7 @@ class TinyVLA(Policy):
         """The policy that `save` wrote.
 
         Raises:
-            ValueError: a damaged or unfitting file, naming the file and the first tensors that differ.
+            UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
         files = load_files(folder)
         _require_named_sampler(files)
@@ -329,7 +330,7 @@ def _require_named_sampler(files: PolicyFiles) -> None:
     """Refuse a diffusion policy that doesn't say which of two samplers it was trained and evaluated with."""
     diffusion = files.config.get("diffusion", {})
     if files.config.get("head") == "diffusion" and "use_clipped_model_output" not in diffusion:
-        raise ValueError(
+        raise UserError(
             f"{files.folder / 'config.json'} has no diffusion.use_clipped_model_output: it was saved when every step recomputed epsilon "
             "from the clipped estimate. Add it there: true for a policy that was trained here with that sampler, false for one that "
             "was imported, which then acts as published."

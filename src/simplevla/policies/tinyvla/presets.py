@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 
+from simplevla.errors import UserError
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, UnetConfig, VisionConfig
 
 Preset = tuple[VisionConfig, LanguageConfig, DiffusionConfig]
@@ -69,10 +70,10 @@ def make_preset(name: str) -> Preset:
     """The sizes called `name`.
 
     Raises:
-        ValueError: unknown name, with near ones.
+        UserError: unknown name, with near ones.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown tinyvla preset {name!r}; expected one of {', '.join(PRESETS)}.{hint}")
+        raise UserError(f"unknown tinyvla preset {name!r}; expected one of {', '.join(PRESETS)}.{hint}")
     return PRESETS[name]()

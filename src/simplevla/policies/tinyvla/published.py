@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.files import is_finite
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla import unet
@@ -70,10 +71,10 @@ def import_tinyvla(
             they are.
 
     Raises:
-        ValueError: anything that is missing, left over, damaged, or of another head or size.
+        UserError: anything that is missing, left over, damaged, or of another head or size.
     """
     if out.exists():
-        raise ValueError(f"{out} exists already; name a new folder for the policy")
+        raise UserError(f"{out} exists already; name a new folder for the policy")
     checkpoint = read_checkpoint(folder, base)
     config = policy_config(checkpoint, cameras, frame)
     statistics = read_statistics(checkpoint.statistics_file, config)
@@ -111,19 +112,19 @@ def read_statistics(file: Path, config: TinyVLAConfig) -> Statistics:
     quantiles to its extremes.
 
     Raises:
-        ValueError: a measure is missing or of another length than the policy's.
+        UserError: a measure is missing or of another length than the policy's.
     """
     values = read_pickle(file)
     wanted = ("action_mean", "action_std", "action_min", "action_max", "qpos_mean", "qpos_std")
     if not isinstance(values, dict) or not set(wanted) <= set(values):
         got = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{file} holds {got or 'nothing'}; expected {', '.join(wanted)}")
+        raise UserError(f"{file} holds {got or 'nothing'}; expected {', '.join(wanted)}")
     measures: dict[str, list[float]] = {}
     for name in wanted:
         size = config.action_dim if name.startswith("action") else config.state_dim
         array = np.asarray(values[name])
         if array.shape != (size,) or array.dtype.kind not in "fiu":
-            raise ValueError(f"{file} has {name} of shape {array.shape}; expected ({size},) by config.json")
+            raise UserError(f"{file} has {name} of shape {array.shape}; expected ({size},) by config.json")
         measures[name] = [float(x) for x in array]
     low, high = (
         [m + sign * 3 * s for m, s in zip(measures["qpos_mean"], measures["qpos_std"], strict=True)] for sign in (-1, 1)
@@ -145,9 +146,9 @@ def _read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{file} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
     if tokenizer.token_to_id("<|endoftext|>") is None or tokenizer.get_vocab_size() > vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{file} knows {tokenizer.get_vocab_size()} tokens; expected Pythia's, of at most {vocab_size} with "
             "<|endoftext|> among them"
         )
@@ -190,7 +191,7 @@ def _check_tensors(
         hint = (
             " Name the Llava-Pythia model that the training started from with --base." if missing and not base else ""
         )
-        raise ValueError(f"the tensors don't fit {checkpoint.config_file}: {'; '.join(problems[:3])}{more}.{hint}")
+        raise UserError(f"the tensors don't fit {checkpoint.config_file}: {'; '.join(problems[:3])}{more}.{hint}")
     return len(left)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, TinyVLAConfig, UnetConfig, VisionConfig
 from simplevla.policies.tinyvla.published_files import PublishedCheckpoint
 from simplevla.policies.tinyvla.vision import CLIP_MEAN, CLIP_STD
@@ -57,12 +58,12 @@ def policy_config(
     """The policy's sizes, from the checkpoint's config.json and, of the U-Net, from its tensors.
 
     Raises:
-        ValueError: another head, or a setting that our model doesn't have.
+        UserError: another head, or a setting that our model doesn't have.
     """
     settings, file = checkpoint.config, checkpoint.config_file
     head = settings.get("action_head_type")
     if settings.get("model_type") != "llava_pythia" or head != "droid_diffusion":
-        raise ValueError(
+        raise UserError(
             f"{file} is of a {settings.get('model_type')!r} with the head {head!r}; expected 'llava_pythia' with "
             "'droid_diffusion'. (Llava-Pythia itself has no action head: it is what TinyVLA's training starts from.)"
         )
@@ -101,7 +102,7 @@ def policy_config(
 def _size(settings: Mapping[str, Any], key: str, file: Path) -> int:
     value = settings.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{file} has {key} {value!r}; expected a whole number of 1 or more")
+        raise UserError(f"{file} has {key} {value!r}; expected a whole number of 1 or more")
     return value
 
 
@@ -111,17 +112,17 @@ def _check_language(settings: Mapping[str, Any], file: Path) -> None:
     got = {**settings, **{key: value for key, value in newer.items() if value is not None}}
     for key, expected in LANGUAGE_SETTINGS.items():
         if got.get(key, expected) != expected:
-            raise ValueError(f"{file} has {key} {got[key]!r}; expected {expected!r}, which every Pythia has")
+            raise UserError(f"{file} has {key} {got[key]!r}; expected {expected!r}, which every Pythia has")
     if settings.get("image_aspect_ratio") != "pad":
-        raise ValueError(f"{file} has image_aspect_ratio {settings.get('image_aspect_ratio')!r}; expected 'pad'")
+        raise UserError(f"{file} has image_aspect_ratio {settings.get('image_aspect_ratio')!r}; expected 'pad'")
 
 
 def _check_cameras(cameras: Sequence[str], concat: Any, file: Path) -> None:
     allowed = {"None": (1,), "token_cat": (2, 3)}.get(concat)
     if allowed is None:
-        raise ValueError(f"{file} has concat {concat!r}; expected 'token_cat', or 'None' for one camera")
+        raise UserError(f"{file} has concat {concat!r}; expected 'token_cat', or 'None' for one camera")
     if len(cameras) not in allowed or len(set(cameras)) < len(cameras):
-        raise ValueError(
+        raise UserError(
             f"got the cameras {', '.join(cameras) or 'none'}; expected {' or '.join(map(str, allowed))} different ones by "
             f"concat {concat!r} in {file}, in the order that the training had them in"
         )
@@ -130,18 +131,18 @@ def _check_cameras(cameras: Sequence[str], concat: Any, file: Path) -> None:
 def _vision_config(settings: Mapping[str, Any], file: Path, frame: tuple[int, int] | None) -> VisionConfig:
     parts = settings.get("vision_config")
     if not isinstance(parts, dict) or not all(isinstance(parts.get(x), dict) for x in ("vision_tower", "mm_projector")):
-        raise ValueError(f"{file} has no vision_config with vision_tower and mm_projector")
+        raise UserError(f"{file} has no vision_config with vision_tower and mm_projector")
     tower, projector = TOWER_DEFAULTS | parts["vision_tower"], parts["mm_projector"]
     source = str(tower.get("vision_model_name_or_path"))
     kind = next((kind for kind in TOWER_SETTINGS if kind in source), None)
     if kind is None:
-        raise ValueError(f"{file} has a vision tower from {source!r}; expected one with clip or siglip in its name")
+        raise UserError(f"{file} has a vision tower from {source!r}; expected one with clip or siglip in its name")
     expected = {**TOWER_SETTINGS[kind], "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch"}
     for key, value in expected.items():
         if tower.get(key) != value:
-            raise ValueError(f"{file} has {key} {tower.get(key)!r} for the vision tower; expected {value!r}")
+            raise UserError(f"{file} has {key} {tower.get(key)!r} for the vision tower; expected {value!r}")
     if projector.get("mm_projector_type") != "mlp2x_gelu":
-        raise ValueError(f"{file} has mm_projector_type {projector.get('mm_projector_type')!r}; expected 'mlp2x_gelu'")
+        raise UserError(f"{file} has mm_projector_type {projector.get('mm_projector_type')!r}; expected 'mlp2x_gelu'")
     return VisionConfig(
         kind="clip" if kind == "clip" else "siglip",
         image_size=_size(tower, "image_size", file),
@@ -165,14 +166,14 @@ def _check_preprocessor(settings: Mapping[str, Any], vision: VisionConfig, folde
         for x, y in zip(got, (mean, std), strict=True)
     ]
     if not all(close):
-        raise ValueError(
+        raise UserError(
             f"the preprocessor_config.json of {folder} has image_mean {got[0]} and image_std {got[1]}; expected "
             f"{list(mean)} and {list(std)} for a {vision.kind} tower"
         )
     size = settings.get("size")
     side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
     if side != vision.image_size:
-        raise ValueError(
+        raise UserError(
             f"the preprocessor_config.json of {folder} has size {size!r}; expected {vision.image_size}, the tower's"
         )
 
@@ -185,13 +186,13 @@ def _unet_config(tensors: Mapping[str, Tensor], folder: Path) -> UnetConfig:
     time = tensors.get("embed_out.diffusion_step_encoder.1.weight")
     if not convolutions or time is None or time.ndim != 2 or any(len(shape) != 3 for shape in convolutions):
         held = [name for name in tensors if name.startswith("embed_out.")]
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no diffusion head: of embed_out it has {', '.join(held[:3]) or 'nothing'}; expected a "
             "ConditionalUnet1D"
         )
     channels = tuple(int(shape[0]) for shape in convolutions)
     if any(width % UnetConfig.groups for width in channels):
-        raise ValueError(f"{folder} has a U-Net of channels {channels}; expected multiples of {UnetConfig.groups}")
+        raise UserError(f"{folder} has a U-Net of channels {channels}; expected multiples of {UnetConfig.groups}")
     return UnetConfig(
         channels=channels, kernel=int(convolutions[0][2]), time_size=int(time.shape[1]), time_bfloat16=True
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from simplevla.errors import UserError
 from simplevla.policies.published import read_json, read_tensors, weight_files
 from simplevla.policies.published_lora import ADAPTER, ADAPTER_CONFIG, WRAPPER, merge_lora
 
@@ -43,11 +44,11 @@ def read_checkpoint(folder: Path, base: Path | None) -> PublishedCheckpoint:
         base: the Llava-Pythia model that the training started from, for what `folder` lacks; None if it lacks nothing.
 
     Raises:
-        ValueError: a missing or damaged file, or an adapter of another kind than plain LoRA.
+        UserError: a missing or damaged file, or an adapter of another kind than plain LoRA.
     """
     for name in (folder, base):
         if name is not None and not name.is_dir():
-            raise ValueError(f"{name} is no folder; expected one that TinyVLA's training wrote")
+            raise UserError(f"{name} is no folder; expected one that TinyVLA's training wrote")
     run = [folder.parent] if folder.name.startswith("checkpoint-") else []
     own = [folder, *run]
     everywhere = own if base is None else [*own, base]
@@ -71,25 +72,25 @@ def _find(name: str, places: list[Path], hint: str) -> Path:
     for place in places:
         if (place / name).is_file():
             return place / name
-    raise ValueError(f"{name} is missing in {' and '.join(map(str, places))}; {hint}")
+    raise UserError(f"{name} is missing in {' and '.join(map(str, places))}; {hint}")
 
 
 def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int]:
     whole = weight_files(folder, WHOLE_MODEL)
     adapter = weight_files(folder, ADAPTER)
     if whole and adapter:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds both {whole[0].name} and {adapter[0].name}; expected a whole model or an adapter"
         )
     if whole:
         return _plain_names(read_tensors(whole), folder), 0
     if not adapter:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no model; expected {' or '.join(WHOLE_MODEL)}, or {' or '.join(ADAPTER)} with {REST}"
         )
     rest = [folder / REST] if (folder / REST).is_file() else weight_files(folder / REST, WHOLE_MODEL)
     if not rest:
-        raise ValueError(
+        raise UserError(
             f"{folder / REST} is missing: the head and everything else beside the adapter is in it. For a checkpoint-N "
             "it is made from the DeepSpeed files by TinyVLA's process_ckpts script"
         )
@@ -97,7 +98,7 @@ def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int
     if base is not None:
         files = weight_files(base, WHOLE_MODEL)
         if not files:
-            raise ValueError(f"{base} holds no model; expected {' or '.join(WHOLE_MODEL)}")
+            raise UserError(f"{base} holds no model; expected {' or '.join(WHOLE_MODEL)}")
         tensors = _plain_names(read_tensors(files), base)
         tensors.pop("embed_out.weight", None)  # the language head, which TinyVLA replaces by its own
     # The same adapter in another precision, where the file was made from the DeepSpeed files.
@@ -113,6 +114,6 @@ def _plain_names(tensors: dict[str, Tensor], origin: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         shorter = name.removeprefix(WRAPPER).replace(".base_layer.", ".")
         if shorter in plain:
-            raise ValueError(f"{origin} holds {shorter} twice, once as {name}; use another checkpoint")
+            raise UserError(f"{origin} holds {shorter} twice, once as {name}; use another checkpoint")
         plain[shorter] = tensor
     return plain

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from simplevla.errors import UserError
+
 LARGEST_FILE = 256 * 2**20
 """Bytes. Statistics take kilobytes; one episode's states, which stand beside them, at most some megabytes."""
 
@@ -25,19 +27,19 @@ def read_pickle(path: Path) -> Any:
     """What the pickle holds, if that is dictionaries, lists, tuples, strings, numbers and numpy arrays of numbers.
 
     Raises:
-        ValueError: it holds or names anything else, or is damaged. Nothing in it has been run then.
+        UserError: it holds or names anything else, or is damaged. Nothing in it has been run then.
     """
     if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; expected statistics, of at most {LARGEST_FILE}")
+        raise UserError(f"{path} has {path.stat().st_size} bytes; expected statistics, of at most {LARGEST_FILE}")
     try:
         return _plain(_Reader(io.BytesIO(path.read_bytes())).load())
     except _Refused as error:
-        raise ValueError(
+        raise UserError(
             f"{path} {error}; expected arrays and numbers only. Nothing in it was run. Was this file made by "
             "TinyVLA's training?"
         ) from None
     except Exception as error:  # a damaged pickle raises almost anything
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); use another checkpoint") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); use another checkpoint") from error
 
 
 class _Refused(Exception):

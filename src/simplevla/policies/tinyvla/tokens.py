@@ -6,6 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from simplevla.errors import UserError
+
 PADDING_ID = 0
 
 
@@ -42,13 +44,13 @@ class InstructionTokens:
         """Token ids of one instruction, with what the prompt has after the views.
 
         Raises:
-            ValueError: if it is empty or longer than the policy's `max_instruction_tokens`.
+            UserError: if it is empty or longer than the policy's `max_instruction_tokens`.
         """
         if instruction not in self._ids:
             text = self._rest.replace("{instruction}", instruction.strip()) if self._rest else instruction
             ids = self.tokenizer.encode(text).ids
             if not 1 <= len(ids) <= self.max_tokens:
-                raise ValueError(
+                raise UserError(
                     f"instruction {instruction!r} has {len(ids)} tokens; this policy takes 1 to {self.max_tokens} "
                     "(words that its demonstrations don't know count one token per letter or so)"
                 )

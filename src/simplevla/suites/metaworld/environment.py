@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment
 from simplevla.suites.metaworld import catalog
 from simplevla.suites.metaworld.camera import CAMERAS, VIDEO_SIZE, Renderer
@@ -67,7 +68,7 @@ class MetaworldEnvironment(Environment):
         """The task's layout number `initial_state`, rendered.
 
         Raises:
-            ValueError: no such task or initial state.
+            UserError: no such task or initial state.
         """
         self.place(task, initial_state)
         return self._observe()
@@ -76,12 +77,12 @@ class MetaworldEnvironment(Environment):
         """`reset` without pictures; returns the scene.
 
         Raises:
-            ValueError: no such task or initial state.
+            UserError: no such task or initial state.
         """
         if task.name not in catalog.INSTRUCTIONS:
-            raise ValueError(f"Meta-World has no task {task.name!r}; its tasks: {', '.join(catalog.INSTRUCTIONS)}")
+            raise UserError(f"Meta-World has no task {task.name!r}; its tasks: {', '.join(catalog.INSTRUCTIONS)}")
         if not 0 <= initial_state < STATES:
-            raise ValueError(f"initial state {initial_state} of {task.name!r}; Meta-World has 0 to {STATES - 1}")
+            raise UserError(f"initial state {initial_state} of {task.name!r}; Meta-World has 0 to {STATES - 1}")
         if self.simulation is None or self.simulation.task_name != task.name:
             self._give_back()
             self.simulation = self._simulations.borrow(task.name)
@@ -92,12 +93,12 @@ class MetaworldEnvironment(Environment):
         """Execute float [h, 4] actions in [-1, 1]; values beyond are clipped by the benchmark.
 
         Raises:
-            ValueError: wrong shape, or a number that isn't finite.
+            UserError: wrong shape, or a number that isn't finite.
         """
         if actions.ndim != 2 or actions.shape[1] != ACTION_SIZE or len(actions) == 0:
-            raise ValueError(f"actions have shape {actions.shape}; Meta-World expects [h, {ACTION_SIZE}] with h >= 1")
+            raise UserError(f"actions have shape {actions.shape}; Meta-World expects [h, {ACTION_SIZE}] with h >= 1")
         if not np.isfinite(actions).all():
-            raise ValueError("actions contain NaN or infinity; expected numbers in [-1, 1]")
+            raise UserError("actions contain NaN or infinity; expected numbers in [-1, 1]")
         assert self.simulation is not None, "reset first"
         executed, success = 0, False
         for action in actions:

@@ -6,6 +6,7 @@ from importlib import metadata
 import metaworld  # noqa: F401
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.metaworld import catalog
 from simplevla.suites.metaworld.camera import CAMERAS, VISUALS
@@ -75,14 +76,14 @@ def make(config: SuiteConfig) -> Suite:
     """Meta-World under the protocol that `config` names.
 
     Raises:
-        ValueError: unknown horizon protocol or visual mode, a stepping mode, or an image size that is too small.
+        UserError: unknown horizon protocol or visual mode, a stepping mode, or an image size that is too small.
     """
     if config.stepping is not None:
-        raise ValueError(f"suite.stepping is {config.stepping!r}; Meta-World has one stepping mode, leave it out")
+        raise UserError(f"suite.stepping is {config.stepping!r}; Meta-World has one stepping mode, leave it out")
     visuals = config.visuals or "fast"
     if visuals not in VISUALS:
-        raise ValueError(f"suite.visuals is {visuals!r}; Meta-World has the visual modes {', '.join(VISUALS)}")
+        raise UserError(f"suite.visuals is {visuals!r}; Meta-World has the visual modes {', '.join(VISUALS)}")
     image_size = IMAGE_SIZE if config.image_size is None else config.image_size
     if image_size < SMALLEST_IMAGE:
-        raise ValueError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
+        raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
     return MetaworldSuite(config.horizon or "short", visuals, image_size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment
 from simplevla.suites.tabletop.layout import BLOCK_HALF, BLOCKS, Layout, sample_layout
 from simplevla.types import ChunkResult, Observation, Task
@@ -73,7 +74,7 @@ class TabletopEnvironment(Environment):
     def reset_unseen(self, task: Task, initial_state: int) -> None:
         self._task = task.name
         if task.name not in SUCCESS:
-            raise ValueError(f"tabletop has no task {task.name!r}; it has: {', '.join(SUCCESS)}")
+            raise UserError(f"tabletop has no task {task.name!r}; it has: {', '.join(SUCCESS)}")
         self._place(sample_layout((list(SUCCESS).index(task.name), initial_state)))
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:

@@ -4,6 +4,7 @@ import os
 import sys
 
 from simplevla.config import SuiteConfig
+from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.types import Split, Task
 
@@ -60,7 +61,7 @@ class TabletopSuite(Suite):
             return list(range(TRAIN_STATES))
         if split == "test":
             return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
-        raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
+        raise UserError(f"split is {split!r}; expected 'train' or 'test'")
 
     def make_environment(self) -> Environment:
         from simplevla.suites.tabletop.environment import TabletopEnvironment
@@ -79,5 +80,5 @@ def make(config: SuiteConfig) -> Suite:
     """The suite at `config.image_size` (64 unless given)."""
     for key in ("horizon", "visuals", "stepping"):
         if getattr(config, key) is not None:
-            raise ValueError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
+            raise UserError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
     return TabletopSuite(config.image_size or 64)
