@@ -270,5 +270,5 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp
         continual(config(base), tmp_path / "run", resume=True)
     other = config(base, structure="shared", tasks=("far",))
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(other)))
-    with pytest.raises(ValueError, match=r"another config: tasks, structure differ"):
+    with pytest.raises(ValueError, match=r"another config: tasks is .*; structure is"):
         continual(config(base), tmp_path / "run", resume=True)

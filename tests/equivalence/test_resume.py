@@ -23,7 +23,8 @@ TIMES |= {"env_steps_per_s", "decisions_per_s"}
 KILL = """
 import json, os, signal, sys
 from pathlib import Path
-from simplevla.config import TrainConfig, from_dict
+from simplevla.checked import from_dict
+from simplevla.config import TrainConfig
 from simplevla.training import checkpoint, learner, loop
 from sampled_episodes import load_fake_policy
 import fake_policy
@@ -188,6 +189,24 @@ def test_kill_9_then_resume(
     assert [entry["after_update"] for entry in json.loads((run / "environment.json").read_text())["resumed"]] == [
         int(left[-1][-1]) if left else 0
     ]
+
+
+def test_a_finished_run_that_is_extended_ends_as_the_longer_one(
+    straight: tuple[TrainConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, longer = straight
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    loop.train(replace(config, updates=2), run)
+    assert loop.train(replace(config, keep_checkpoints=3), run, resume=True).update == 4
+    for name in ("policy/model.safetensors", "checkpoints/update_000004/optimizer.safetensors"):
+        assert (run / name).read_bytes() == (longer / name).read_bytes(), name
+    assert rows(run) == rows(longer)
+    assert json.loads((run / "config.json").read_text())["updates"] == 4
+    with pytest.raises(ValueError, match=r"updates is 3, and .*run has done 4; expected as many or more"):
+        loop.train(replace(config, updates=3), run, resume=True)
+    with pytest.raises(ValueError, match=r"another config: seed is 1, the run has 0"):
+        loop.train(replace(config, updates=6, seed=1), run, resume=True)
 
 
 def test_another_seed_is_another_run(

@@ -66,6 +66,7 @@ def test_eval_says_what_broke_though_it_went_well_in_the_end(folder: Path, capsy
     assert "the environment broke: worker died (exit code 9) (1 time)" in out
     assert "episodes given up: 0" in out
     assert json.loads((folder / "out.json").read_text())["overall"]["n"] == 4
+    (folder / "out.json").unlink()
     assert evaluate(folder, "reach", "kill_once") == 0
     assert "broke" not in capsys.readouterr().out
 

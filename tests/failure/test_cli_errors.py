@@ -170,9 +170,11 @@ def test_a_run_folder_is_not_used_twice(capsys: pytest.CaptureFixture[str], tmp_
     run.mkdir()
     (run / "notes.txt").write_text("mine")
     line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run))
-    assert f"{run} exists already" in line
-    assert f"simplevla train --resume {run}" in line
-    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    assert f"{run} exists already and holds notes.txt, not a run" in line
+    (run / "config.json").write_text("{}")
+    line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run))
+    assert f"go on with it: simplevla train --resume {run}" in line
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "notes.txt"]
 
 
 def test_resume_of_what_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -188,15 +190,20 @@ def test_train_then_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path, p
     assert "update 1  train " in out
     assert "1 updates done" in out
 
-    line = error_of(capsys, "train", "--resume", str(run), "--loss.clip-high", "0.3", "--seed", "4")
+    line = error_of(capsys, "train", "--resume", str(run))
+    assert (
+        "'fake_suite:make' is code of your Python path, which would be run; if you trust it, give --trust-suite" in line
+    )
+    trust = ["--resume", str(run), "--trust-suite"]
+    line = error_of(capsys, "train", *trust, "--loss.clip-high", "0.3", "--seed", "4")
     assert "was started with another config: loss.clip_high is 0.3, the run has 0.25; seed is 4, the run has 0" in line
 
     before = (run / "policy" / "model.safetensors").read_bytes()
-    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert cli.main(["train", "--resume", str(run), "--suite.name", "fake_suite:make"]) == 0
     assert (run / "policy" / "model.safetensors").read_bytes() == before
 
     (run / "checkpoints" / "update_000001" / "state.json").write_text("{")
-    assert "no intact checkpoint is left" in error_of(capsys, "train", "--resume", str(run))
+    assert "no intact checkpoint is left" in error_of(capsys, "train", *trust)
 
 
 @pytest.mark.parametrize(

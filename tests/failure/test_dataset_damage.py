@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -399,7 +400,7 @@ def test_full_disk_keeps_complete_files_only(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
         with pytest.raises(
-            OSError, match=r"can't write .*file-001.parquet: No space.*MB were to be written; free space"
+            OSError, match=r"file-001.parquet could not be written: No space left on device. Free space"
         ):
             out.add(made[1])
     out.close()
@@ -416,14 +417,14 @@ def test_full_disk_keeps_complete_files_only(tmp_path: Path, monkeypatch: pytest
 def test_full_disk_from_the_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="free space, then give the same command again"):
+        with pytest.raises(OSError, match="Free space, then run again"):
             DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
     assert list(tmp_path.iterdir()) == []
     out = DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
     out.add(episodes()[0][0])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OSError, match="free space"):
+        with pytest.raises(OSError, match="Free space"):
             out.finish()
     out.close()
     assert list(tmp_path.iterdir()) == []
@@ -435,7 +436,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", refuse)
-        with pytest.raises(PermissionError, match=r"can't write .*data.partial: Permission denied; choose a folder"):
+        with pytest.raises(OSError, match=r"data.partial could not be written: Permission denied. Choose a folder"):
             DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory"):
@@ -446,7 +447,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_two_writers_of_one_folder(tmp_path: Path) -> None:
     with (
         DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {}),
-        pytest.raises(ValueError, match="another process is writing"),
+        pytest.raises(ValueError, match=rf"data.partial is in use by process {os.getpid()} on host {platform.node()}"),
     ):
         DatasetWriter(tmp_path / "data", spec(), INSTRUCTIONS, {})
 

@@ -291,7 +291,6 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, whole: Path, monkeypat
     from simplevla.policies.tinyvla.policy import TinyVLA
 
     def half(self: TinyVLA, folder: Path) -> None:
-        folder.mkdir()
         (folder / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simplevla.config import TrainConfig
-from simplevla.training.runlog import RunLog, environment_facts, load_config
+from simplevla.training.run_folder import load_config
+from simplevla.training.runlog import RunLog, environment_facts
 
 
 def read_rows(run: Path) -> list[dict[str, object]]:

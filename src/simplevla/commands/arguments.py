@@ -1,6 +1,7 @@
 """What the commands share: recipes by name, run folders, exit codes."""
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,19 @@ def new_run(run: Path | None) -> Path:
     if run is None:
         raise UserError("no run folder given; name a new one: --run runs/NAME")
     return run
+
+
+def require_consent(suite: str, arguments: list[str], trusted: bool) -> None:
+    """Ask before a suite that a run folder names runs its code: the folder may be somebody else's.
+
+    `package.module:factory` is consented to by --trust-suite, by its name among the arguments, or by an answer in a terminal.
+
+    Raises:
+        UserError: no consent.
+    """
+    if ":" not in suite or trusted or any(argument.rpartition("=")[2] == suite for argument in arguments):
+        return
+    what = f"the run's suite {suite!r} is code of your Python path, which would be run"
+    if sys.stdin.isatty() and input(f"{what}. Do you trust it? [y/N] ").strip().lower() in ("y", "yes"):
+        return
+    raise UserError(f"{what}; if you trust it, give --trust-suite")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
+from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
 
 
@@ -23,7 +23,9 @@ class EvalArguments:
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     out: Path | None = None
-    """JSON file for the result; `simplevla compare` reads two of them."""
+    """New JSON file for the result; `simplevla compare` reads two of them."""
+    overwrite: bool = False
+    """Replace the file that `out` names."""
     device: str = "cpu"
 
 
@@ -41,11 +43,15 @@ def evaluate_command(arguments: list[str]) -> int:
 
     from simplevla.evaluation.evaluate import evaluate_folder
     from simplevla.evaluation.result import result_table, write_result
+    from simplevla.storage import require_writable
 
+    if parsed.out is not None:
+        require_writable(parsed.out, parsed.overwrite)
     result = evaluate_folder(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device)
+    # Seen first, in case that it can't be written after all.
+    Console().print(result_table(result))
     if parsed.out is not None:
         write_result(parsed.out, result)
-    Console().print(result_table(result))
     if result.errors.counts:
         given_up = "".join(f"\n  {task}, initial state {state}: {reason}" for task, state, reason in result.broken)
         print(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}")
@@ -65,7 +71,9 @@ class CompareArguments:
     a: tyro.conf.Positional[Path]
     b: tyro.conf.Positional[Path]
     out: Path | None = None
-    """JSON file for the comparison."""
+    """New JSON file for the comparison."""
+    overwrite: bool = False
+    """Replace the file that `out` names."""
 
 
 def compare_command(arguments: list[str]) -> int:
@@ -74,12 +82,14 @@ def compare_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from simplevla.evaluation.compare import compare_files, comparison_table
-    from simplevla.storage import write_json
+    from simplevla.storage import require_writable, write_json
 
+    if parsed.out is not None:
+        require_writable(parsed.out, parsed.overwrite)
     comparison = compare_files(parsed.a, parsed.b)
+    Console().print(comparison_table(comparison))
     if parsed.out is not None:
         write_json(parsed.out, comparison.to_dict())
-    Console().print(comparison_table(comparison))
     return 0
 
 
@@ -91,6 +101,8 @@ class ReportArguments:
     """
 
     run: tyro.conf.Positional[Path]
+    trust_suite: bool = False
+    """Consent to run the code of a suite `package.module:factory` that the run's folder names."""
 
 
 def report_command(arguments: list[str]) -> int:
@@ -98,7 +110,9 @@ def report_command(arguments: list[str]) -> int:
 
     from simplevla.report.evidence import gather_evidence
     from simplevla.report.page import write_report
+    from simplevla.training.run_folder import load_config
 
+    require_consent(load_config(TrainConfig, parsed.run).suite.name, arguments, parsed.trust_suite)
     gather_evidence(parsed.run)
     print(write_report(parsed.run))
     return 0

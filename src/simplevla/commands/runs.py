@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from simplevla.commands.arguments import EXIT_NO_SIGNAL, UNPREFIXED, new_run, recipe_called, resumed_run, take_name
+from simplevla.commands.arguments import (
+    EXIT_NO_SIGNAL,
+    UNPREFIXED,
+    new_run,
+    recipe_called,
+    require_consent,
+    resumed_run,
+    take_name,
+)
 from simplevla.config import DemosConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
 
@@ -22,19 +30,23 @@ class TrainArguments:
     run: Path | None = None
     """New folder for everything about the run; the result is RUN/policy."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; the config is the run's own."""
+    """Go on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
+    trust_suite: bool = False
+    """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 
 
 def train_command(arguments: list[str]) -> int:
     from simplevla import recipes
     from simplevla.training.loop import train
-    from simplevla.training.runlog import load_config
+    from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
     config = load_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
     parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
     run = parsed.resume or new_run(parsed.run)
+    if resumed:
+        require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
     engine, learner = _rooms(parsed.config)
     outcome = train(parsed.config, run, parsed.resume is not None, make_engine=engine, make_learner=learner)
     print(outcome.message)
@@ -71,18 +83,22 @@ class SFTArguments:
     run: Path | None = None
     """New folder for everything about the run; the result is RUN/policy."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; the config is the run's own."""
+    """Go on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
+    trust_suite: bool = False
+    """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 
 
 def sft_command(arguments: list[str]) -> int:
     from simplevla import recipes
     from simplevla.training.imitation import sft
-    from simplevla.training.runlog import load_config
+    from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
     config = load_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
     parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
+    if resumed:
+        require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
     policy = sft(parsed.config, parsed.resume or new_run(parsed.run), resume=parsed.resume is not None)
     print(f"the policy is in {policy}")
     return 0
@@ -117,7 +133,7 @@ def continual_command(arguments: list[str]) -> int:
     from simplevla.adapters.config import ContinualConfig
     from simplevla.report.continual import write_continual_report
     from simplevla.training.continual import continual
-    from simplevla.training.runlog import load_config
+    from simplevla.training.run_folder import load_config
 
     @dataclass(frozen=True, kw_only=True)
     class ContinualArguments:
@@ -128,6 +144,8 @@ def continual_command(arguments: list[str]) -> int:
         """New folder for everything; RUN/continual.json and RUN/continual.html are the result."""
         resume: Path | None = None
         """Go on with this run wherever it stopped; the config is the run's own."""
+        trust_suite: bool = False
+        """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
@@ -138,6 +156,8 @@ def continual_command(arguments: list[str]) -> int:
     default = ContinualArguments(config=config)
     parsed = tyro.cli(ContinualArguments, prog="simplevla continual", args=rest, default=default)
     run = parsed.resume or new_run(parsed.run)
+    if resumed:
+        require_consent(parsed.config.train.suite.name, rest, parsed.trust_suite)
     result = continual(parsed.config, run, resume=parsed.resume is not None)
     shown = ", ".join(
         f"{key} {100 * result[key]:.1f}" for key in ("AVG", "NBT", "FWT", "ZS") if result[key] is not None

@@ -245,7 +245,9 @@ def _finished(folder: Path, about: dict[str, Any], console: Console) -> Statisti
         raise UserError(
             f"{folder} already holds another dataset ({'; '.join(differences)}); choose another folder or delete it"
         )
-    console.print(f"{folder} is finished already: {dataset.num_episodes} episodes, {dataset.num_frames} frames")
+    console.print(
+        f"{folder} is finished already: {dataset.num_episodes} episodes, {dataset.num_frames} frames", soft_wrap=True
+    )
     return dataset.statistics
 
 

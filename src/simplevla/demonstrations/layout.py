@@ -5,13 +5,9 @@ patterns; parquet schemas carry Hugging Face feature types under the key `huggin
 frame indexed by instruction; a vector of one dimension is stored as a scalar column.
 """
 
-import contextlib
-import errno
 import io
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,44 +138,3 @@ def parquet_bytes(tables: Sequence[pa.Table]) -> bytes:
 def json_bytes(value: Any) -> bytes:
     """Readable JSON; NaN and infinity are refused, since other readers reject them."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all.
-
-    Raises:
-        OSError: no space or no permission, with what to do; the temporary file is gone then.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise storage_error(error, path, len(content)) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def storage_error(error: OSError, path: Path, size: int = 0) -> OSError:
-    """`error` with what was being written and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = f"{size / 1e6:.1f} MB were to be written; free space, then give the same command again: it continues"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "choose a folder that you may write to"
-    else:
-        advice = "check the folder, then give the same command again: it continues"
-    return OSError(error.errno, f"can't write {path}: {os.strerror(error.errno or errno.EIO)}; {advice}")

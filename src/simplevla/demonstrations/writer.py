@@ -1,6 +1,5 @@
 """Writes demonstrations as a LeRobotDataset v3.0, resumable: a folder is complete or has `.partial` in its name."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from simplevla.demonstrations import layout
 from simplevla.demonstrations.statistics import dataset_stats, episode_stats
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
+from simplevla.storage import LOCK, FolderLock, remove_leftovers, storage_errors, write_atomically
 from simplevla.suites.base import SuiteSpec
 
 EPISODES_PER_FILE = 50
@@ -67,7 +67,14 @@ class DatasetWriter:
         """One row of `meta/episodes` for each episode that is on the disk."""
         self._pending: list[DemonstrationEpisode] = []
         self._pending_bytes = 0
-        self._lock = self._open()
+        self._lock = FolderLock(self.partial)
+        try:
+            self._resume()
+        except BaseException:
+            if not (self.partial / layout.INFO).exists():
+                shutil.rmtree(self.partial)
+            self._lock.close()
+            raise
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -100,51 +107,25 @@ class DatasetWriter:
         assert self.episodes, "a dataset has at least one episode"
         stats, statistics = dataset_stats(self.partial, self.features, self.episodes)
         tasks = layout.parquet_bytes([layout.tasks_table(self.instructions)])
-        layout.write_file(self.partial / layout.TASKS, tasks)
-        layout.write_file(self.partial / layout.STATS, layout.json_bytes(stats))
-        layout.write_file(self.partial / layout.INFO, layout.json_bytes(self._info()))
-        try:
+        write_atomically(self.partial / layout.TASKS, tasks)
+        write_atomically(self.partial / layout.STATS, layout.json_bytes(stats))
+        write_atomically(self.partial / layout.INFO, layout.json_bytes(self._info()))
+        with storage_errors(self.folder):
             os.replace(self.partial, self.folder)
-            layout.sync_folder(self.folder.parent)
-        except OSError as error:
-            raise layout.storage_error(error, self.folder) from error
+            (self.folder / LOCK).unlink()
         return statistics
 
     def close(self) -> None:
         """Let go of the folder; a partial one without any complete data file is removed."""
-        if self._lock is None:
-            return
         if self.partial.is_dir() and not self.episodes:
             shutil.rmtree(self.partial)
-        os.close(self._lock)
-        self._lock = None
-
-    def _open(self) -> int | None:
-        try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.partial, os.O_RDONLY)
-        except OSError as error:
-            raise layout.storage_error(error, self.partial) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UserError(
-                f"another process is writing {self.partial}; wait for it or choose another folder"
-            ) from None
-        try:
-            self._resume()
-        except BaseException:
-            if not (self.partial / layout.INFO).exists():
-                shutil.rmtree(self.partial)
-            os.close(lock)
-            raise
-        return lock
+        self._lock.close()
 
     def _resume(self) -> None:
+        remove_leftovers(self.partial)
         path = self.partial / layout.INFO
         if not path.exists():
-            layout.write_file(path, layout.json_bytes(self._info()))
+            write_atomically(path, layout.json_bytes(self._info()))
             return
         info = json.loads(path.read_text())
         differences = changed(info["simplevla"], self.about)
@@ -202,10 +183,10 @@ class DatasetWriter:
                 }
             )
             start = end
-        layout.write_file(self.partial / layout.DATA.format(**at), layout.parquet_bytes(tables))
+        write_atomically(self.partial / layout.DATA.format(**at), layout.parquet_bytes(tables))
         # Second, since the episodes file is what marks the data file as complete.
         table = pa.Table.from_pylist([row | measures for row, measures in zip(rows, stats, strict=True)])
-        layout.write_file(self.partial / layout.EPISODES.format(**at), layout.parquet_bytes([table]))
+        write_atomically(self.partial / layout.EPISODES.format(**at), layout.parquet_bytes([table]))
         self.episodes += rows
         self._pending, self._pending_bytes = [], 0
 

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_as_json
+from simplevla.storage import atomic_file, write_atomically
 
 FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
 BESIDE = ("config.json", "statistics.json", "tokenizer.json", FILE)
@@ -114,9 +113,9 @@ def save_files(
         "config.json": json.dumps(config, indent=1).encode(),
     }
     for name, content in contents.items():
-        _write(folder / name, content)
+        write_atomically(folder / name, content)
     written = {name: _sha256(content) for name, content in contents.items()}
-    with _whole(folder / "model.safetensors") as temporary:
+    with atomic_file(folder / "model.safetensors") as temporary:
         # One key: safetensors writes several in an order that changes, and equal policies have equal bytes.
         save_file(on_cpu, temporary, metadata={METADATA: json.dumps({"architecture": architecture, "beside": written})})
 
@@ -155,21 +154,3 @@ def load_files(folder: Path) -> PolicyFiles:
 def _sha256(content: bytes) -> str:
     """Fingerprint of a JSON value, however it is laid out."""
     return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
-
-
-def _write(file: Path, content: bytes) -> None:
-    with _whole(file) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `file` all or not at all, and is on the disk when this returns."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

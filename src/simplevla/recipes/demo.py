@@ -10,14 +10,16 @@ from rich.console import Console
 
 from simplevla import recipes
 from simplevla.demonstrations.generate import generate
+from simplevla.errors import UserError
 from simplevla.evaluation.compare import compare, comparison_table
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.page import write_report
-from simplevla.storage import read_json, write_json
+from simplevla.storage import FolderLock, is_leftover, read_json, remove_leftovers, write_json
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
+from simplevla.training.run_folder import CONFIG
 from simplevla.training.runlog import read_rows
 
 console = Console()
@@ -29,7 +31,11 @@ def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, o
     An interrupted demo goes on where it stopped; a finished one is only shown.
     """
     if not (run / "summary.json").exists():
-        _run_stages(run, seed, recipe)
+        if run.is_dir() and not (run / "stages.json").exists() and not all(map(is_leftover, run.iterdir())):
+            raise UserError(f"{run} exists already and holds no demo; give another --run")
+        with FolderLock(run):
+            remove_leftovers(run)
+            _run_stages(run, seed, recipe)
     summary = read_json(run / "summary.json")
     before, after = (read_result(run / "rl" / "eval" / f"{name}.json") for name in ("before", "after"))
     console.print(comparison_table(compare(before, after, "SFT", "SFT + RL")))
@@ -39,7 +45,6 @@ def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, o
 
 
 def _run_stages(run: Path, seed: int, recipe: str) -> None:
-    run.mkdir(parents=True, exist_ok=True)
     stages = Stages(run / "stages.json")
     demos, sft_run, rl_run = run / "demos", run / "sft", run / "rl"
     config = replace(recipes.TRAIN[recipe](), policy=str(sft_run / "policy"), seed=seed)
@@ -47,10 +52,8 @@ def _run_stages(run: Path, seed: int, recipe: str) -> None:
     demos_config = replace(recipes.DEMOS[recipe](), seed=seed)
     stages.run("demos", "generating demonstrations", lambda: generate(demos_config, demos))
     sft_config = replace(recipes.SFT[recipe](), dataset=str(demos), seed=seed)
-    stages.run(
-        "sft", "supervised fine-tuning", lambda: sft(sft_config, sft_run, resume=(sft_run / "config.json").exists())
-    )
-    stages.run("rl", "reinforcement learning", lambda: train(config, rl_run, resume=(rl_run / "config.json").exists()))
+    stages.run("sft", "supervised fine-tuning", lambda: sft(sft_config, sft_run, resume=(sft_run / CONFIG).exists()))
+    stages.run("rl", "reinforcement learning", lambda: train(config, rl_run, resume=(rl_run / CONFIG).exists()))
 
     stages.run("evaluation", "evaluating on held-out initial states, filming", lambda: gather_evidence(rl_run))
     stages.run("report", "writing the report", lambda: write_report(rl_run))
@@ -83,6 +86,7 @@ class Stages:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.stages: dict[str, dict[str, float | bool]] = read_json(file) if file.exists() else {}
+        write_json(file, self.stages)
 
     @property
     def minutes(self) -> dict[str, float]:

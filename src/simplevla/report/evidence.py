@@ -13,7 +13,7 @@ from simplevla.report.videos import read_clips, record_videos
 from simplevla.storage import read_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
-from simplevla.training.runlog import load_config
+from simplevla.training.run_folder import load_config
 
 
 def gather_evidence(run: Path) -> None:

@@ -41,7 +41,8 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.health import history
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
-from simplevla.training.runlog import load_config, read_rows
+from simplevla.training.run_folder import CONFIG, open_run, require_same
+from simplevla.training.runlog import read_rows
 
 SHARED = "shared"
 FOLD_STATES = 4
@@ -54,7 +55,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
     """Train the tasks one after another in the folder `run`; returns the content of its continual.json.
 
     Raises:
-        UserError: `run` exists (or has another config on resume), unknown tasks, a policy that doesn't fit.
+        UserError: `run` exists (or has another config on resume) or is in use, unknown tasks, a policy that doesn't fit.
     """
     suite = make_suite(config.train.suite)
     told: dict[str, str] = {}
@@ -65,9 +66,17 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
                 f"tasks {other!r} and {task!r} have the same instruction, {suite.task(task).instruction!r}: nobody could tell which of "
                 "their adapters is meant. Train one of them, or use the structure 'shared'"
             )
-    _open(config, run, resume)
-    if (run / "continual.json").exists():
-        return read_json(run / "continual.json")
+    with open_run(run, resume, "continual"):
+        if resume:
+            require_same(run, config)
+        else:
+            write_json(run / CONFIG, to_dict(config))
+        if (run / "continual.json").exists():
+            return read_json(run / "continual.json")
+        return _train_tasks(config, suite, run)
+
+
+def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, Any]:
     policy = Path(config.train.policy)
     with RolloutEngine(config.train.suite, config.train.rollout, load_policy(policy).chunk_length) as engine:
 
@@ -104,29 +113,6 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
     return result
 
 
-def _open(config: ContinualConfig, run: Path, resume: bool) -> None:
-    values = to_dict(config)
-    if not resume:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UserError(f"{run} exists already; give another --run, or go on with it: --resume {run}")
-        write_json(run / "config.json", values)
-    else:
-        before = to_dict(load_config(ContinualConfig, run))
-        # As JSON has it: a tuple comes back as a list.
-        differing = [key for key in values if not _same(values[key], before.get(key))]
-        if differing:
-            raise UserError(
-                f"{run} was started with another config: {', '.join(differing)} differ. Resume without these flags, or "
-                "use another --run."
-            )
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
-
-
 def _stage(
     config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, folder: Path
 ) -> dict[str, Any]:
@@ -145,7 +131,7 @@ def _stage(
         start = _warm_up(config, only, folder, start)
     rl = folder / "rl"
     settings = replace(config.train, suite=only, policy=str(start))
-    outcome = train(settings, rl, resume=(rl / "config.json").exists())
+    outcome = train(settings, rl, resume=(rl / CONFIG).exists())
     curve = [row["eval_success"] for row in read_rows(rl) if "eval_success" in row]
     last: dict[str, Any] = next((row for row in reversed(read_rows(rl)) if "episodes_total" in row), {})
     trained = load_policy(rl / "policy")
@@ -207,7 +193,7 @@ def _warm_up(config: ContinualConfig, only: SuiteConfig, folder: Path, start: Pa
         if not demos.exists():
             generate(replace(config.demos, suite=only, episodes=config.warmup_demos), demos)
         settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only, seed=config.train.seed)
-        sft(settings, run, resume=(run / "config.json").exists())
+        sft(settings, run, resume=(run / CONFIG).exists())
     return run / "policy"
 
 

@@ -1,8 +1,6 @@
 """Supervised fine-tuning: a policy learns to continue demonstrations, one chunk at a time."""
 
-import json
 import math
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,10 +11,9 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from simplevla.allocation import keep_freed_memory
-from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, from_dict, to_dict
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
@@ -26,14 +23,15 @@ from simplevla.policies.load import check_fits, check_fits_suite, load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.storage import atomic_folder, write_json
+from simplevla.storage import FolderLock, atomic_folder, write_json
 from simplevla.suites.registry import make_suite
-from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from simplevla.training.checkpoint import Checkpoint, save_checkpoint
 from simplevla.training.chunks import ChunkBatches, augment, split_episodes
 from simplevla.training.determinism import deterministic
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
-from simplevla.training.runlog import environment_facts
+from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
+from simplevla.training.runlog import MetricsFile, environment_facts
 
 LOG_EVERY = 25
 """Batches per line of metrics.jsonl."""
@@ -56,10 +54,15 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
         UserError: dataset, policy, suite or run folder don't fit each other.
     """
     keep_freed_memory()
+    with open_run(run, resume, "sft") as folder:
+        if resume:
+            config = require_same(run, config, _extending(config))
+        checkpoint = newest_checkpoint(run, "batch", min(config.validate_every, config.batches)) if resume else None
+        return _sft(config, run, folder, checkpoint)
+
+
+def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoint | None) -> Path:
     dataset = LeRobotDataset(Path(config.dataset))
-    checkpoint = _checkpoint(config, run) if resume else None
-    if not resume and (run / "checkpoints").exists():
-        raise UserError(f"{run} already holds a run; resume it, or choose another folder")
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
@@ -67,15 +70,17 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
     if checkpoint:
         optimizer.adamw.load_state(checkpoint.optimizer())
     first = int(checkpoint.state["update"]) if checkpoint else 0
+    if config.batches < first:
+        raise UserError(f"batches is {config.batches}, and {run} has done {first}; expected as many or more")
     frames = dataset.load_all(progress=True)
     train_starts, validation_starts = split_episodes(frames.episode_index, config.validation_fraction, config.seed)
     batches = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "config.json", to_dict(config))
-    write_json(run / "environment.json", environment_facts(config.seed, dataset.origin or {}))
+    write_json(run / CONFIG, to_dict(config))
+    record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
         stack.enter_context(deterministic())
-        log = stack.enter_context(MetricsLog(run, checkpoint.state["metrics_bytes"] if checkpoint else 0, first))
+        keep_bytes = checkpoint.state["metrics_bytes"] if checkpoint else 0
+        log = stack.enter_context(MetricsFile(run, keep_bytes, first, "batch", folder.check, prefix="sft/"))
         trial = None
         if config.eval_episodes_per_task > 0:
             trial = stack.enter_context(ClosedLoop(config, policy))
@@ -93,30 +98,24 @@ def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
             validate = done % config.validate_every == 0 or done == config.batches
             progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
             if done % LOG_EVERY == 0 or validate:
-                log.write(done, {**window.metrics(), "lr": optimizer.lr(number)})
+                log.write({"batch": done, **window.metrics(), "lr": optimizer.lr(number)})
                 window = Window()
             if validate:
-                log.write(done, validation_metrics(policy, batches, validation_starts, config.batch_size))
+                found = validation_metrics(policy, batches, validation_starts, config.batch_size)
+                log.write({"batch": done, **found})
                 if trial is not None:
-                    log.write(done, trial.metrics(policy))
-                state = {"config": to_dict(config), "metrics_bytes": log.bytes}
+                    log.write({"batch": done, **trial.metrics(policy)})
+                state = {"metrics_bytes": log.length}
                 save_checkpoint(run / "checkpoints", done, policy, optimizer.adamw.state(), state, KEEP_CHECKPOINTS)
-    with atomic_folder(run / "policy") as folder:
-        policy.save(folder)
+    with atomic_folder(run / "policy") as temporary:
+        policy.save(temporary)
     return run / "policy"
 
 
-def _checkpoint(config: SFTConfig, run: Path) -> Checkpoint | None:
-    """The newest intact checkpoint of `run`, or None if it was stopped before its first."""
-    checkpoint = load_latest(run / "checkpoints")
-    if checkpoint is None:
-        return None
-    before = from_dict(SFTConfig, checkpoint.state["config"])
-    if config.optimizer.lr is None:
-        config = replace(config, optimizer=replace(config.optimizer, lr=before.optimizer.lr))
-    if before != config:
-        raise UserError(f"{run} was started with another configuration; resume with the one in its config.json")
-    return checkpoint
+def _extending(config: SFTConfig) -> dict[str, str]:
+    """Settings that may change when a run goes on, and why `batches` may not where the learning rate depends on it."""
+    depends = "" if config.schedule == "constant" else " (the cosine schedule's learning rates depend on it)"
+    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": ""}
 
 
 def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
@@ -281,34 +280,6 @@ class Window:
     def metrics(self) -> dict[str, float]:
         loss, grad_norm = (self.sums / self.count).tolist()
         return {"loss": loss, "grad_norm": grad_norm, "batches_per_s": self.rate}
-
-
-class MetricsLog:
-    """One JSON object per line in metrics.jsonl, and the same numbers for TensorBoard."""
-
-    def __init__(self, run: Path, keep_bytes: int, first_batch: int) -> None:
-        """What lies after the first `keep_bytes` of metrics.jsonl is newer than the checkpoint and is dropped."""
-        self.stream = (run / "metrics.jsonl").open("ab")
-        self.stream.truncate(keep_bytes)
-        self.stream.seek(0, os.SEEK_END)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_batch)
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stream.close()
-        self.board.close()
-
-    @property
-    def bytes(self) -> int:
-        return self.stream.tell()
-
-    def write(self, batch: int, metrics: dict[str, float]) -> None:
-        self.stream.write(json.dumps({"batch": batch, **metrics}).encode() + b"\n")
-        self.stream.flush()
-        for name, value in metrics.items():
-            self.board.add_scalar(f"sft/{name}", value, batch)
 
 
 class ClosedLoop:

@@ -18,16 +18,17 @@ from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_st
 from simplevla.rollout.collect import NoSignal
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
-from simplevla.storage import atomic_folder, read_json, write_json
+from simplevla.storage import FolderLock, atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
-from simplevla.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from simplevla.training.checkpoint import Checkpoint, save_checkpoint
 from simplevla.training.determinism import deterministic
 from simplevla.training.health import check, history, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rolled, Rollouts, RolloutsAhead
-from simplevla.training.runlog import RunLog, environment_facts, load_config
+from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
+from simplevla.training.runlog import RunLog, environment_facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ class Progress:
     env_steps: int = 0
     elapsed_s: float = 0.0
 
+
+EXTENDING = dict.fromkeys(
+    ("updates", "stop_at", "eval_every", "eval_episodes_per_task", "checkpoint_every", "keep_checkpoints"), ""
+)
+"""Settings that a run may go on with otherwise than it began: they only say how long it lasts, and what is seen of it."""
 
 MakeEngine = Callable[[TrainConfig, Policy], Engine]
 MakeLearner = Callable[[Policy, TrainConfig], Trainer]
@@ -78,12 +84,26 @@ def train(
         make_learner: what trains the policy.
 
     Raises:
-        UserError: `run` exists already, or its config differs on resume; the policy doesn't fit the suite; an update
-            was refused.
+        UserError: `run` exists already, or is in use; on resume its config differs in more than how long it lasts, or a part of
+            it is missing; the policy doesn't fit the suite; an update was refused.
         OSError: the run folder can't be written.
     """
+    with open_run(run, resume, "train") as folder:
+        if resume:
+            config = require_same(run, config, EXTENDING)
+        checkpoint = newest_checkpoint(run, "update", config.checkpoint_every) if resume else None
+        return _train(config, run, folder, checkpoint, make_engine, make_learner)
+
+
+def _train(
+    config: TrainConfig,
+    run: Path,
+    folder: FolderLock,
+    checkpoint: Checkpoint | None,
+    make_engine: MakeEngine,
+    make_learner: MakeLearner,
+) -> Outcome:
     suite = make_suite(config.suite)
-    checkpoint = _open_run(config, run, resume)
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
     place(policy, config.device)
     check_fits_suite(policy, suite.spec)
@@ -97,7 +117,11 @@ def train(
         learner.load_optimizer_state(checkpoint.optimizer(), checkpoint.state["optimizer_steps"])
         sampler.load_state_dict(checkpoint.state["sampler"])
         progress, keep_bytes = Progress(**checkpoint.state["progress"]), checkpoint.state["metrics_bytes"]
-    _write_facts(config, run, suite, progress.update, resume)
+        if config.updates < progress.update:
+            raise UserError(
+                f"updates is {config.updates}, and {run} has done {progress.update}; expected as many or more"
+            )
+    _write_facts(config, run, suite, progress.update)
 
     before = progress.elapsed_s
     started = time.monotonic()
@@ -105,7 +129,7 @@ def train(
         deterministic(config.device),
         make_engine(config, policy) as engine,
         _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
-        RunLog(run, keep_bytes, progress.update + 1) as log,
+        RunLog(run, keep_bytes, progress.update + 1, check=folder.check) as log,
     ):
         log.warn(warning for warning, _ in history(log.rows))
         if progress.update == 0 and config.eval_every:
@@ -180,41 +204,14 @@ def _rollouts(
     return RolloutsAhead(engine, policy, sampler, config, done + 1, behaviour)
 
 
-def _open_run(config: TrainConfig, run: Path, resume: bool) -> Checkpoint | None:
-    """Check that `run` may be used, and find where to go on from; None is the beginning."""
-    if not resume:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise UserError(
-                f"{run} exists already; give another --run, or go on with it: simplevla train --resume {run}"
-            )
-        return None
-    before = load_config(TrainConfig, run)
-    if config.optimizer.lr is None:
-        config = replace(config, optimizer=replace(config.optimizer, lr=before.optimizer.lr))
-    got, expected = _flatten(to_dict(config)), _flatten(to_dict(before))
-    differing = [key for key in expected if got.get(key) != expected[key]]
-    if differing:
-        pairs = "; ".join(f"{key} is {got.get(key)!r}, the run has {expected[key]!r}" for key in differing)
-        raise UserError(
-            f"{run} was started with another config: {pairs}. Resume without these flags, or use another --run."
-        )
-    return load_latest(run / "checkpoints")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _policy_folder(config: TrainConfig) -> Path:
     if not config.policy:
         raise UserError("no policy given; name the folder of a supervised one: --policy runs/sft/policy")
     return Path(config.policy)
 
 
-def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resume: bool) -> None:
+def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> None:
+    """Leave config.json and environment.json in `run`; what has changed since it began is refused, or warned of."""
     facts = environment_facts(config.seed, suite.protocol)
     environment = run / "environment.json"
     if update == 0:
@@ -225,8 +222,7 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resu
                 f"the policy in {config.policy} isn't the one that {run} was started with (sha256 {started[:12]}, now "
                 f"{facts[START_SHA256][:12]}), and the run has no checkpoint yet. Start a new run with --run"
             )
-    if not resume:
-        write_json(run / "config.json", to_dict(config))
+    write_json(run / CONFIG, to_dict(config))
     (run / "stopped.json").unlink(missing_ok=True)
     if environment.exists():
         first = read_json(environment)
@@ -241,10 +237,7 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int, resu
                 "this resume can't be compared; to be sure, start a new run from its newest checkpoint",
                 stacklevel=2,
             )
-        first["resumed"].append({**facts, "after_update": update})
-        write_json(environment, first)
-    else:
-        write_json(environment, {**facts, "resumed": []})
+    record_facts(run, facts, update)
 
 
 def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
@@ -285,6 +278,7 @@ def _evaluate(
     started = time.monotonic()
     settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
     result = evaluate(engine, policy, suite, settings)
+    log.check()
     write_result(_evaluation_file(run, update), result)
     return {
         "eval_success": result.overall.rate,

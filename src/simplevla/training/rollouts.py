@@ -103,7 +103,8 @@ class RolloutsAhead(Rollouts):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         # The number is the whole process's: as the engine sets it, lest it change in the middle of an update.
         torch.set_num_threads(min(self._threads, policy_threads(config.rollout)))
-        self._begin(update, behaviour or self._trained, staleness=1 if behaviour else 0)
+        self._take(behaviour or self._trained)
+        self._submit(update, staleness=1 if behaviour else 0)
 
     def __exit__(self, *_: object) -> None:
         self._cancelled.set()
@@ -113,10 +114,10 @@ class RolloutsAhead(Rollouts):
     def of(self, update: int) -> Rolled:
         """The groups of this update; those of the next one are begun with the policy as it is now."""
         rolled = self._future.result()
+        self._take(self._trained)
+        # Weights and state also after the last update: a run that is extended goes on from them.
         if update < self._config.updates:
-            self._begin(update + 1, self._trained, staleness=1)
-        else:
-            self._state = self._sampler.state_dict()
+            self._submit(update + 1, staleness=1)
         return rolled
 
     def settle(self) -> None:
@@ -130,10 +131,13 @@ class RolloutsAhead(Rollouts):
         acting = dict(self._policy.named_parameters())
         return {name: acting[name].detach().cpu().contiguous() for name in self._trained}
 
-    def _begin(self, update: int, weights: Mapping[str, Tensor], staleness: int) -> None:
+    def _take(self, weights: Mapping[str, Tensor]) -> None:
+        """Let the next rollouts have these weights, and what the sampler gives from here."""
         parameters = dict(self._policy.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
         self._state = self._sampler.state_dict()
+
+    def _submit(self, update: int, staleness: int) -> None:
         self._future: Future[Rolled] = self._pool.submit(self._collect, update, staleness)

@@ -1,5 +1,6 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard, a live table in the terminal, and where it ran."""
+"""The records of a run: metrics.jsonl, TensorBoard, a live table in the terminal, and where it ran."""
 
+import errno
 import json
 import math
 import os
@@ -7,8 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,16 +16,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from simplevla.config import from_dict
-from simplevla.errors import UserError
 from simplevla.evaluation import provenance
-from simplevla.storage import read_json
+from simplevla.storage import storage_errors
 from simplevla.training.health import HealthWarning
 
-T = TypeVar("T")
-
+METRICS = "metrics.jsonl"
 ROWS_SHOWN = 20
-"""Of the live table; the whole history is in metrics.jsonl."""
+"""Rows of the live table; the whole history is in metrics.jsonl."""
 
 
 def _percent(value: float) -> str:
@@ -46,35 +43,42 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 """(key in a row, heading, format) of what the terminal shows."""
 
 
-class RunLog:
-    """Appends one row per update to metrics.jsonl and TensorBoard, and shows the last rows in the terminal.
+class MetricsFile:
+    """Appends rows to metrics.jsonl and their numbers to TensorBoard. Use as a context manager.
 
-    Rows are flat: numbers become TensorBoard scalars; anything else (`success_by_task`) is kept in the file alone.
+    Args:
+        keep_bytes: length that a checkpoint says; what lies after it is newer than the checkpoint, and is dropped.
+        first: value of `key` in the first row to come.
+        key: name of the x-axis, which every row has.
+        check: raises OSError if the run folder is gone.
+
+    Raises:
+        OSError: metrics.jsonl can't be written.
     """
 
-    def __init__(self, run: Path, keep_bytes: int = 0, first_update: int = 0, console: Console | None = None) -> None:
-        """Rows after the first `keep_bytes` bytes are dropped: they are newer than the checkpoint that is resumed."""
-        self._stream = (run / "metrics.jsonl").open("ab")
-        self._stream.truncate(keep_bytes)
-        self._stream.seek(0, os.SEEK_END)
+    def __init__(
+        self,
+        run: Path,
+        keep_bytes: int,
+        first: int,
+        key: str,
+        check: Callable[[], None] = lambda: None,
+        prefix: str = "",
+    ) -> None:
+        self.file = run / METRICS
+        self._key, self._prefix, self.check = key, prefix, check
+        with storage_errors(self.file):
+            self._stream = self.file.open("ab", buffering=0)
+            self._stream.truncate(keep_bytes)
+            self._stream.seek(0, os.SEEK_END)
         self.rows = read_rows(run)
         """All that metrics.jsonl holds."""
-        self._warned: set[str] = set()
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first_update)
-        self._console = console or Console()
-        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first)
 
-    def __enter__(self) -> "RunLog":
-        if self._live is not None:
-            self._live.start()
+    def __enter__(self) -> "MetricsFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.update(self._table())
-            self._live.stop()
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
         self._tensorboard.close()
 
@@ -83,30 +87,64 @@ class RunLog:
         """Bytes of metrics.jsonl so far, for the checkpoint."""
         return self._stream.tell()
 
+    def write(self, row: dict[str, Any]) -> None:
+        """Append `row` and flush it to the disk; NaN and infinity become null."""
+        self.check()
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        with storage_errors(self.file):
+            line = json.dumps(finite).encode() + b"\n"
+            if self._stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._stream.fileno())
+        for key, value in finite.items():
+            if key != self._key and isinstance(value, int | float):
+                self._tensorboard.add_scalar(self._prefix + key, value, row[self._key])
+        self._tensorboard.flush()
+        self.rows.append(finite)
+
+
+class RunLog(MetricsFile):
+    """The rows of an RL run, one per update, whose last ones the terminal shows.
+
+    Rows are flat: numbers become TensorBoard scalars; anything else (`success_by_task`) is kept in the file alone.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        keep_bytes: int = 0,
+        first_update: int = 0,
+        console: Console | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(run, keep_bytes, first_update, "update", check)
+        self._warned: set[str] = set()
+        self._console = console or Console()
+        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+
+    def __enter__(self) -> "RunLog":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.stop()
+        super().__exit__()
+
     def stage(self, text: str) -> None:
         """Say what is going on between two rows; a terminal shows it, a log file needn't."""
         if self._live is not None:
             self._live.update(Group(self._table(), Spinner("dots", text)), refresh=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append `row` (its key `update` is the x-axis) and flush it to the disk; NaN and infinity become null.
-
-        Raises:
-            OSError: metrics.jsonl can't be written.
-        """
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        self._stream.write(json.dumps(finite).encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        for key, value in finite.items():
-            if key != "update" and isinstance(value, int | float):
-                self._tensorboard.add_scalar(key, value, row["update"])
-        self._tensorboard.flush()
-        self.rows.append(finite)
+        super().write(row)
         if self._live is not None:
             self._live.update(self._table())
         else:
-            cells = (f"{heading} {_cell(finite, key, form)}" for key, heading, form in COLUMNS if key in finite)
+            shown = self.rows[-1]
+            cells = (f"{heading} {_cell(shown, key, form)}" for key, heading, form in COLUMNS if key in shown)
             self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
 
     def warn(self, warnings: Iterable[HealthWarning]) -> None:
@@ -131,20 +169,9 @@ def _cell(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """All rows of the run's metrics.jsonl, oldest first."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def load_config(cls: type[T], run: Path) -> T:
-    """The config, of class `cls`, that `run` was started with.
-
-    Raises:
-        UserError: `run` isn't the folder of such a run.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run} has no config.json: it isn't the folder of a run. Start a new one with --run.")
-    return from_dict(cls, read_json(path))
+    """All rows of the run's metrics.jsonl, oldest first; a last line that a kill cut off is left out."""
+    lines = (run / METRICS).read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def environment_facts(seed: int, protocol: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """`simplevla import tinyvla`: from the checkpoint that TinyVLA's training writes to a policy folder."""
 
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from simplevla.policies.tinyvla.published_config import FRAME, policy_config
 from simplevla.policies.tinyvla.published_files import PublishedCheckpoint, read_checkpoint
 from simplevla.policies.tinyvla.published_pickle import read_pickle
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.storage import atomic_folder
 
 PARTS = (
     ("condition.norm.", "embed_out.norm_after_pool."),
@@ -86,7 +85,8 @@ def import_tinyvla(
     weights = {name: checkpoint.tensors[theirs].float().contiguous() for name, theirs in names.items()}
     policy.load_state_dict(weights, assign=True)
     policy.trained_on = (TrainedOn(stage="published"),)
-    _save_as(policy, out)
+    with atomic_folder(out) as temporary:
+        policy.save(temporary)
     return ImportReport(config=config, tensors=len(weights), merged=checkpoint.merged, unread=unread)
 
 
@@ -193,14 +193,3 @@ def _check_tensors(
         )
         raise UserError(f"the tensors don't fit {checkpoint.config_file}: {'; '.join(problems[:3])}{more}.{hint}")
     return len(left)
-
-
-def _save_as(policy: TinyVLA, out: Path) -> None:
-    """All of the folder or nothing."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        policy.save(temporary)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -8,12 +8,13 @@ collision group alone.
 import functools
 import hashlib
 import os
-import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import mujoco
 import numpy as np
+
+from simplevla.storage import write_atomically
 
 MAX_FACES = 500
 """Faces of a decimated mesh; stock meshes have up to 66,000."""
@@ -129,7 +130,7 @@ def _lite_mesh(source: Path, scale: str) -> Path:
         if uv is not None:
             arrays.append(uv.astype(np.float32))
         arrays.append(faces.astype(np.int32))
-        _write(target, b"".join(array.tobytes() for array in arrays))
+        write_atomically(target, b"".join(array.tobytes() for array in arrays))
     return target
 
 
@@ -146,7 +147,7 @@ def _lite_texture(source: Path) -> Path:
             small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.BOX)
         buffer = BytesIO()
         small.save(buffer, "PNG")
-        _write(target, buffer.getvalue())
+        write_atomically(target, buffer.getvalue())
     return target
 
 
@@ -173,13 +174,3 @@ def _key(source: Path, *settings: object) -> str:
     stat = source.stat()
     text = "|".join(map(str, (FORMAT, mujoco.__version__, source.resolve(), stat.st_size, stat.st_mtime_ns, *settings)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Write so that other processes see the whole file or none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, target)
