@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import ContinualConfig
-from simplevla.config import from_dict
+from simplevla.checked import from_dict
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import load_policy
