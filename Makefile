@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# A file's tests share what they build, so they stay in one process.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 
@@ -12,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/simplevla demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(VENV)/.test
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python -m pytest tests/unit
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python -m pytest $(PARALLEL) tests/unit
 
 format: $(VENV)/.test
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

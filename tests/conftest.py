@@ -2,6 +2,10 @@ import os
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before anything imports torch: there is a test process for each core already.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 TESTS = Path(__file__).parent
