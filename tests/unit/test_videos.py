@@ -128,6 +128,22 @@ def test_a_solved_and_an_unsolved_episode_are_filmed_step_by_step(tmp_path):
     assert frames[0].shape == (34, 48, 3)
 
 
+def test_a_film_whose_environment_breaks_is_left_out_and_said(tmp_path, monkeypatch):
+    class Falling(Corridor):
+        def reset(self, task, initial_state):
+            if initial_state == 0:
+                raise RuntimeError("the floor gave way")
+            return super().reset(task, initial_state)
+
+    suite = CorridorSuite()
+    monkeypatch.setattr(CorridorSuite, "make_environment", lambda self: Falling())
+    task = suite.tasks[0]
+    with pytest.warns(UserWarning, match=r"no film before RL of task 'walk', initial state 0: .*RuntimeError: the floor"):
+        clips = record_videos(suite, WalksOneCell(), [(task, 0), (task, 5)], tmp_path, "before")
+    assert [clip.initial_state for clip in clips] == [5]
+    assert read_clips(tmp_path, "before") == clips
+
+
 def test_the_list_of_clips_is_read_back(tmp_path):
     suite = CorridorSuite()
     clips = record_videos(suite, WalksOneCell(), [(suite.tasks[0], 0)], tmp_path, "after")

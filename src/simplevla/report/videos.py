@@ -1,6 +1,7 @@
 """Videos of a policy at work: greedy episodes from chosen initial states, one picture per env step."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -50,14 +51,26 @@ def record_videos(
     """Roll `policy` out greedily from each (task, initial state) in this process and film it.
 
     Writes `PREFIX_TASK_STATE.mp4` (or .webp where PyAV has no H.264 encoder) per pair and `PREFIX.json`, which lists
-    them. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`;
+    them. A film whose environment breaks is left out, with a warning. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`;
     `policy_sha256`, the policy's fingerprint.
     """
     environment = suite.make_environment()
     clips: list[Clip] = []
     try:
         for task, initial_state in pairs:
-            pictures, success = _film(environment, policy, task, initial_state)
+            try:
+                pictures, success = _film(environment, policy, task, initial_state)
+            except UserError:
+                raise
+            except Exception as error:
+                warnings.warn(
+                    f"no film {prefix} RL of task {task.name!r}, initial state {initial_state}: the environment raised "
+                    f"{type(error).__name__}: {error}. The next report tries again",
+                    stacklevel=2,
+                )
+                environment.close()
+                environment = suite.make_environment()
+                continue
             data, ending = encode_video(pictures, suite.spec.control_hz)
             file = f"{prefix}_{task.name}_{initial_state:03d}{ending}"
             write_atomically(folder / file, data)
