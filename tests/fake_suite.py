@@ -9,10 +9,13 @@ the first three. Environment variables that the worker processes inherit:
 FAKE_SUITE_FOLDER  a `..._once` task misbehaves as long as the file of its name isn't in there, and makes it;
                    `wait` steps only once the file `go` is there
 FAKE_SUITE_LOG     file to which every reset appends the task's name and the initial state
-FAKE_SUITE_BUILD   `raise` or `exit` breaks the construction of environments
+FAKE_SUITE_BUILD   `raise` or `exit` breaks the construction of environments; `exit 2 3` that of the second and third one alone,
+                   counted in the folder over all processes
 FAKE_SUITE_JITTER  longest of the random delays, in seconds, that chunks then have
 """
 
+import ctypes
+import itertools
 import os
 import random
 import sys
@@ -29,7 +32,7 @@ HORIZON = 11
 GOALS = {"reach": 0.4, "far": 0.8, "near": 0.1, "trivial": -9.0, "impossible": 99.0}
 REGULAR = ("reach", "far", "near")
 MISBEHAVIOURS = (
-    *("crash", "crash_once", "crash_at_reset", "hang", "hang_once", "kill", "kill_once", "wait"),
+    *("crash", "crash_once", "crash_at_reset", "hang", "hang_once", "hold", "kill", "kill_once", "wait"),
     *("nan", "int_success", "executed_0", "executed_5", "ends_early", "float_image", "long_state", "no_camera"),
 )
 
@@ -63,15 +66,26 @@ class FakeSuite(Suite):
         return list(range(4)) if split == "train" else list(range(4, 6))
 
     def make_environment(self) -> "FakeEnvironment":
-        build = os.environ.get("FAKE_SUITE_BUILD")
+        build, *numbers = os.environ.get("FAKE_SUITE_BUILD", "well").split()
         if build == "raise":
             raise RuntimeError("no display in this fake world")
-        if build == "exit":
+        if build == "exit" and (not numbers or str(number_of_build()) in numbers):
             os._exit(7)
         return FakeEnvironment()
 
     def make_expert(self, environment: Environment) -> "FakeExpert":
         return FakeExpert()
+
+
+def number_of_build() -> int:
+    """1 for the first environment that any process builds, and so on."""
+    for number in itertools.count(1):
+        try:
+            (Path(os.environ["FAKE_SUITE_FOLDER"]) / f"build_{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return number
+    raise AssertionError
 
 
 class FakeExpert(Expert):
@@ -128,7 +142,7 @@ class FakeEnvironment(Environment):
                 if time.monotonic() > deadline:
                     raise RuntimeError("nobody opened the gate")
                 time.sleep(0.01)
-        if what not in ("crash", "hang", "kill"):
+        if what not in ("crash", "hang", "hold", "kill"):
             return
         if once:
             marker = Path(os.environ["FAKE_SUITE_FOLDER"]) / self.task
@@ -140,6 +154,9 @@ class FakeEnvironment(Environment):
             raise RuntimeError("the gripper fell off")
         if what == "hang":
             time.sleep(600)
+        if what == "hold":
+            # Unlike the one above it keeps Python's lock.
+            ctypes.PyDLL(None).sleep(600)
         os._exit(9)
 
     def observe(self) -> Observation:

@@ -15,6 +15,7 @@ import torch
 
 import forty_episodes
 from fake_suite import HORIZON
+from sampled_episodes import update_by
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources
 from simplevla.distributed.engine import RayEngine, _Replica
@@ -92,7 +93,7 @@ def test_two_actors_give_the_local_episodes_before_and_after_an_update(base: Pat
             assert counted.episodes == 4 * got.sampled
             same_groups(got, expected)
             # What was trained reaches the actors.
-            Learner(policy, settings).update(expected.groups, 1)
+            update_by(Learner(policy, settings), expected.groups, 1)
             again, then = (collected(either, policy, settings, update=2) for either in (rays, engine))
             same_groups(again, then)
         start, now = load_policy(base).state_dict(), policy.state_dict()
@@ -127,10 +128,10 @@ def test_learners_on_the_cluster_and_their_loss(base: Path, tmp_path: Path) -> N
         learner = make_learner(policy, settings)
         update = learner.update
 
-        def once(groups: Any, number: int) -> dict[str, float]:
+        def once(groups: Any, advantages: Any, number: int) -> dict[str, float]:
             if number == 2:
                 ray.kill(learner._ranks[1])
-            return update(groups, number)
+            return update(groups, advantages, number)
 
         learner.update = once  # type: ignore[method-assign]
         return learner
@@ -177,6 +178,32 @@ def test_a_killed_actors_episodes_are_run_again(base: Path) -> None:
     assert all(e.status is not EpisodeStatus.ENV_ERROR and e.env_steps <= HORIZON for e in got.values())
     for number, episode in expected.items():
         np.testing.assert_array_equal(got[number].trace, episode.trace)
+
+
+def test_actors_that_die_while_they_start_are_replaced_with_an_end(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, policy = config(base), load_policy(base)
+    make, doomed = RayEngine._new_actor, [True, False, True, False]
+
+    def actor(self: RayEngine) -> Any:
+        handle = make(self)
+        if doomed.pop(0):
+            ray.kill(handle)
+        return handle
+
+    monkeypatch.setattr(RayEngine, "_new_actor", actor)
+    with RayEngine(settings, policy) as rays:
+        assert rays.stats.worker_restarts == 1
+        pid = actor_process(rays, 0)
+        found = forty_episodes.rolled_out(
+            rays, policy, settings.suite, lambda n: os.kill(pid, signal.SIGKILL) if n == 5 else None
+        )
+        assert rays.stats.worker_restarts == 3
+        assert "lost while starting" in rays.stats.errors.last_error
+    assert len(found) == 40
+    assert all(episode.status is not EpisodeStatus.ENV_ERROR for episode in found.values())
+    doomed[:] = [True] * 20
+    with pytest.raises(ValueError, match=r"11 rollout actors were lost .* the last one by: lost while starting"):
+        RayEngine(settings, policy)
 
 
 def test_what_broke_in_the_actors_is_added_up() -> None:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,48 @@ def test_environments_that_cannot_be_built_are_named_at_once(
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize("builds", ["exit 1 2", "exit 2 3"])
+def test_a_worker_that_dies_while_it_starts_is_started_again(builds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two times in a row: the first worker, or the replacement of one that was killed in an episode."""
+    # An episode may fail once, and does; the deaths at the start are nobody's fault.
+    config = RolloutConfig(workers=1, slots_per_worker=1, max_attempts=2)
+    monkeypatch.setenv("FAKE_SUITE_BUILD", builds)
+    episodes, engine = roll_out(suite_of("kill_once", "reach"), config, 4)
+    killed = {"worker died (exit code 9)": 1}
+    while_starting = {"worker died (exit code 7) while starting": 2} if builds == "exit 2 3" else {}
+    assert engine.stats.errors.counts == killed | while_starting
+    monkeypatch.delenv("FAKE_SUITE_BUILD")
+    assert_same_outcomes(episodes, roll_out(suite_of("kill_once", "reach"), config, 4)[0])
+
+
+def test_starting_again_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SUITE_BUILD", "exit 2 3 4")
+    with pytest.raises(SuiteError, match=r"worker died \(exit code 7\) while starting, 3 times in a row"):
+        roll_out(suite_of("kill_once"), RolloutConfig(workers=1, slots_per_worker=1), 1)
+
+
+def test_starts_that_fail_count_from_the_last_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SUITE_BUILD", "exit 2 3 5 6")
+    config = RolloutConfig(workers=1, slots_per_worker=1, max_attempts=3)
+    episodes, engine = roll_out(suite_of("kill"), config, 1)
+    assert episodes[0].status is EpisodeStatus.ENV_ERROR
+    assert engine.stats.errors.counts == {
+        "worker died (exit code 9)": 3,
+        "worker died (exit code 7) while starting": 4,
+    }
+
+
+def test_workers_outlive_the_thread_that_started_them() -> None:
+    made: list[RolloutEngine] = []
+    thread = threading.Thread(target=lambda: made.append(RolloutEngine(SUITE, RolloutConfig(workers=1), 4)))
+    thread.start()
+    thread.join()
+    queue = iter(requests_for(SUITE, 2))
+    with made[0] as engine:
+        engine.run(FakePolicy(), Sampling(), lambda: next(queue, None), lambda episode: None)
+        assert (engine.stats.episodes, engine.stats.worker_restarts) == (2, 0)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_exception_in_the_parent_ends_the_workers_and_closes_the_engine(error: type[BaseException]) -> None:
     def sink(episode: Episode) -> None:
@@ -258,7 +301,7 @@ from simplevla.types import EpisodeRequest
 
 # A shell that runs this in the background has Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-suite = SuiteConfig(name="fake_suite:make", tasks=("inspect", "hang"))
+suite = SuiteConfig(name="fake_suite:make", tasks=("inspect", sys.argv[2]))
 inspect, hang = make_suite(suite).tasks
 queue = iter([EpisodeRequest(task=hang, initial_state=0, seed=(i,)) for i in range(2)])
 engine = RolloutEngine(suite, RolloutConfig(workers=2, slots_per_worker=1), 4)
@@ -287,13 +330,13 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see other processes")
-@pytest.mark.parametrize("how", ["die", "ctrl-c"])
-def test_nothing_is_left_when_the_program_ends_in_the_middle(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "task"), [("die", "hang"), ("die", "hold"), ("ctrl-c", "hang"), ("ctrl-c", "hold")])
+def test_nothing_is_left_when_the_program_ends_in_the_middle(how: str, task: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
     # In a session of its own, whose whole process group gets the Ctrl-C as in a terminal.
     program = subprocess.Popen(
-        [sys.executable, str(script), how],
+        [sys.executable, str(script), how, task],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -306,7 +349,7 @@ def test_nothing_is_left_when_the_program_ends_in_the_middle(how: str, tmp_path:
         time.sleep(0.2)
         os.killpg(program.pid, signal.SIGINT)
     _, errors = program.communicate(timeout=120)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 2
     while not all(gone(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert all(gone(pid) for pid in pids)

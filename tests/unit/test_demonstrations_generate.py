@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_an_accident_changes_no_byte_and_is_reported(
     assert multiprocessing.active_children() == []
 
 
+def test_a_replacement_that_dies_while_it_starts_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(demos(episodes=4), suite=SuiteConfig(name="fake_suite:make", tasks=("kill_once", "near")))
+    monkeypatch.setattr(generation, "SETTINGS", RolloutConfig(max_attempts=2))
+    monkeypatch.setenv("FAKE_SUITE_FOLDER", str(tmp_path))
+    monkeypatch.setenv("FAKE_SUITE_BUILD", "exit 2 3")
+    generate(config, tmp_path / "data")
+    kinds = "worker died (exit code 9) (1 time); worker died (exit code 7) while starting (2 times)"
+    assert f"{kinds}; attempts given up after 2 runs: none" in capsys.readouterr().out
+    monkeypatch.delenv("FAKE_SUITE_BUILD")
+    generate(config, tmp_path / "calm", progress=False)
+    assert content(tmp_path / "data") == content(tmp_path / "calm")
+
+
 @pytest.mark.parametrize("how", ["raise", "die", "hang"])
 def test_a_state_that_always_breaks_is_left_out_and_no_failure_of_the_expert(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -279,6 +295,22 @@ def test_statistics_are_those_of_the_frames(tmp_path: Path) -> None:
     assert dataset.origin is not None
     assert dataset.origin["protocol"] == {"physics": "none"}
     assert "workers" not in dataset.origin["demos"]
+
+
+UNGUARDED = """
+from simplevla.config import DemosConfig, SuiteConfig
+from simplevla.demonstrations.generate import generate
+generate(DemosConfig(suite=SuiteConfig(name="point_suite:make", tasks=("near",)), episodes=3, workers=2), "data")
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "heredoc"])
+def test_a_script_without_a_main_guard_and_a_heredoc_generate(how: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, "script.py" if how == "script" else "-"]
+    done = subprocess.run(command, input=UNGUARDED, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert LeRobotDataset(tmp_path / "data").num_episodes == 3
 
 
 def test_workers_import_no_torch() -> None:

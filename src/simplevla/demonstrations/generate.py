@@ -147,6 +147,8 @@ class Tally:
         following = (attempt.episode, attempt.number + 1)
         if isinstance(event, Loss) or event.kind == "env_error":
             self.errors.add(event.error, event.text)
+            if isinstance(event, Loss) and event.starting:
+                return this
             self._failures[this] += 1
             log.warning(
                 "task %r, initial state %d broke (%d of at most %d runs): %s",

@@ -26,7 +26,7 @@ from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
 AHEAD = 4
 """Requests that an actor holds beyond its slots, so that a free slot needn't wait for the driver."""
 MAX_DEATHS = 10
-"""Actors lost in one rollout, after which something is wrong with more than one machine."""
+"""Actors lost in one rollout, or before the first, after which something is wrong with more than one machine."""
 
 Key = tuple[int, ...]
 """An episode's seed, which no other episode has."""
@@ -70,12 +70,16 @@ class RayEngine:
             self._files = ray.put(packed(policy))
             self._weights: Any = None
             self._version: tuple[int, ...] = ()
-            self._rollouts = 0
+            self._rollouts = self._deaths = 0
             for _ in range(self._settings.actors):
                 handle = self._new_actor()
                 self._replicas.append(_Replica(handle, handle.slots.remote()))
             for replica in self._replicas:
-                self._greet(replica)
+                while replica.starting is not None:
+                    try:
+                        self._greet(replica)
+                    except RayActorError as error:
+                        self._renew(replica, f"lost while starting: {str(error).splitlines()[0]}")
         except BaseException:
             self.close()
             raise
@@ -106,6 +110,7 @@ class RayEngine:
         """
         started = time.perf_counter()
         self._rollouts += 1
+        self._deaths = 0
         rollout = _Rollout(number=self._rollouts, sampling=sampling, source=source, sink=sink, record=record)
         try:
             self._put_weights(policy)
@@ -184,7 +189,8 @@ class RayEngine:
                 elif replica.answer is not None and time.monotonic() - replica.asked > self._settings.answer_timeout_s:
                     self._replace(replica, f"no answer for {self._settings.answer_timeout_s:g} s", rollout)
             except RayActorError as error:
-                self._replace(replica, str(error).splitlines()[0], rollout)
+                lost = "lost while starting: " if replica.starting is not None else ""
+                self._replace(replica, lost + str(error).splitlines()[0], rollout)
         self._require_one(rollout)
 
     def _require_one(self, rollout: "_Rollout") -> None:
@@ -204,21 +210,9 @@ class RayEngine:
 
     def _replace(self, replica: _Replica, reason: str, rollout: "_Rollout") -> None:
         """Ask for a new actor in the place of one that is lost, and let its episodes be run again, by whoever is ready."""
-        rollout.deaths += 1
-        if rollout.deaths > MAX_DEATHS:
-            raise UserError(
-                f"{rollout.deaths} rollout actors were lost in one rollout, the last one by: {reason}. Look at the nodes' memory "
-                "(`ray status`, and Ray's logs), or give each actor fewer environments (rollout.workers, rollout.slots_per_worker)"
-            )
-        lost = list(replica.outstanding.values())
-        self._add_stats(replica)
-        self.stats.worker_restarts += 1
+        lost, replica.outstanding = list(replica.outstanding.values()), {}
+        error = self._renew(replica, reason)
         self.stats.retries += len(lost)
-        error = f"a rollout actor was replaced: {reason}"
-        self.stats.errors.add("rollout actor lost", error)
-        ray.kill(replica.handle)
-        replica.handle, replica.answer, replica.running, replica.outstanding = self._new_actor(), None, None, {}
-        replica.starting, replica.version = replica.handle.slots.remote(), None
         for request in lost:
             failures = rollout.failures[_key(request)] = rollout.failures.get(_key(request), 0) + 1
             if failures >= self._config.rollout.max_attempts:
@@ -228,6 +222,23 @@ class RayEngine:
                 rollout.sink(Episode(request=request, status=EpisodeStatus.ENV_ERROR, error=error))
             else:
                 rollout.waiting.append(request)
+
+    def _renew(self, replica: _Replica, reason: str) -> str:
+        """Ask for a new actor in the place of one that is lost; returns a sentence about it."""
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise UserError(
+                f"{self._deaths} rollout actors were lost in one rollout, the last one by: {reason}. Look at the nodes' memory "
+                "(`ray status`, and Ray's logs), or give each actor fewer environments (rollout.workers, rollout.slots_per_worker)"
+            )
+        self._add_stats(replica)
+        self.stats.worker_restarts += 1
+        error = f"a rollout actor was replaced: {reason}"
+        self.stats.errors.add("rollout actor lost", error)
+        ray.kill(replica.handle)
+        replica.handle, replica.answer, replica.running = self._new_actor(), None, None
+        replica.starting, replica.version = replica.handle.slots.remote(), None
+        return error
 
     def _new_actor(self) -> Any:
         settings, config = self._settings, self._config
@@ -243,7 +254,12 @@ class RayEngine:
         return remote.remote(config.suite, config.rollout, settings, config.denoising, self._files, device)
 
     def _greet(self, replica: _Replica) -> None:
-        """Wait until the actor is ready."""
+        """Wait until the actor is ready.
+
+        Raises:
+            RayActorError: it is lost.
+            UserError: it can't be made.
+        """
         try:
             replica.slots = ray.get(replica.starting, timeout=STARTUP_TIMEOUT_S)
             replica.starting = None
@@ -252,6 +268,8 @@ class RayEngine:
         except RayTaskError as error:
             raise cause_of(error) from None
         except RayActorError as error:
+            if not error.actor_init_failed:
+                raise
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"a rollout actor couldn't be made: {reason}") from None
 
@@ -286,7 +304,6 @@ class _Rollout:
     waiting: list[EpisodeRequest] = field(default_factory=list)
     """To be run again."""
     failures: dict[Key, int] = field(default_factory=dict)
-    deaths: int = 0
 
 
 def _key(request: EpisodeRequest) -> Key:

@@ -1,16 +1,22 @@
 """The workers of a rollout or of demonstrations, each replaced where it dies or hangs, and a record of what broke."""
 
+import logging
 import os
 import selectors
 import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from simplevla.rollout.workers import STARTUP_TIMEOUT_S, Reply, SuiteError, Worker, close_all
 
+log = logging.getLogger(__name__)
+
+MAX_STARTS = 3
+"""Processes that die or hang one after another while they start, after which a worker's environments can't be built."""
 SHOWN_LINES, LINE_LENGTH = 4, 300
 """Size of a shortened error: a traceback's last lines say where and what, and longer lines are cut."""
 
@@ -21,8 +27,14 @@ class Loss:
 
     error: str
     """In a few words."""
-    executing: int | None
+    executing: int | None = None
     """The slot whose command broke it; None if that isn't known."""
+    starting: bool = False
+    """It was still starting, so that no command broke it."""
+
+    def blames(self, slot: int) -> bool:
+        """Whether the slot's command may have broken it."""
+        return not self.starting and self.executing in (None, slot)
 
     @property
     def text(self) -> str:
@@ -45,6 +57,8 @@ class Crew:
     def __init__(self, make_worker: Callable[[], Worker], count: int, suite: str, timeout_s: float) -> None:
         self.workers: list[Worker] = []
         self._suite, self._timeout_s = suite, timeout_s
+        self._failed_starts: Counter[Worker] = Counter()
+        """Since each was last ready."""
         self._selector = selectors.DefaultSelector()
         self.close = weakref.finalize(self, _shut_down, self.workers, self._selector)
         """Ends the workers. May be called more than once."""
@@ -80,7 +94,9 @@ class Crew:
             for reply in replies:
                 if reply.kind == "suite_error":
                     raise SuiteError(reply.text)
-                if reply.kind != "ready":
+                if reply.kind == "ready":
+                    del self._failed_starts[worker]
+                else:
                     yield worker, reply
         now = time.monotonic()
         for worker in self.workers:
@@ -92,18 +108,22 @@ class Crew:
         self._selector.register(worker.connection, selectors.EVENT_READ, worker)
 
     def _replace(self, worker: Worker, reason: str) -> Loss:
-        executing, was_ready = worker.executing, worker.ready
+        executing, starting = worker.executing, not worker.ready
         self._selector.unregister(worker.connection)
         exitcode = worker.kill()
         reason = f"{reason} (exit code {exitcode})" if exitcode is not None else reason
-        if not was_ready:
-            raise SuiteError(
-                f"suite {self._suite!r} can't build environments: {reason} while building the first one. "
-                "Build it in a plain Python process to see why: make_suite(config).make_environment()"
-            )
+        if starting:
+            reason = f"{reason} while starting"
+            self._failed_starts[worker] += 1
+            if self._failed_starts[worker] == MAX_STARTS:
+                raise SuiteError(
+                    f"suite {self._suite!r} can't build environments: {reason}, {MAX_STARTS} times in a row. "
+                    "Build one in a plain Python process to see why: make_suite(config).make_environment()"
+                )
+            log.warning("%s (%d of at most %d starts)", reason, self._failed_starts[worker], MAX_STARTS)
         worker.start()
         self._watch(worker)
-        return Loss(reason, executing)
+        return Loss(reason, executing, starting)
 
 
 def _shut_down(workers: list[Worker], selector: selectors.BaseSelector) -> None:

@@ -420,13 +420,13 @@ class RolloutEngine:
         """Run the episodes of a worker that was replaced again.
 
         The command that it was executing broke it: only that episode has failed an attempt. With none, nobody is known
-        to be innocent, and all have.
+        to be innocent, and all have; while it was starting, none has.
         """
         self.stats.worker_restarts += 1
         self.stats.errors.add(loss.error, loss.text)
         for slot in self._slots:
             if slot.worker is worker and slot.running is not None and not slot.running.broken:
-                self._run_again(slot, loss.text, failed=loss.executing in (None, slot.index))
+                self._run_again(slot, loss.text, failed=loss.blames(slot.index))
 
     def _run_again(self, slot: _Slot, reason: str, failed: bool) -> None:
         """Start the slot's episode again, with the same seed, unless it has failed too often."""

@@ -5,6 +5,7 @@ No torch here: a worker imports this file, the suite and nothing else, so it sta
 
 import contextlib
 import copy
+import fcntl
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -279,7 +280,7 @@ def serve(
     counts in shared memory the commands that were executed, so that the one which kills the process is known; `beaten`
     holds the time of a job's last env step.
     """
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _end_with_parent()
 
     def beat() -> None:
         beaten.value = time.monotonic()
@@ -305,11 +306,24 @@ def serve(
         server.discard(slot)
 
 
-def _exit_with_parent() -> None:
-    """End this process when its parent is gone, even in the middle of a chunk."""
+def _end_with_parent() -> None:
+    """Let this process end when its parent is gone, even in the middle of a chunk.
+
+    On Linux the kernel kills it, since a thread would wait for C code that keeps Python's lock. The signal comes when the pipe
+    from the parent closes, and so with the parent's process; PR_SET_PDEATHSIG comes with the thread that started this one.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
+    if sys.platform == "linux":
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    # For other systems, and for a parent that was gone before.
+    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
 
