@@ -247,12 +247,17 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"no file {path}")
     if path.stat().st_size > LONGEST_JSON:
         raise UserError(f"{path} has {path.stat().st_size} bytes; expected a JSON file of at most {LONGEST_JSON}")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(text: bytes | str, source: str) -> dict[str, Any]:
+    """As `read_json`, from `text`; errors name `source`."""
     try:
-        value = from_json(path.read_bytes())
+        value = from_json(text)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); write it again or restore it") from None
+        raise UserError(f"{source} is not valid JSON ({error}); write it again or restore it") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}; expected an object")
+        raise UserError(f"{source} holds a JSON {type(value).__name__}; expected an object")
     return value
 
 
@@ -262,8 +267,4 @@ def read_as(path: Path, cls: type[T]) -> T:
     Raises:
         UserError: as `read_json` and `from_dict`; the message names the file.
     """
-    values = read_json(path)
-    try:
-        return from_dict(cls, values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return from_dict(cls, read_json(path), source=str(path))

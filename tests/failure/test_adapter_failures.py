@@ -127,13 +127,15 @@ def test_missing_truncated_and_changed_files_are_named(folder: Path, name: str, 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"format": 1, "tensors_sha256": "", "card_sha256": ""}'])
 def test_a_card_that_is_none_is_refused(folder: Path, content: str) -> None:
     (folder / "adapter.json").write_text(content)
-    refused(AdapterBank(small.make()), folder, r"adapter\.json (is damaged|isn't as it was written)")
+    refused(
+        AdapterBank(small.make()), folder, r"adapter\.json (is not valid JSON|holds|has format|isn't as it was written)"
+    )
 
 
 def test_another_format_is_refused(folder: Path) -> None:
     card = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps({**card, "format": 3}))
-    refused(AdapterBank(small.make()), folder, "has format 3; this version reads 1 and 2")
+    refused(AdapterBank(small.make()), folder, "has format 3 .*this version reads the formats 1 and 2")
 
 
 def test_parameters_of_another_adapter_are_refused(folder: Path) -> None:
@@ -247,7 +249,7 @@ def test_a_saved_bank_with_a_damaged_list_or_another_adapter_is_refused(tmp_path
     whole = file.read_text()
     for content in (whole[:10], "[]"):
         file.write_text(content)
-        with pytest.raises(ValueError, match=r"bank\.json is damaged"):
+        with pytest.raises(ValueError, match=r"bank\.json(: | is not valid JSON| holds)"):
             load_policy(tmp_path)
     file.write_text(whole.replace('"bottleneck"', '"bottle"'))
     with pytest.raises(

@@ -1,6 +1,7 @@
 """Damaged policy folders, and policies that don't fit."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import small_tinyvla as small
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.cli import main
+from simplevla.errors import UserError
 from simplevla.policies.load import check_fits_suite, load_policy
 from simplevla.policies.tinyvla.tokens import train_tokenizer
 from simplevla.policies.trained_on import TrainedOn
@@ -206,13 +208,21 @@ def test_cameras_in_another_order_are_warned_of(folder: Path, recwarn: pytest.Wa
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("chunk_length", 2.0, "int"), ("state_dim", "3", "int"), ("action_dim", True, "int"), ("head", 1, "Literal")],
+    [
+        ("chunk_length", 2.0, "a whole number"),
+        ("state_dim", "3", "a whole number"),
+        ("action_dim", True, "a whole number"),
+        ("head", 1, "'tokens' or 'diffusion'"),
+        ("vision", None, "an object"),
+        ("architecture", [], None),
+        ("chunk_length", 10**9, "at most 10000"),
+    ],
 )
-def test_a_setting_of_another_type_is_named(folder: Path, key: str, value: Any, expected: str) -> None:
+def test_a_setting_of_another_type_or_size_is_named(folder: Path, key: str, value: Any, expected: str | None) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
-    message = f"TinyVLAConfig.{key} is {value!r}; expected {expected}" if expected == "int" else "head is 1"
-    with pytest.raises(ValueError, match=message):
+    message = f"TinyVLAConfig.{key} is {value!r}; expected {expected}" if expected else "is of architecture []"
+    with pytest.raises(UserError, match=re.escape(message)):
         load_policy(folder)
 
 
@@ -222,5 +232,5 @@ def test_the_sampler_s_form_is_yes_or_no(tmp_path: Path, value: Any) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["diffusion"]["use_clipped_model_output"] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"use_clipped_model_output is .*; expected bool"):
+    with pytest.raises(ValueError, match=r"use_clipped_model_output is .*; expected true or false"):
         load_policy(tmp_path)

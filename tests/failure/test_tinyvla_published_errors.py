@@ -67,7 +67,7 @@ def edit_weights(file: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
         ("vocab_size", 100, "of at most 100"),
         ("action_dim", 10, r"action_mean of shape \(4,\); expected \(10,\)"),
         ("state_dim", 7, r"qpos_mean of shape \(5,\); expected \(7,\)"),
-        ("chunk_size", None, "chunk_size None"),
+        ("chunk_size", None, "chunk_size is None"),
         ("rotary_pct", 1.0, "rotary_pct 1.0; expected 0.25"),
         ("image_aspect_ratio", "square", "image_aspect_ratio 'square'; expected 'pad'"),
         ("mm_use_im_start_end", True, "mm_use_im_start_end True"),
@@ -149,7 +149,7 @@ def test_a_damaged_file(tmp_path: Path, whole: Path, name: str) -> None:
     folder = shutil.copytree(whole, tmp_path / "run")
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    refused(folder, f"{name} is (damaged|no valid JSON)")
+    refused(folder, f"{name} is (damaged|not valid JSON)")
 
 
 class Writes:

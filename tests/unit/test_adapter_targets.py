@@ -120,8 +120,8 @@ def test_a_policy_without_groups_can_t_have_adapters() -> None:
         ({"rank": 2.5}, "rank is 2.5"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"targets": ()}, "targets are ()"),
-        ({"targets": "language"}, "targets are 'language'"),
+        ({"targets": ()}, "targets is ()"),
+        ({"targets": "language"}, "targets is 'language'"),
         ({"expect_modules": 0}, "expect_modules is 0"),
     ],
 )

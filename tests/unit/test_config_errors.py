@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from simplevla.config import LossConfig, SamplingConfig, SuiteConfig, TrainConfig, from_dict, to_dict
+from simplevla.checked import from_dict
+from simplevla.config import LossConfig, SamplingConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.errors import UserError
 
 
 def test_unknown_key_names_the_nearest() -> None:
@@ -34,9 +36,16 @@ def test_groups_stay_whole() -> None:
         TrainConfig(sampling=SamplingConfig(groups=4), minibatches=5)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.28), (1.0, 0.28), (0.2, 0.0)])
-def test_clip_bounds(low: float, high: float) -> None:
-    with pytest.raises(ValueError, match="expected 0 < clip_low < 1"):
+@pytest.mark.parametrize(
+    ("low", "high", "problem"),
+    [
+        (0.0, 0.28, "clip_low is 0.0; expected above 0"),
+        (1.0, 0.28, "clip_low is 1.0; expected below 1"),
+        (0.2, 0.0, "clip_high is 0.0; expected above 0"),
+    ],
+)
+def test_clip_bounds(low: float, high: float, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
         LossConfig(clip_low=low, clip_high=high)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simplevla.checked import from_dict
 from simplevla.policies.normalization import MEASURES, Statistics, measure
 
 COLUMN = np.array([[4.0], [0.0], [2.0], [1.0], [3.0]], np.float32)
@@ -34,7 +35,7 @@ def test_dimensions_are_measured_apart() -> None:
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
-    statistics = Statistics.from_dict(good())
+    statistics = from_dict(Statistics, good())
     path = tmp_path / "statistics.json"
     path.write_text(json.dumps(statistics.to_dict()))
     assert Statistics.load(path) == statistics
@@ -47,12 +48,12 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ("q01", None, r"lack \['q01'\]"),
         ("median", [0.0], r"unknown \['median'\]"),
         ("mean", [0.0, 1.0], r"lengths .*'mean': 2"),
-        ("mean", 0.0, r"lengths .*'mean': -1"),
-        ("std", [float("nan")], r"std\[0\] is nan"),
+        ("mean", 0.0, "state.mean is 0.0; expected a list"),
+        ("std", [float("nan")], "state.std.0 is nan; expected a finite number"),
         ("std", [-1.0], "std >= 0"),
         ("min", [5.0], "min <= max"),
         ("q99", [-5.0], "q01 <= q99"),
-        ("max", ["4"], r"max\[0\] is '4'"),
+        ("max", ["4"], "state.max.0 is '4'; expected a number"),
     ],
 )
 def test_bad_measures_are_refused(key: str, value: object, message: str) -> None:
@@ -62,15 +63,15 @@ def test_bad_measures_are_refused(key: str, value: object, message: str) -> None
     else:
         values["state"][key] = value
     with pytest.raises(ValueError, match=message):
-        Statistics.from_dict(values)
+        from_dict(Statistics, values)
 
 
 def test_missing_part_and_missing_or_damaged_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected the keys 'action' and 'state'"):
-        Statistics.from_dict({"state": measure(COLUMN)})
+    with pytest.raises(ValueError, match="Statistics lacks 'action'"):
+        from_dict(Statistics, {"state": measure(COLUMN)})
     path = tmp_path / "statistics.json"
     with pytest.raises(ValueError, match="is missing"):
         Statistics.load(path)
     path.write_text(json.dumps(good())[:-5])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         Statistics.load(path)

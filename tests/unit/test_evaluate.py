@@ -230,7 +230,7 @@ def test_a_result_survives_the_way_through_its_file(tmp_path):
     [
         (lambda d: d.pop("horizons"), "key 'horizons' is missing"),
         (lambda d: d["episodes"][0].pop("success"), "success"),
-        (lambda d: d["episodes"][0].update(success="yes"), "success of lift/7 is 'yes'; expected true or false"),
+        (lambda d: d["episodes"][0].update(success="yes"), "success is 'yes'; expected true or false"),
         (lambda d: d["episodes"][0].update(success=False), "overall says 3 of 5 solved, its episodes say 2 of 5"),
         (lambda d: d["by_task"]["lift"].update(solved=1), "lift says 1 of 3 solved, its episodes say 3 of 3"),
         (lambda d: d["by_task"].pop("push"), "push says None of None solved"),

@@ -11,7 +11,8 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "simplevla"
 
 RANKS = {
-    "errors": -1,
+    "errors": -2,
+    "checked": -1,
     "types": 0,
     "config": 0,
     "allocation": 0,

@@ -197,7 +197,7 @@ def test_presets_and_configs_refuse_what_they_do_not_know() -> None:
         make_preset("nan")
     with pytest.raises(ValueError, match="needs at least one, each once"):
         TinyVLAConfig(cameras=(), state_dim=1, action_dim=1, chunk_length=1)
-    with pytest.raises(ValueError, match="chunk_length 0"):
+    with pytest.raises(ValueError, match="chunk_length is 0; expected at least 1"):
         TinyVLAConfig(cameras=("a",), state_dim=1, action_dim=1, chunk_length=0)
 
 

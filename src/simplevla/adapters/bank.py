@@ -15,6 +15,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from simplevla import checked
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.embedding import prototype
 from simplevla.adapters.files import CARD, UNKNOWN, AdapterCard, check_tensors, read_adapter, write_adapter
@@ -26,7 +27,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.files import is_finite
 from simplevla.policies.load import BANK, load_policy
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, read_as
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -49,6 +50,15 @@ class Entry:
     def prototype(self) -> np.ndarray | None:
         """float32 [1024], from the instructions; None without any."""
         return prototype(self.instructions) if self.instructions else None
+
+
+@checked.dataclass(frozen=True, kw_only=True)
+class BankState:
+    """The content of `bank.json`."""
+
+    names: tuple[str, ...]
+    active: str | None
+    training: bool
 
 
 FIELDS = [field.name for field in dataclasses.fields(Entry)]
@@ -258,8 +268,8 @@ class AdapterBank:
             for name in self.names:
                 (temporary / name).mkdir()
                 write_adapter(temporary / name, self._card(name, self.entry(name), base), self._tensors(name))
-            state = {"names": self.names, "active": self.active, "training": self.training}
-            (temporary / BANK.name).write_text(json.dumps(state, indent=1) + "\n")
+            state = BankState(names=tuple(self.names), active=self.active, training=self.training)
+            (temporary / BANK.name).write_text(json.dumps(dataclasses.asdict(state), indent=1) + "\n")
 
     def export(
         self,
@@ -456,20 +466,16 @@ def restore_bank(policy: Policy, folder: Path) -> None:
         UserError: an adapter is damaged or missing, or there is one too many.
     """
     file = folder / BANK
-    try:
-        state = json.loads(file.read_text())
-        names, active, training = state["names"], state["active"], state["training"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}); use another checkpoint") from error
+    state = read_as(file, BankState)
     found = sorted(path.name for path in file.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if sorted(names) != found:
-        raise UserError(f"{file} lists the adapters {sorted(names)}; beside it are {found}")
+    if sorted(state.names) != found:
+        raise UserError(f"{file} lists the adapters {sorted(state.names)}; beside it are {found}")
     bank = AdapterBank(policy)
     base = bank.base_sha256()
-    for name in names:
+    for name in state.names:
         written = bank._load(file.parent / name, None, base)
         if written != name:
             raise UserError(
                 f"{file.parent / name} holds the adapter {written!r}; were folders renamed? Name it as its adapter is called"
             )
-    bank.activate(active, training=training)
+    bank.activate(state.active, training=state.training)

@@ -7,7 +7,6 @@ nothing but this program reads them. Format 1 had LoRA in that file too, and a v
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from torch import Tensor
 from simplevla.adapters import peft_layout
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.fingerprint import json_sha256, tensors_sha256
-from simplevla.config import from_dict
-from simplevla.errors import UserError
+from simplevla.checked import Count, Seed, dataclass, from_dict
+from simplevla.errors import UserError, brief
 from simplevla.policies.files import is_finite
+from simplevla.storage import read_json
 
 FORMAT = 2
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
@@ -54,16 +54,16 @@ class AdapterCard:
     """Not to be trained any more."""
     sampling: dict[str, Any] | None = None
     """How actions were drawn when `success` was measured: `temperature`, `greedy`."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of the training run."""
-    solved: int | None = None
+    solved: Count | None = None
     """Episodes solved in the last evaluation, of `n`."""
-    n: int | None = None
+    n: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.solved is None) != (self.n is None):
             raise UserError(f"adapter {self.name!r}: solved is {self.solved}, n is {self.n}; expected both or neither")
-        if self.solved is not None and self.n is not None and not 0 <= self.solved <= self.n:
+        if self.solved is not None and self.n is not None and self.solved > self.n:
             raise UserError(f"adapter {self.name!r}: {self.solved} solved of n = {self.n}; expected 0 <= solved <= n")
 
 
@@ -223,21 +223,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _read(folder: Path) -> tuple[AdapterCard, str, int]:
     """The card, the sha256 that the parameters must have, and the format."""
     file = folder / CARD
-    try:
-        content = json.loads(file.read_text())
-        version, promised, seal = (content.pop(key) for key in ("format", "tensors_sha256", "card_sha256"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}); export the adapter again") from error
-    if version not in (1, FORMAT):
-        raise UserError(f"{file} has format {version}; this version reads 1 and {FORMAT}")
+    content = read_json(file)
+    version, promised, seal = (content.pop(key, None) for key in ("format", "tensors_sha256", "card_sha256"))
+    if version not in (1, FORMAT) or not isinstance(promised, str):
+        raise UserError(
+            f"{file} has format {brief(version)} and tensors_sha256 {brief(promised)}; this version reads the formats 1 and {FORMAT}"
+        )
     if json_sha256({"format": version, **content, "tensors_sha256": promised}) != seal:
         raise UserError(f"{file} isn't as it was written (card_sha256 differs): damaged or edited. Export it again")
-    return _card(file, content), promised, version
-
-
-def _card(file: Path, content: dict[str, Any]) -> AdapterCard:
     try:
-        content["config"] = from_dict(AdapterConfig, content["config"])
-        return from_dict(AdapterCard, content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} doesn't describe an adapter ({error})") from error
+        return from_dict(AdapterCard, content), promised, version
+    except UserError as error:
+        raise UserError(f"{file} doesn't describe an adapter ({error})") from None

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from simplevla import checked
+from simplevla.checked import Count, NotNegative, Positive, Seed, from_dict
 from simplevla.errors import UserError
 from simplevla.evaluation.statistics import wilson
 from simplevla.rollout.crew import Errors
@@ -51,18 +53,22 @@ class Rate:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One valid episode."""
 
     task: str
-    initial_state: int
+    initial_state: Count
     success: bool
-    env_steps: int
+    env_steps: Count
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.success, bool):
-            raise UserError(f"success of {self.task}/{self.initial_state} is {self.success!r}; expected true or false")
+
+@checked.dataclass(frozen=True, kw_only=True)
+class Breakage:
+    """A kind of error, how often it came, and the last one."""
+
+    count: Positive
+    last: str
 
 
 class Broken(NamedTuple):
@@ -74,26 +80,26 @@ class Broken(NamedTuple):
     """The error that broke it last; empty in files from before this was kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked.dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
     """Success per task and overall, under a named protocol."""
 
     suite: str
     split: str
-    protocol: Mapping[str, str | int | float]
+    protocol: Mapping[str, str | bool | int | float]
     """The suite's own words on what changes the meaning of its success rates."""
-    horizons: Mapping[str, int]
+    horizons: Mapping[str, Positive]
     """Task -> env steps after which an unsolved episode ended."""
     greedy: bool
-    temperature: float | None
+    temperature: NotNegative | None
     """Of the sampling; None where greedy."""
-    seed: int
+    seed: Seed
     episodes: tuple[Outcome, ...]
     """In the order of tasks, then initial states; episodes that the environment broke are not here."""
     broken: tuple[Broken, ...] = ()
     errors: Errors = field(default_factory=Errors)
     """All that broke, also where the episode was run again and went well."""
-    wall_s: float
+    wall_s: NotNegative
     versions: Mapping[str, str]
     commit: str
     policy: str | None = None
@@ -175,11 +181,11 @@ class EvaluationResult:
                 suite=values["suite"],
                 split=values["split"],
                 protocol=dict(values["protocol"]),
-                horizons={name: int(steps) for name, steps in values["horizons"].items()},
+                horizons=values["horizons"],
                 greedy=values["greedy"],
                 temperature=values["temperature"],
                 seed=values["seed"],
-                episodes=tuple(Outcome(**episode) for episode in values["episodes"]),
+                episodes=tuple(from_dict(Outcome, episode) for episode in values["episodes"]),
                 broken=tuple(Broken(**broken) for broken in values["broken"]),
                 errors=_errors(values.get("errors", {})),
                 wall_s=values["wall_s"],
@@ -216,7 +222,8 @@ class EvaluationResult:
 def _errors(values: dict[str, dict[str, Any]]) -> Errors:
     errors = Errors()
     for kind, error in values.items():
-        errors.add(kind, error["last"], error["count"])
+        breakage = from_dict(Breakage, error)
+        errors.add(kind, breakage.last, breakage.count)
     return errors
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simplevla import checked
+from simplevla.checked import Above0, Count
 from simplevla.config import SFTConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.planning.cost import Actor, Counts, PolicyCost, UpdateCost, rollout_parts
@@ -31,26 +33,21 @@ EPISODE_SHARE, SAMPLED_PER_TRAINED = 0.4, 1.5
 episodes that are sampled per episode that trains."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked.dataclass(frozen=True, kw_only=True)
 class Machine:
     """What there is. `gpus` 0 is this kind of CPU machine, whose costs were measured."""
 
-    gpus: int
-    memory_gb: float
+    gpus: Count
+    memory_gb: Above0
     """Of each GPU; of the host, without one. GB are 1e9 bytes."""
-    cores: int = 0
+    cores: Count = 0
     """0: two without a GPU, else 16 per GPU."""
-    simulators: int = 0
+    simulators: Count = 0
     """Environments in all; 0: what the recipe says, for each GPU."""
-    tflops: float = TFLOPS
+    tflops: Above0 = TFLOPS
     """Reached by each GPU."""
 
     def __post_init__(self) -> None:
-        if self.gpus < 0 or self.cores < 0 or self.simulators < 0 or not (self.memory_gb > 0 and self.tflops > 0):
-            raise UserError(
-                f"gpus {self.gpus}, memory {self.memory_gb:g}, cores {self.cores}, simulators {self.simulators}, tflops {self.tflops:g}; "
-                "expected 0 or more, above 0, 0 or more, 0 or more, above 0"
-            )
         if self.simulators and self.simulators < self.gpus:
             raise UserError(
                 f"{self.simulators} simulators for {self.gpus} GPUs; expected at least one for each, since each has its own"

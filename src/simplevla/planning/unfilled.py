@@ -1,18 +1,16 @@
 """Policies without weights, on the meta device: as large as the real ones, and made in a second."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
-from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.bank import AdapterBank, BankState
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import read_card
-from simplevla.config import SFTConfig, from_dict
-from simplevla.errors import UserError
+from simplevla.config import SFTConfig
+from simplevla.errors import UserError, brief
 from simplevla.policies.base import Policy
+from simplevla.policies.files import read_tokenizer
 from simplevla.policies.load import BANK
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.openvla_oft.config import ARCHITECTURE as OPENVLA_OFT
@@ -23,6 +21,7 @@ from simplevla.policies.tinyvla.config import ARCHITECTURE as TINYVLA
 from simplevla.policies.tinyvla.config import TinyVLAConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.tokens import train_tokenizer
+from simplevla.storage import read_as, read_json
 from simplevla.suites.base import Suite
 
 
@@ -62,21 +61,23 @@ def saved(folder: Path) -> Policy:
     Raises:
         UserError: there is no policy in `folder`, or one of an unknown architecture.
     """
-    config = _json(folder / "config.json")
-    statistics = Statistics.from_dict(_json(folder / "statistics.json"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no policy: it has no {file.name}; expected a folder such as runs/NAME/policy")
+    architecture = read_json(file).get("architecture")
+    statistics = Statistics.load(folder / "statistics.json")
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     policy: Policy
-    if config.get("architecture") == OPENVLA_OFT:
-        policy = OpenVLAOFT.unfilled(from_dict(OpenVLAOFTConfig, config), statistics, tokenizer)
-    elif config.get("architecture") == TINYVLA:
+    if architecture == OPENVLA_OFT:
+        policy = OpenVLAOFT.unfilled(read_as(file, OpenVLAOFTConfig), statistics, tokenizer)
+    elif architecture == TINYVLA:
         with torch.device("meta"):
-            policy = TinyVLA(from_dict(TinyVLAConfig, config), statistics, tokenizer)
+            policy = TinyVLA(read_as(file, TinyVLAConfig), statistics, tokenizer)
     else:
         raise UserError(
-            f"{folder / 'config.json'} is of architecture {config.get('architecture')!r}; this version plans for "
-            f"{TINYVLA!r} and {OPENVLA_OFT!r}"
+            f"{file} is of architecture {brief(architecture)}; this version plans for {TINYVLA!r} and {OPENVLA_OFT!r}"
         )
-    if (folder / BANK).is_file() and (active := _json(folder / BANK)["active"]) is not None:
+    if (folder / BANK).is_file() and (active := read_as(folder / BANK, BankState).active) is not None:
         add_adapter(policy, read_card(folder / BANK.parent / active).config)
     return policy
 
@@ -96,12 +97,3 @@ def _statistics(suite: Suite) -> Statistics:
         for names in (suite.spec.state_names, suite.spec.action_names)
     )
     return Statistics(state=state, action=action)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(
-            f"{file.parent} holds no policy: it has no {file.name}; expected a folder such as runs/NAME/policy"
-        )
-    values: dict[str, Any] = json.loads(file.read_text())
-    return values

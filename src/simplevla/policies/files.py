@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from simplevla.errors import UserError
+from simplevla.errors import UserError, brief
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import FILE, TrainedOn, read_stages, stages_as_json
-from simplevla.storage import atomic_file, write_atomically
+from simplevla.storage import atomic_file, parse_json, read_json, write_atomically
 
 FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors")
 BESIDE = ("config.json", "statistics.json", "tokenizer.json", FILE)
@@ -129,26 +129,50 @@ def load_files(folder: Path) -> PolicyFiles:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing; a policy consists of {', '.join(FILES)}")
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"{folder / 'tokenizer.json'} is damaged ({error}); use another checkpoint") from error
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     file = folder / "model.safetensors"
     try:
         tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
-            written = json.loads((opened.metadata() or {}).get(METADATA, "{}")).get("beside", {})
-    except (SafetensorError, ValueError, AttributeError) as error:
+            metadata = (opened.metadata() or {}).get(METADATA, "{}")
+    except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
+    written = parse_json(metadata, f"the metadata of {file}").get("beside", {})
+    if not isinstance(written, dict):
+        raise UserError(f"the metadata of {file} have beside = {brief(written)}; use another checkpoint")
     return PolicyFiles(
         folder=folder,
-        config=json.loads((folder / "config.json").read_text()),
+        config=read_json(folder / "config.json"),
         statistics=Statistics.load(folder / "statistics.json"),
         tokenizer=tokenizer,
         tensors=tensors,
         trained_on=read_stages(folder / FILE),
         written=written,
     )
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer in `file`.
+
+    Raises:
+        UserError: there is none, or a damaged one.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing; copy the whole folder again")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
+
+
+def check_token_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a tokenizer that gives ids of `vocab_size` or above, which have no row in the word embedding."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if largest >= vocab_size:
+        raise UserError(
+            f"the tokenizer has the id {largest} for {brief(token)}; expected ids below the policy's vocab_size, {vocab_size}. "
+            "Are tokenizer.json and config.json of the same policy?"
+        )
 
 
 def _sha256(content: bytes) -> str:

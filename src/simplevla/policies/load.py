@@ -1,15 +1,15 @@
 """From a folder to a policy, and the checks that a policy fits what it is to be used with."""
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 
-from simplevla.errors import UserError
+from simplevla.errors import UserError, brief
 from simplevla.policies.base import Policy
+from simplevla.storage import read_json
 
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA"),
@@ -47,14 +47,10 @@ def load_policy(folder: Path | str) -> Policy:
             f"{folder} holds no policy: it has no config.json. Expected a folder that `simplevla sft` or `simplevla "
             "train` wrote, such as runs/NAME/policy"
         )
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    if architecture not in ARCHITECTURES:
+    architecture = read_json(file).get("architecture")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UserError(
-            f"{file} is of architecture {architecture!r}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
+            f"{file} is of architecture {brief(architecture)}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
         )
     module, name = ARCHITECTURES[architecture]
     policy = cast(Policy, getattr(importlib.import_module(module), name).load(folder))

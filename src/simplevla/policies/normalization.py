@@ -1,16 +1,18 @@
 """The numbers that a policy normalises with. Computed once over the demonstrations, then frozen with the policy."""
 
-import json
-import math
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Len
 
+from simplevla.checked import dataclass
 from simplevla.errors import UserError
+from simplevla.storage import read_as
 
 MEASURES = ("mean", "std", "min", "max", "q01", "q99")
+Measures = dict[str, Annotated[list[float], Len(1, 10_000)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class Statistics:
         UserError: a measure is missing, lengths differ, a number isn't finite, or the measures contradict each other.
     """
 
-    state: dict[str, list[float]]
-    action: dict[str, list[float]]
+    state: Measures
+    action: Measures
 
     def __post_init__(self) -> None:
         for name in ("state", "action"):
@@ -32,27 +34,14 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"state": self.state, "action": self.action}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Statistics":
-        """The statistics that `to_dict` wrote."""
-        if not isinstance(values, dict) or set(values) != {"state", "action"}:
-            got = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise UserError(f"statistics hold {got}; expected the keys 'action' and 'state'")
-        return cls(state=values["state"], action=values["action"])
+        return dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
         """Read `statistics.json`."""
-        try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} is missing; every policy is saved with the statistics it was trained with"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}); take it from another checkpoint of the same run") from error
+        if not path.exists():
+            raise UserError(f"{path} is missing; every policy is saved with the statistics it was trained with")
+        return read_as(path, cls)
 
 
 def measure(values: np.ndarray) -> dict[str, list[float]]:
@@ -68,9 +57,7 @@ def measure(values: np.ndarray) -> dict[str, list[float]]:
     return {name: [float(x) for x in column] for name, column in zip(MEASURES, columns, strict=True)}
 
 
-def _check(name: str, measures: Any) -> None:
-    if not isinstance(measures, dict):
-        raise UserError(f"{name} statistics are a {type(measures).__name__}; expected {', '.join(MEASURES)}")
+def _check(name: str, measures: Measures) -> None:
     missing = [m for m in MEASURES if m not in measures]
     unknown = [m for m in measures if m not in MEASURES]
     if missing or unknown:
@@ -78,13 +65,9 @@ def _check(name: str, measures: Any) -> None:
             f"{name} statistics lack {missing or 'nothing'} and hold the unknown {unknown or 'nothing'}; "
             f"expected exactly {', '.join(MEASURES)}"
         )
-    lengths = {m: len(v) if isinstance(v, list) else -1 for m, v in measures.items()}
-    if len(set(lengths.values())) != 1 or min(lengths.values()) < 1:
+    lengths = {m: len(numbers) for m, numbers in measures.items()}
+    if len(set(lengths.values())) != 1:
         raise UserError(f"{name} statistics have lengths {lengths}; expected one list of floats per measure, all alike")
-    for measure_name, numbers in measures.items():
-        for index, number in enumerate(numbers):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise UserError(f"{name} {measure_name}[{index}] is {number!r}; expected a finite number")
     for index in range(lengths["mean"]):
         row = {m: measures[m][index] for m in MEASURES}
         if row["std"] < 0 or row["min"] > row["max"] or row["q01"] > row["q99"]:

@@ -1,28 +1,29 @@
 """Checkpoints as others publish them: JSON and tensors, whole or in pieces; no code in them is run."""
 
-import json
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from simplevla.errors import UserError
+from simplevla.checked import part
+from simplevla.errors import UserError, one_line
+from simplevla.storage import read_as
+
+NUMBERS = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON ({error}); use another checkpoint") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} holds a {type(values).__name__}; expected an object")
-    return values
+@part(frozen=True, kw_only=True)
+class WeightIndex:
+    """The index of weights in pieces."""
+
+    weight_map: dict[str, str]
+    """Tensor -> file beside the index."""
 
 
 def weight_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
@@ -32,9 +33,7 @@ def weight_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            pieces = read_json(index).get("weight_map")
-            if not isinstance(pieces, dict) or not all(isinstance(piece, str) for piece in pieces.values()):
-                raise UserError(f"{index} has no weight_map; use another checkpoint")
+            pieces = read_as(index, WeightIndex).weight_map
             outside = [piece for piece in pieces.values() if Path(piece).name != piece]
             if outside:
                 raise UserError(f"{index} names {outside[0]!r}; expected files beside it")
@@ -49,6 +48,7 @@ def read_tensors(files: list[Path]) -> dict[str, Tensor]:
         if not file.is_file():
             raise UserError(f"{file} is missing, though the index beside it names it; use another checkpoint")
         for name, tensor in _read_file(file).items():
+            _check_plain(file, name, tensor)
             if name in tensors:
                 raise UserError(f"{file} holds {name} for the second time; use another checkpoint")
             tensors[name] = tensor
@@ -63,9 +63,19 @@ def _read_file(file: Path) -> dict[str, Tensor]:
             raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged pickle raises almost anything
+        reason = one_line(str(error).partition("\n")[0])
         raise UserError(f"{file} is damaged or holds more than tensors ({reason}); nothing in it was run") from error
     if not isinstance(values, dict) or not all(isinstance(tensor, Tensor) for tensor in values.values()):
         raise UserError(f"{file} holds something else than named tensors; expected a model's weights")
     return {str(name): tensor for name, tensor in values.items()}
+
+
+def _check_plain(file: Path, name: str, tensor: Tensor) -> None:
+    """Refuse tensors whose numbers aren't all in the file: sparse, on another device, or one number that stands for many."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in NUMBERS
+    if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+        raise UserError(
+            f"{file} holds {name} as a {tensor.layout} tensor of shape {list(tensor.shape)}, {tensor.dtype}, on {tensor.device}; expected "
+            "one whose numbers are all in the file. Save the weights again, as dense numbers"
+        )

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from simplevla.errors import UserError
+from simplevla.checked import Above0, Positive, Share, from_dict, part
+from simplevla.errors import UserError, brief
 from simplevla.policies.files import is_finite
 
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
@@ -99,9 +100,42 @@ def check_plain_lora(config: dict[str, Any], file: Path, computed: tuple[str, ..
         wrong = {"peft_type": config.get("peft_type")}
     if wrong:
         raise UserError(
-            f"{file} has {wrong}; expected plain LoRA with r and lora_alpha: nothing else is computed here. Train the adapter "
+            f"{file} has {brief(wrong)}; expected plain LoRA with r and lora_alpha: nothing else is computed here. Train the adapter "
             "without that, or merge it with peft"
         )
+
+    from_dict(LoraOptions, config, source=str(file))
+
+
+Names = tuple[str, ...] | str | None
+
+
+@part(frozen=True, kw_only=True)
+class LoraOptions:
+    """The types of those options that plain LoRA has, whatever their value."""
+
+    r: Positive
+    lora_alpha: Above0
+    lora_dropout: Share = 0.0
+    target_modules: Names = None
+    exclude_modules: Names = None
+    layers_pattern: Names = None
+    layers_to_transform: tuple[int, ...] | int | None = None
+
+    def __post_init__(self) -> None:
+        for pattern in (self.target_modules, self.exclude_modules):
+            if isinstance(pattern, str):
+                _check_pattern(pattern)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression, and repetitions of repetitions, which may take for ever."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{brief(pattern)} is no regular expression ({error})") from None
+    if len(pattern) > 1000 or re.search(r"[*+}]\)+[*+{]", pattern):
+        raise UserError(f"{brief(pattern)} is too intricate a regular expression; list the modules' names instead")
 
 
 FREE = (

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from simplevla.checked import Above0, Count, Pixels, dataclass
 from simplevla.errors import UserError
+from simplevla.storage import read_as
 from simplevla.types import Split, Task
 
 FILE = "trained_on.json"
@@ -63,26 +65,30 @@ class TrainedOn:
     """`unknown`: in the folder of an earlier version, which says nothing."""
     suite: str | None = None
     """None: demonstrations, or a checkpoint, from elsewhere."""
-    protocol: dict[str, str | int | float] = field(default_factory=dict)
+    protocol: dict[str, str | bool | int | float] = field(default_factory=dict)
     """The suite's own, as it was then."""
-    cameras: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cameras: dict[str, tuple[Pixels, Pixels]] = field(default_factory=dict)
     """Camera -> (height, width) in pixels."""
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
     """One per dimension, in order."""
-    control_hz: float | None = None
+    control_hz: Above0 | None = None
     """Actions per second."""
     instructions: tuple[str, ...] = ()
-    initial_states: dict[str, tuple[int, ...]] | None = None
+    initial_states: dict[str, tuple[Count, ...]] | None = None
     """Task of the suite -> the initial states that training may have met; None: nobody knows."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cameras", {name: (int(h), int(w)) for name, (h, w) in self.cameras.items()})
-        for name in ("state_names", "action_names", "instructions"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.initial_states is not None:
             states = {task: tuple(sorted(set(numbers))) for task, numbers in self.initial_states.items()}
             object.__setattr__(self, "initial_states", states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The content of `FILE`, in the order of training."""
+
+    stages: tuple[TrainedOn, ...]
 
 
 def rl_stage(suite: Suite) -> TrainedOn:
@@ -91,9 +97,9 @@ def rl_stage(suite: Suite) -> TrainedOn:
         stage="rl",
         suite=suite.name,
         protocol=dict(suite.protocol),
-        cameras=dict(suite.spec.cameras),
-        state_names=suite.spec.state_names,
-        action_names=suite.spec.action_names,
+        cameras={name: (int(height), int(width)) for name, (height, width) in suite.spec.cameras.items()},
+        state_names=tuple(suite.spec.state_names),
+        action_names=tuple(suite.spec.action_names),
         control_hz=suite.spec.control_hz,
         instructions=tuple(task.instruction for task in suite.tasks),
         initial_states={task.name: tuple(suite.initial_states(task, "train")) for task in suite.tasks},
@@ -182,7 +188,7 @@ def held_out(stages: Sequence[TrainedOn], suite: str, pairs: Sequence[tuple[str,
 
 def stages_as_json(stages: Sequence[TrainedOn]) -> bytes:
     """The content of `FILE`, which `read_stages` reads."""
-    return (json.dumps({"stages": [dataclasses.asdict(stage) for stage in stages]}, indent=1) + "\n").encode()
+    return (json.dumps(dataclasses.asdict(Stages(stages=tuple(stages))), indent=1) + "\n").encode()
 
 
 def read_stages(file: Path) -> tuple[TrainedOn, ...]:
@@ -194,12 +200,9 @@ def read_stages(file: Path) -> tuple[TrainedOn, ...]:
     if not file.is_file():
         return (TrainedOn(stage="unknown"),)
     try:
-        values: list[dict[str, Any]] = json.loads(file.read_text())["stages"]
-        return tuple(TrainedOn(**value) for value in values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is damaged ({error!r}); take it from another checkpoint of the same run, or delete it"
-        ) from error
+        return read_as(file, Stages).stages
+    except UserError as error:
+        raise UserError(f"{error}; take it from another checkpoint of the same run, or delete it") from None
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -1,33 +1,33 @@
 """The sizes and conventions of an OpenVLA-OFT policy; written into its folder as config.json. Defaults are the published 7B's."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Final, Literal
 
+from annotated_types import Ge, Le
+
+from simplevla.checked import Above0, Count, Dimensions, Layers, Pixels, Share, ShareAbove0, Width, dataclass
 from simplevla.errors import UserError
 
-ARCHITECTURE = "openvla_oft"
+ARCHITECTURE: Final = "openvla_oft"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """One of the two vision transformers."""
 
-    hidden_size: int
-    layers: int
+    hidden_size: Width
+    layers: Annotated[int, Ge(2), Le(512)]
     """Of the original tower; the last one is left out, since the second-last is read."""
-    heads: int
-    mlp_size: int
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    heads: Width
+    mlp_size: Width
+    mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
     """Of the pixels in 0..1, red, green, blue."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Above0, Above0, Above0] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.layers < 2 or self.hidden_size % self.heads:
+        if self.hidden_size % self.heads:
             raise UserError(
-                f"a vision tower has {self.layers} layers and width {self.hidden_size} for {self.heads} heads; expected "
-                "at least 2 layers and a multiple of the heads"
+                f"a vision tower has width {self.hidden_size} for {self.heads} heads; expected a multiple of the heads"
             )
 
 
@@ -35,35 +35,42 @@ class TowerConfig:
 class LlamaSizes:
     """The language model."""
 
-    hidden_size: int = 4096
-    layers: int = 32
-    heads: int = 32
-    key_value_heads: int = 32
-    mlp_size: int = 11008
-    vocab_size: int = 32064
+    hidden_size: Width = 4096
+    layers: Layers = 32
+    heads: Width = 32
+    key_value_heads: Width = 32
+    mlp_size: Width = 11008
+    vocab_size: Width = 32064
     """Rows of the word embedding, padding included."""
-    padded: int = 64
+    padded: Count = 64
     """Ids at the end of the vocabulary that no token has; the action tokens are the 256 before them."""
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    rms_norm_eps: Above0 = 1e-6
+    rope_theta: Above0 = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.heads) or self.heads % self.key_value_heads:
+            raise UserError(
+                f"language has width {self.hidden_size} for {self.heads} heads, {self.key_value_heads} of them for keys and values; "
+                "expected an even width for each head, and a divisor of the heads"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVLAOFTConfig:
     """An OpenVLA-OFT with its token head."""
 
-    architecture: str = ARCHITECTURE
+    architecture: Literal["openvla_oft"] = ARCHITECTURE
     cameras: tuple[str, ...]
     """Camera names, in the order in which their patches stand."""
-    state_dim: int
+    state_dim: Dimensions
     """Of the suite's state, whether the policy reads it or not."""
-    action_dim: int = 7
-    chunk_length: int = 8
+    action_dim: Dimensions = 7
+    chunk_length: Dimensions = 8
     proprio: bool = False
     """Whether the state is a token, after the patches."""
-    image_size: int = 224
-    patch_size: int = 14
-    crop: float = 0.9
+    image_size: Pixels = 224
+    patch_size: Pixels = 14
+    crop: ShareAbove0 = 0.9
     """Share of the image's *area* that the centre crop keeps."""
     dino: TowerConfig = field(
         default_factory=lambda: TowerConfig(
@@ -91,29 +98,14 @@ class OpenVLAOFTConfig:
     """Of the weights."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "action_mask", tuple(self.action_mask))
-        object.__setattr__(self, "cameras", tuple(self.cameras))
         problems = []
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             problems.append(f"cameras are {self.cameras}; expected at least one, each once")
-        if min(self.state_dim, self.action_dim, self.chunk_length) < 1:
-            problems.append(
-                f"state_dim {self.state_dim}, action_dim {self.action_dim}, chunk_length {self.chunk_length}; expected 1 or more"
-            )
         if len(self.action_mask) != self.action_dim:
             problems.append(f"action_mask has {len(self.action_mask)} entries; expected {self.action_dim}")
         if self.image_size % self.patch_size:
             problems.append(f"image_size is {self.image_size}; expected a multiple of patch_size, {self.patch_size}")
         if self.dino.mlp_size % self.dino.hidden_size:
             problems.append(f"dino.mlp_size is {self.dino.mlp_size}; expected a multiple of {self.dino.hidden_size}")
-        if not 0 < self.crop <= 1:
-            problems.append(f"crop is {self.crop}; expected above 0, at most 1")
-        for name, allowed in (
-            ("bounds", ("q01_q99", "min_max")),
-            ("gripper", ("libero", "none")),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in allowed:
-                problems.append(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
         if problems:
             raise UserError("openvla_oft config: " + "; ".join(problems))

@@ -11,17 +11,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
-from simplevla.config import from_dict, to_dict
+from simplevla.config import to_dict
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.categorical import sample_tokens, score_tokens
-from simplevla.policies.files import load_files, save_files
+from simplevla.policies.files import check_token_ids, load_files, save_files
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.openvla_oft.actions import BINS, Actions, Bounds
 from simplevla.policies.openvla_oft.config import ARCHITECTURE, LlamaSizes, OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.prompt import BEGIN, STOP, PromptTokens
 from simplevla.policies.openvla_oft.vision import FusedVision, Projector, ProprioProjector
 from simplevla.policies.towers import MASKED, checkpoint_towers, compile_modules
+from simplevla.storage import read_as
 
 
 class OpenVLAOFT(Policy):
@@ -44,6 +45,7 @@ class OpenVLAOFT(Policy):
         self.chunk_length = config.chunk_length
         self.action_dim = config.action_dim
         self.units = config.chunk_length * config.action_dim
+        check_token_ids(tokenizer, config.language.vocab_size)
         self.prompts = PromptTokens(tokenizer)
         self.actions = Actions(config, statistics)
         self.action_bounds = ("q01", "q99") if config.bounds == "q01_q99" else ("min", "max")
@@ -150,7 +152,7 @@ class OpenVLAOFT(Policy):
             UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
         """
         files = load_files(folder)
-        policy = cls.unfilled(from_dict(OpenVLAOFTConfig, files.config), files.statistics, files.tokenizer)
+        policy = cls.unfilled(read_as(folder / "config.json", OpenVLAOFTConfig), files.statistics, files.tokenizer)
         files.check_tensors(policy.state_dict())
         policy.load_state_dict(files.tensors, assign=True)
         policy.trained_on = files.trained_on

@@ -7,23 +7,25 @@ A checkpoint is a folder of `config.json`, safetensors (whole, or in pieces with
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Len
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from simplevla.errors import UserError
+from simplevla.checked import Above0, Count, Layers, Pixels, Share, Width, from_dict, part
+from simplevla.errors import UserError, brief
+from simplevla.policies.files import read_tokenizer
 from simplevla.policies.normalization import MEASURES, Statistics
-from simplevla.policies.openvla_oft.actions import BINS
 from simplevla.policies.openvla_oft.config import LlamaSizes, OpenVLAOFTConfig, TowerConfig
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 from simplevla.policies.openvla_oft.prompt import BEGIN, SPACE, STOP
 from simplevla.policies.openvla_oft.published_tensors import convert
-from simplevla.policies.published import read_json, read_tensors, weight_files
+from simplevla.policies.published import read_tensors, weight_files
 from simplevla.policies.published_lora import ADAPTER, ADAPTER_CONFIG, merge_lora
 from simplevla.policies.trained_on import TrainedOn
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, read_as, read_json
 
 CHUNK, ACTION, STATE = 8, 7, 8
 """LIBERO's: actions in a chunk, dimensions of an action and of the state."""
@@ -35,6 +37,78 @@ LORA = "lora_adapter"
 """The folder, beside the weights, in which its training leaves an adapter."""
 TOWERS = {"vit_large_patch14_reg4_dinov2": 16, "vit_so400m_patch14_siglip_224": 16}
 """timm's names, as far as they count, and attention heads, which no tensor shows."""
+Numbers = Annotated[tuple[float, ...], Len(1, 10_000)]
+
+
+@part(frozen=True, kw_only=True)
+class TextConfig:
+    """The language model's sizes, as config.json names them; what it doesn't say is Llama 2 7B's."""
+
+    model_type: Literal["llama"] = "llama"
+    hidden_size: Width = LlamaSizes.hidden_size
+    num_hidden_layers: Layers = LlamaSizes.layers
+    num_attention_heads: Width = LlamaSizes.heads
+    num_key_value_heads: Width | None = None
+    intermediate_size: Width = LlamaSizes.mlp_size
+    vocab_size: Width = LlamaSizes.vocab_size
+    rms_norm_eps: Above0 = LlamaSizes.rms_norm_eps
+    rope_theta: Above0 = LlamaSizes.rope_theta
+
+
+@part(frozen=True, kw_only=True)
+class PublishedConfig:
+    """The part of config.json that says what the policy is."""
+
+    text_config: TextConfig
+    use_fused_vision_backbone: Literal[True] = True
+    n_action_bins: Literal[256] = 256
+    arch_specifier: Literal["no-align+fused-gelu-mlp"] = "no-align+fused-gelu-mlp"
+    image_sizes: tuple[Pixels, Pixels] = (224, 224)
+    timm_model_ids: tuple[str, str] = ("vit_large_patch14_reg4_dinov2", "vit_so400m_patch14_siglip_224")
+    pad_to_multiple_of: Count = LlamaSizes.padded
+
+    def __post_init__(self) -> None:
+        if len(set(self.image_sizes)) != 1:
+            raise UserError(f"image_sizes are {self.image_sizes}; expected one size for both towers")
+
+
+Colours = tuple[tuple[Share, Share, Share], tuple[Share, Share, Share]]
+"""Red, green, blue of each tower."""
+
+
+@part(frozen=True, kw_only=True)
+class Preprocessor:
+    """The part of preprocessor_config.json that says what pixels are normalised with."""
+
+    means: Colours
+    stds: Colours
+
+
+@part(frozen=True, kw_only=True)
+class Measured:
+    """The measures of state or action, one number per dimension each."""
+
+    mean: Numbers
+    std: Numbers
+    min: Numbers
+    max: Numbers
+    q01: Numbers
+    q99: Numbers
+    mask: tuple[bool, ...] | None = None
+    """Dimensions that are normalised."""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in MEASURES}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"the measures have lengths {lengths}; expected equal ones")
+
+
+@part(frozen=True, kw_only=True)
+class PublishedStatistics:
+    """What dataset_statistics.json holds under a key."""
+
+    action: Measured
+    proprio: Measured | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +157,8 @@ def import_openvla_oft(
         raise UserError(f"{folder} is no folder; expected a published OpenVLA-OFT checkpoint")
     _refuse_regression(folder)
     config_file = folder / "config.json"
-    published, preprocessor = (read_json(_found(folder / name)) for name in ("config.json", "preprocessor_config.json"))
+    published = read_as(_found(config_file), PublishedConfig)
+    preprocessor = read_as(_found(folder / "preprocessor_config.json"), Preprocessor)
     files = weight_files(folder, WEIGHTS)
     if not files:
         raise UserError(f"{folder} holds no model; expected {WEIGHTS[0]}, or pieces with {WEIGHTS[0]}.index.json")
@@ -91,16 +166,17 @@ def import_openvla_oft(
     half = tensors.get("language_model.lm_head.weight", torch.empty(0)).dtype == torch.bfloat16
     merged = _merge_adapter(tensors, folder, lora_adapter)
     key, measured = _read_statistics(folder / "dataset_statistics.json", statistics_key)
-    mask = tuple(measured["action"].get("mask", [True] * (len(measured["action"]["min"]) - 1) + [False]))
+    action_dim = len(measured.action.min)
+    mask = (True,) * (action_dim - 1) + (False,) if measured.action.mask is None else measured.action.mask
     if gripper == "libero":
-        _check_gripper(measured["action"], mask, folder / "dataset_statistics.json")
+        _check_gripper(measured.action, mask, folder / "dataset_statistics.json")
     config = OpenVLAOFTConfig(
         cameras=tuple(cameras),
-        state_dim=len(measured.get("proprio", {}).get("min", [0.0] * STATE)),
-        action_dim=len(measured["action"]["min"]),
+        state_dim=len(measured.proprio.min) if measured.proprio else STATE,
+        action_dim=action_dim,
         chunk_length=chunk_length,
         proprio="proprio_projector.fc1.weight" in tensors,
-        image_size=_image_size(published, config_file),
+        image_size=published.image_sizes[0],
         dino=_tower(tensors, "featurizer", "dino", published, preprocessor, folder),
         siglip=_tower(tensors, "fused_featurizer", "siglip", published, preprocessor, folder),
         language=_language(published, tensors, config_file),
@@ -170,7 +246,7 @@ def _read_proprio(folder: Path) -> dict[str, Tensor]:
     return {f"proprio_projector.{name.removeprefix('module.')}": x for name, x in read_tensors(files).items()}
 
 
-def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
+def _read_statistics(file: Path, key: str | None) -> tuple[str, PublishedStatistics]:
     """(key, the measures under it)."""
     statistics = read_json(_found(file))
     if key is None and len(statistics) == 1:
@@ -181,23 +257,12 @@ def _read_statistics(file: Path, key: str | None) -> tuple[str, dict[str, Any]]:
             f"{file} has statistics for {', '.join(statistics)}; expected {'one of them' if key is None else repr(key)}. Name one with "
             "--statistics-key"
         )
-    measured = statistics[found]
-    for part in ("action", "proprio"):
-        measures: Any = measured.get(part) if isinstance(measured, dict) else None
-        if measures is None and part == "proprio":
-            continue
-        lacking = [name for name in MEASURES if not isinstance(measures, dict) or name not in measures]
-        if lacking or len({len(measures[name]) for name in MEASURES}) != 1:
-            raise UserError(
-                f"{file} has {part} statistics of {found} without {', '.join(lacking) or 'equal lengths'}; expected "
-                f"{', '.join(MEASURES)}"
-            )
-    return found, measured
+    return found, from_dict(PublishedStatistics, statistics[found], source=f"{file}, {found}")
 
 
-def _check_gripper(action: Mapping[str, Any], mask: tuple[Any, ...], file: Path) -> None:
+def _check_gripper(action: Measured, mask: tuple[bool, ...], file: Path) -> None:
     """Refuse statistics of a robot whose last action dimension isn't LIBERO's gripper, from 0 to 1 and not normalised."""
-    low, high, last = action["min"][-1], action["max"][-1], mask[-1:]
+    low, high, last = action.min[-1], action.max[-1], mask[-1:]
     if not 0 <= low <= high <= 1 or last != (False,):
         raise UserError(
             f"{file}: the last action dimension runs from {low} to {high} and its mask is {list(last)}; LIBERO's gripper runs from "
@@ -205,36 +270,25 @@ def _check_gripper(action: Mapping[str, Any], mask: tuple[Any, ...], file: Path)
         )
 
 
-def _statistics(measured: Mapping[str, Any], config: OpenVLAOFTConfig) -> Statistics:
+def _statistics(measured: PublishedStatistics, config: OpenVLAOFTConfig) -> Statistics:
     """In the suite's units, which for the gripper aren't the model's."""
-    action = {name: [float(x) for x in measured["action"][name]] for name in MEASURES}
+    action = {name: list(getattr(measured.action, name)) for name in MEASURES}
     if config.gripper == "libero":
         last = {name: 1 - 2 * action[name][-1] for name in MEASURES} | {"std": 2 * action["std"][-1]}
         last |= {"min": last["max"], "max": last["min"], "q01": last["q99"], "q99": last["q01"]}
         action = {name: [*action[name][:-1], last[name]] for name in MEASURES}
     unknown = {name: [1.0 if name in ("std", "max", "q99") else 0.0] * config.state_dim for name in MEASURES}
-    proprio = measured.get("proprio")
-    state = {name: [float(x) for x in proprio[name]] for name in MEASURES} if proprio else unknown
+    proprio = measured.proprio
+    state = {name: list(getattr(proprio, name)) for name in MEASURES} if proprio else unknown
     return Statistics(state=state, action=action)
-
-
-def _image_size(published: Mapping[str, Any], file: Path) -> int:
-    expected = {"use_fused_vision_backbone": True, "n_action_bins": BINS, "arch_specifier": "no-align+fused-gelu-mlp"}
-    for key, value in expected.items():
-        if published.get(key, value) != value:
-            raise UserError(f"{file} has {key} {published[key]!r}; expected {value!r}")
-    sizes = published.get("image_sizes", [224, 224])
-    if not isinstance(sizes, list) or len(set(sizes)) != 1 or not isinstance(sizes[0], int):
-        raise UserError(f"{file} has image_sizes {sizes!r}; expected one size for both towers")
-    return sizes[0]
 
 
 def _tower(
     tensors: Mapping[str, Tensor],
     tower: str,
     name: Literal["dino", "siglip"],
-    published: Mapping[str, Any],
-    preprocessor: Mapping[str, Any],
+    published: PublishedConfig,
+    preprocessor: Preprocessor,
     folder: Path,
 ) -> TowerConfig:
     number = ("dino", "siglip").index(name)
@@ -243,55 +297,44 @@ def _tower(
     while f"{prefix}blocks.{layers}.attn.qkv.weight" in tensors:
         layers += 1
     first = tensors.get(f"{prefix}blocks.0.mlp.fc1.weight")
-    ids = published.get("timm_model_ids", list(TOWERS))
+    identifier = published.timm_model_ids[number]
     if layers < 2 or first is None or first.ndim != 2:
         raise UserError(f"{folder} holds no {name} tower: {prefix}blocks has {layers} whole layers; expected 2 or more")
-    heads = next((count for start, count in TOWERS.items() if str(ids[number]).startswith(start)), None)
+    heads = next((count for start, count in TOWERS.items() if identifier.startswith(start)), None)
     if heads is None:
-        raise UserError(f"{folder} has the {name} tower {ids[number]!r}; expected {list(TOWERS)[number]!r}")
-    colours = []
-    for measure in ("means", "stds"):
-        values = preprocessor.get(measure)
-        if not isinstance(values, list) or len(values) != 2 or any(len(value) != 3 for value in values):
-            raise UserError(
-                f"the preprocessor_config.json of {folder} has {measure} {values!r}; expected three numbers per tower"
-            )
-        red, green, blue = (float(x) for x in values[number])
-        colours.append((red, green, blue))
+        raise UserError(f"{folder} has the {name} tower {brief(identifier)}; expected {list(TOWERS)[number]!r}")
     return TowerConfig(
-        hidden_size=first.shape[1], layers=layers, heads=heads, mlp_size=first.shape[0], mean=colours[0], std=colours[1]
+        hidden_size=first.shape[1],
+        layers=layers,
+        heads=heads,
+        mlp_size=first.shape[0],
+        mean=preprocessor.means[number],
+        std=preprocessor.stds[number],
     )
 
 
-def _language(published: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> LlamaSizes:
-    text = published.get("text_config")
-    if not isinstance(text, dict) or text.get("model_type", "llama") != "llama":
-        raise UserError(f"{file} has text_config {text!r}; expected a Llama's")
-    default = LlamaSizes()
-    heads: int = text.get("num_attention_heads", default.heads)
+def _language(published: PublishedConfig, tensors: Mapping[str, Tensor], file: Path) -> LlamaSizes:
+    text = published.text_config
     sizes = LlamaSizes(
-        hidden_size=text.get("hidden_size", default.hidden_size),
-        layers=text.get("num_hidden_layers", default.layers),
-        heads=heads,
-        key_value_heads=text.get("num_key_value_heads", heads),
-        mlp_size=text.get("intermediate_size", default.mlp_size),
-        vocab_size=text.get("vocab_size", default.vocab_size),
-        padded=published.get("pad_to_multiple_of", default.padded),
-        rms_norm_eps=text.get("rms_norm_eps", default.rms_norm_eps),
-        rope_theta=text.get("rope_theta", default.rope_theta),
+        hidden_size=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        key_value_heads=text.num_key_value_heads or text.num_attention_heads,
+        mlp_size=text.intermediate_size,
+        vocab_size=text.vocab_size,
+        padded=published.pad_to_multiple_of,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_theta=text.rope_theta,
     )
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
-        rows = tensors[name].shape[0] if name in tensors else 0
+        rows = tensors[name].shape[0] if name in tensors and tensors[name].ndim else 0
         if rows != sizes.vocab_size:
             raise UserError(f"{name} has {rows} rows; expected {sizes.vocab_size}, the vocab_size of {file}")
     return sizes
 
 
 def _read_tokenizer(file: Path, tokens: int) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
+    tokenizer = read_tokenizer(file)
     got = [tokenizer.id_to_token(i) for i in (BEGIN, STOP, SPACE)]
     # The padding token is the 32001st.
     if got != ["<s>", "</s>", "▁"] or tokenizer.get_vocab_size() > tokens + 1:

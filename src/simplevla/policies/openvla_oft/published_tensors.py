@@ -40,7 +40,11 @@ def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> 
     for name, (theirs, change) in sources.items():
         if theirs in tensors:
             tensor = tensors[theirs]
-            changed = tensor if change is None else change(tensor)
+            try:
+                changed = tensor if change is None else change(tensor)
+            except (IndexError, RuntimeError):
+                problems.append(f"{theirs} has shape {list(tensor.shape)}, which {name} can't have")
+                continue
             if changed.shape != wanted[name].shape:
                 problems.append(
                     f"{theirs} has shape {list(tensor.shape)}, which gives {list(changed.shape)} for {name}; expected {list(wanted[name].shape)}"

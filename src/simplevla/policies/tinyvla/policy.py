@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from simplevla.config import DenoisingConfig, from_dict, to_dict
+from simplevla.config import DenoisingConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
-from simplevla.policies.files import PolicyFiles, load_files, save_files
+from simplevla.policies.files import PolicyFiles, check_token_ids, load_files, save_files
 from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
@@ -26,6 +26,7 @@ from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
 from simplevla.policies.towers import MASKED, checkpoint_towers, compile_modules
+from simplevla.storage import read_as
 
 SMALLEST_STD = 1e-3
 """A state dimension that hardly moves in the demonstrations isn't blown up by its tiny std."""
@@ -62,6 +63,7 @@ class TinyVLA(Policy):
         self.state_dim = config.state_dim
         self.chunk_length = config.chunk_length
         self.action_dim = config.action_dim
+        check_token_ids(tokenizer, config.language.vocab_size)
         self.instruction_tokens = InstructionTokens(
             tokenizer, config.language.max_instruction_tokens, config.language.prompt
         )
@@ -319,8 +321,11 @@ class TinyVLA(Policy):
         files = load_files(folder)
         _require_named_sampler(files)
         with torch.random.fork_rng(devices=[]):
-            policy = cls(from_dict(TinyVLAConfig, files.config), files.statistics, files.tokenizer)
-        files.check_tensors(policy.state_dict())
+            config = read_as(folder / "config.json", TinyVLAConfig)
+            with torch.device("meta"):
+                # Without numbers first: sizes that the tensors don't have could be larger than the memory.
+                files.check_tensors(cls(config, files.statistics, files.tokenizer).state_dict())
+            policy = cls(config, files.statistics, files.tokenizer)
         policy.load_state_dict(files.tensors)
         policy.trained_on = files.trained_on
         return policy
@@ -328,8 +333,10 @@ class TinyVLA(Policy):
 
 def _require_named_sampler(files: PolicyFiles) -> None:
     """Refuse a diffusion policy that doesn't say which of two samplers it was trained and evaluated with."""
-    diffusion = files.config.get("diffusion", {})
-    if files.config.get("head") == "diffusion" and "use_clipped_model_output" not in diffusion:
+    diffusion = files.config.get("diffusion")
+    if files.config.get("head") == "diffusion" and not (
+        isinstance(diffusion, dict) and "use_clipped_model_output" in diffusion
+    ):
         raise UserError(
             f"{files.folder / 'config.json'} has no diffusion.use_clipped_model_output: it was saved when every step recomputed epsilon "
             "from the clipped estimate. Add it there: true for a policy that was trained here with that sampler, false for one that "

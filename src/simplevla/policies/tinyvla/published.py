@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simplevla.errors import UserError
-from simplevla.policies.files import is_finite
+from simplevla.policies.files import is_finite, read_tokenizer
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla import unet
 from simplevla.policies.tinyvla.config import TinyVLAConfig
@@ -143,10 +143,7 @@ def read_statistics(file: Path, config: TinyVLAConfig) -> Statistics:
 
 
 def _read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"{file} is damaged ({error}); use another checkpoint") from error
+    tokenizer = read_tokenizer(file)
     if tokenizer.token_to_id("<|endoftext|>") is None or tokenizer.get_vocab_size() > vocab_size:
         raise UserError(
             f"{file} knows {tokenizer.get_vocab_size()} tokens; expected Pythia's, of at most {vocab_size} with "

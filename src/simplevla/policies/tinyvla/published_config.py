@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simplevla.checked import Dimensions, Layers, Pixels, Width, from_dict, part
 from simplevla.errors import UserError
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, TinyVLAConfig, UnetConfig, VisionConfig
 from simplevla.policies.tinyvla.published_files import PublishedCheckpoint
@@ -49,6 +50,41 @@ TOWER_DEFAULTS = {
 }
 """What TinyVLA's code takes where config.json says nothing."""
 
+
+@part(frozen=True, kw_only=True)
+class TowerSizes:
+    """Of the vision tower, as config.json names them."""
+
+    image_size: Pixels
+    patch_size: Pixels
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    intermediate_size: Width
+
+
+@part(frozen=True, kw_only=True)
+class Sizes:
+    """Of the language model and the head, as config.json names them."""
+
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    intermediate_size: Width
+    vocab_size: Width
+    state_dim: Dimensions
+    action_dim: Dimensions
+    chunk_size: Dimensions
+
+
+@part(frozen=True, kw_only=True)
+class Colours:
+    """The part of preprocessor_config.json that says what pixels are normalised with."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
 COLOURS = {"clip": (CLIP_MEAN, CLIP_STD), "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 
@@ -72,21 +108,22 @@ def policy_config(
     vision = _vision_config(settings, file, frame)
     if checkpoint.preprocessor is not None:
         _check_preprocessor(checkpoint.preprocessor, vision, file.parent)
+    sizes = from_dict(Sizes, settings, source=str(file))
     language = LanguageConfig(
-        hidden_size=_size(settings, "hidden_size", file),
-        layers=_size(settings, "num_hidden_layers", file),
-        heads=_size(settings, "num_attention_heads", file),
-        mlp_size=_size(settings, "intermediate_size", file),
-        vocab_size=_size(settings, "vocab_size", file),
+        hidden_size=sizes.hidden_size,
+        layers=sizes.num_hidden_layers,
+        heads=sizes.num_attention_heads,
+        mlp_size=sizes.intermediate_size,
+        vocab_size=sizes.vocab_size,
         max_instruction_tokens=PROMPT_TOKENS,
         init_std=0.02,
         prompt=PROMPT,
     )
     return TinyVLAConfig(
         cameras=tuple(cameras),
-        state_dim=_size(settings, "state_dim", file),
-        action_dim=_size(settings, "action_dim", file),
-        chunk_length=_size(settings, "chunk_size", file),
+        state_dim=sizes.state_dim,
+        action_dim=sizes.action_dim,
+        chunk_length=sizes.chunk_size,
         head="diffusion",
         # TinyVLA makes its DDIMScheduler with clip_sample and calls its step with diffusers' defaults.
         diffusion=DiffusionConfig(
@@ -99,15 +136,9 @@ def policy_config(
     )
 
 
-def _size(settings: Mapping[str, Any], key: str, file: Path) -> int:
-    value = settings.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{file} has {key} {value!r}; expected a whole number of 1 or more")
-    return value
-
-
 def _check_language(settings: Mapping[str, Any], file: Path) -> None:
-    rope = settings.get("rope_parameters") or {}
+    rope = settings.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
     newer = {"rotary_pct": rope.get("partial_rotary_factor"), "rotary_emb_base": rope.get("rope_theta")}
     got = {**settings, **{key: value for key, value in newer.items() if value is not None}}
     for key, expected in LANGUAGE_SETTINGS.items():
@@ -118,7 +149,7 @@ def _check_language(settings: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_cameras(cameras: Sequence[str], concat: Any, file: Path) -> None:
-    allowed = {"None": (1,), "token_cat": (2, 3)}.get(concat)
+    allowed = {"None": (1,), "token_cat": (2, 3)}.get(concat if isinstance(concat, str) else "")
     if allowed is None:
         raise UserError(f"{file} has concat {concat!r}; expected 'token_cat', or 'None' for one camera")
     if len(cameras) not in allowed or len(set(cameras)) < len(cameras):
@@ -143,14 +174,15 @@ def _vision_config(settings: Mapping[str, Any], file: Path, frame: tuple[int, in
             raise UserError(f"{file} has {key} {tower.get(key)!r} for the vision tower; expected {value!r}")
     if projector.get("mm_projector_type") != "mlp2x_gelu":
         raise UserError(f"{file} has mm_projector_type {projector.get('mm_projector_type')!r}; expected 'mlp2x_gelu'")
+    sizes = from_dict(TowerSizes, tower, source=f"the vision tower in {file}")
     return VisionConfig(
         kind="clip" if kind == "clip" else "siglip",
-        image_size=_size(tower, "image_size", file),
-        patch_size=_size(tower, "patch_size", file),
-        hidden_size=_size(tower, "hidden_size", file),
-        layers=_size(tower, "num_hidden_layers", file),
-        heads=_size(tower, "num_attention_heads", file),
-        mlp_size=_size(tower, "intermediate_size", file),
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        hidden_size=sizes.hidden_size,
+        layers=sizes.num_hidden_layers,
+        heads=sizes.num_attention_heads,
+        mlp_size=sizes.intermediate_size,
         frame=frame,
         crop=CROP,
         pad=True,
@@ -160,12 +192,9 @@ def _vision_config(settings: Mapping[str, Any], file: Path, frame: tuple[int, in
 
 def _check_preprocessor(settings: Mapping[str, Any], vision: VisionConfig, folder: Path) -> None:
     mean, std = COLOURS[vision.kind]
-    got = [settings.get("image_mean"), settings.get("image_std")]
-    close = [
-        isinstance(x, list) and len(x) == 3 and np.allclose(x, y, atol=1e-6)
-        for x, y in zip(got, (mean, std), strict=True)
-    ]
-    if not all(close):
+    colours = from_dict(Colours, settings, source=f"the preprocessor_config.json of {folder}")
+    got = [list(colours.image_mean), list(colours.image_std)]
+    if not np.allclose(got, (mean, std), atol=1e-6):
         raise UserError(
             f"the preprocessor_config.json of {folder} has image_mean {got[0]} and image_std {got[1]}; expected "
             f"{list(mean)} and {list(std)} for a {vision.kind} tower"

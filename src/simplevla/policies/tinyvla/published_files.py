@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from simplevla.errors import UserError
-from simplevla.policies.published import read_json, read_tensors, weight_files
+from simplevla.policies.published import read_tensors, weight_files
 from simplevla.policies.published_lora import ADAPTER, ADAPTER_CONFIG, WRAPPER, merge_lora
+from simplevla.storage import read_json
 
 WHOLE_MODEL = ("model.safetensors", "pytorch_model.bin")
 REST = "non_lora_trainables.bin"

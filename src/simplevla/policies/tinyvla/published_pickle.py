@@ -8,6 +8,7 @@ is called.
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from simplevla.errors import UserError
 
 LARGEST_FILE = 256 * 2**20
 """Bytes. Statistics take kilobytes; one episode's states, which stand beside them, at most some megabytes."""
+MOST_STEPS, MOST_VALUES, DEEPEST = 200_000, 1_000_000, 50
+"""Instructions of the pickle, values it holds where each counts as often as it is referred to, and levels."""
 
 NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
@@ -31,8 +34,10 @@ def read_pickle(path: Path) -> Any:
     """
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"{path} has {path.stat().st_size} bytes; expected statistics, of at most {LARGEST_FILE}")
+    content = path.read_bytes()
     try:
-        return _plain(_Reader(io.BytesIO(path.read_bytes())).load())
+        _check_steps(content)
+        return _plain(_Reader(io.BytesIO(content)).load(), {}, 0)[0]
     except _Refused as error:
         raise UserError(
             f"{path} {error}; expected arrays and numbers only. Nothing in it was run. Was this file made by "
@@ -133,16 +138,33 @@ class _Reader(pickle.Unpickler):
         return MAKERS[wanted]
 
 
-def _plain(value: Any) -> Any:
-    """The same with our stand-ins resolved."""
+def _check_steps(content: bytes) -> None:
+    """Refuse a pickle of too many instructions, or one that asks for more memory than they need."""
+    for number, (step, argument, _) in enumerate(pickletools.genops(content)):
+        if number > MOST_STEPS or ("PUT" in step.name and int(argument or 0) > MOST_STEPS):
+            raise _Refused(f"has more than {MOST_STEPS} values")
+
+
+def _plain(value: Any, done: dict[int, tuple[Any, int]], depth: int) -> tuple[Any, int]:
+    """The same with our stand-ins resolved, and how many values it holds; `done` has what was seen before, by its id."""
+    if id(value) in done:
+        return done[id(value)]
+    if depth > DEEPEST:
+        raise _Refused(f"is nested more than {DEEPEST} levels deep")
+    plain, size = value, 1
     if isinstance(value, _Array):
         if value.value is None:
             raise _Refused("has an array without content")
-        return value.value
-    if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value)
-    if value is None or isinstance(value, str | int | float | np.ndarray | np.number | np.bool_):
-        return value
-    raise _Refused(f"holds a {type(value).__name__}")
+        plain = value.value
+    elif isinstance(value, dict | list | tuple):
+        items = [item for pair in value.items() for item in pair] if isinstance(value, dict) else value
+        parts = [_plain(item, done, depth + 1) for item in items]
+        size += sum(part[1] for part in parts)
+        if size > MOST_VALUES:
+            raise _Refused(f"holds more than {MOST_VALUES} values")
+        found = [part[0] for part in parts]
+        plain = dict(zip(found[::2], found[1::2], strict=True)) if isinstance(value, dict) else type(value)(found)
+    elif value is not None and not isinstance(value, str | int | float | np.ndarray | np.number | np.bool_):
+        raise _Refused(f"holds a {type(value).__name__}")
+    done[id(value)] = plain, size
+    return plain, size
