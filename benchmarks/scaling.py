@@ -21,6 +21,7 @@ from rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, 
 from scaling_page import page, plot
 from update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 
+from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.evaluation.provenance import commit
 from simplevla.planning.cost import (
@@ -39,7 +40,7 @@ from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, V
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import PRESETS
 from simplevla.recipes import libero, metaworld, tabletop
-from simplevla.rollout.collect import collect_groups
+from simplevla.rollout.collect import collect_groups, rewards
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.rollout.states import StateSampler
 from simplevla.storage import write_atomically, write_json
@@ -278,7 +279,7 @@ def whole_updates(policy: Policy) -> list[dict]:
             with Watch() as collecting:
                 collection = collect_groups(engine, policy, sampler, config.sampling, 0, update)
             with Watch() as updating:
-                stats = learner.update(collection.groups, update)
+                stats = learner.update(collection.groups, group_relative_advantages(rewards(collection.groups)), update)
             rows.append(
                 {
                     "others": max(collecting.others, updating.others),

@@ -19,12 +19,14 @@ from machine import this_machine
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import DenoisingConfig, RolloutConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Sampling
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.recipes import tabletop
+from simplevla.rollout.collect import rewards
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
@@ -132,7 +134,7 @@ def measure(size: str, way: str) -> dict:
         device=str(DEVICE),
     )
     learner = Learner(policy, config)
-    stats = learner.update([episodes], 1)
+    stats = learner.update([episodes], group_relative_advantages(rewards([episodes])), 1)
     assert stats["optimizer_steps"] == 1
     found["update_decisions_per_s"] = stats["decisions"] / stats["update_s"]
     found["logprob_gap"] = stats["logprob_gap"]

@@ -12,8 +12,10 @@ import torch
 from half_trained import TABLETOP, half_trained, sampled_groups
 from reference import UpdateWastes, padded_update, stored_bytes
 
+from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.policies.base import Policy, Sampling
 from simplevla.recipes import tabletop
+from simplevla.rollout.collect import rewards
 from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner, pack
 from simplevla.types import Episode
@@ -35,7 +37,7 @@ def ours_per_second(policy: Policy, groups: list[list[Episode]], count: int) -> 
     learner = Learner(deepcopy(policy), CONFIG)
     with deterministic():
         started = time.perf_counter()
-        learner.update(groups, 1)
+        learner.update(groups, group_relative_advantages(rewards(groups)), 1)
         return count / (time.perf_counter() - started)
 
 

@@ -8,7 +8,10 @@ import safetensors.torch
 import torch
 
 from fake_policy import FakePolicy
+from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.policies.base import ObservationBatch, Sampling
+from simplevla.rollout.collect import rewards
+from simplevla.training.learner import Learner
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
 TASK = Task(name="reach", instruction="do reach", horizon=11, horizon_reason="test")
@@ -68,3 +71,8 @@ def load_fake_policy(folder: Path | str) -> FakePolicy:
     policy.load_state_dict(safetensors.torch.load_file(Path(folder) / "model.safetensors"))
     policy.cameras, policy.state_dim = ("front",), 3
     return policy
+
+
+def update_by(learner: Learner, groups: Sequence[Sequence[Episode]], number: int) -> dict[str, float]:
+    """Update `number` on these groups, as the main loop does it."""
+    return learner.update(groups, group_relative_advantages(rewards(groups)), number)

@@ -22,6 +22,7 @@ from adapted_tinyvla import (
     snapshot,
     with_diffusion,
 )
+from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
@@ -90,7 +91,7 @@ def test_training_an_adapter_leaves_the_base_and_the_others_alone(architecture: 
     learner = Learner(policy, TRAINING)
     bank.check_optimizer(learner.optimizer.adamw)
     for update in range(1, 4):
-        stats = learner.update([sampled_group(policy)], update)
+        stats = update_by(learner, [sampled_group(policy)], update)
         assert stats["optimizer_steps"] == 1
     assert same(base_tensors(bank), base)
     for name in idle:
@@ -231,7 +232,7 @@ def test_the_ratio_is_1_before_the_first_optimizer_step(architecture: str, kind:
     # a diffusion head scores all denoising steps in one batch, which it sampled one by one
     tolerance = 1e-4 if architecture == "diffusion" else 0
     torch.testing.assert_close(scores.detach(), sample.logprobs, rtol=0, atol=tolerance)
-    stats = Learner(bank.policy, TRAINING).update([sampled_group(bank.policy)], 1)
+    stats = update_by(Learner(bank.policy, TRAINING), [sampled_group(bank.policy)], 1)
     assert stats["ratio_min"] == pytest.approx(1, abs=1e-4)
     assert stats["ratio_max"] == pytest.approx(1, abs=1e-4)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fake_policy import FakePolicy
-from sampled_episodes import observations, sampled_group, small_policy
+from sampled_episodes import observations, sampled_group, small_policy, update_by
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import LossConfig, OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
@@ -93,7 +93,7 @@ def test_a_whole_update_does_not_depend_on_the_micro_batch_size() -> None:
     def after(size: int) -> Tensor:
         policy = small_policy()
         groups = [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(2)]
-        Learner(policy, replace(CONFIG, microbatch_decisions=size)).update(groups, 1)
+        update_by(Learner(policy, replace(CONFIG, microbatch_decisions=size)), groups, 1)
         return policy.linear.weight.detach()
 
     assert not torch.equal(after(8), small_policy().linear.weight)
@@ -108,16 +108,16 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit() -> None:
     straight = small_policy()
     learner = Learner(straight, replace(CONFIG, optimizer=OptimizerConfig(lr=0.01, warmup_steps=6)))
     for update in (1, 2):
-        learner.update(groups(straight, update), update)
+        update_by(learner, groups(straight, update), update)
     tensors = {name: value.clone() for name, value in learner.optimizer_state().items()}
     copied, steps = {name: value.clone() for name, value in straight.state_dict().items()}, learner.optimizer_steps
-    learner.update(groups(straight, 3), 3)
+    update_by(learner, groups(straight, 3), 3)
 
     resumed = small_policy()
     resumed.load_state_dict(copied)
     other = Learner(resumed, learner.config)
     other.load_optimizer_state(tensors, steps)
-    other.update(groups(resumed, 3), 3)
+    update_by(other, groups(resumed, 3), 3)
     assert torch.equal(resumed.linear.weight, straight.linear.weight)
     assert torch.equal(resumed.linear.bias, straight.linear.bias)
     for name, value in learner.optimizer_state().items():
@@ -125,5 +125,5 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit() -> None:
 
     forgetful = small_policy()
     forgetful.load_state_dict(copied)
-    Learner(forgetful, learner.config).update(groups(forgetful, 3), 3)
+    update_by(Learner(forgetful, learner.config), groups(forgetful, 3), 3)
     assert not torch.equal(forgetful.linear.weight, straight.linear.weight)

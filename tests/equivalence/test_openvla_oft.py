@@ -11,6 +11,7 @@ from PIL import Image
 import made_openvla_checkpoint as made
 import simplevla.policies.openvla_oft.policy as oft
 from adapted_tinyvla import sampled_group
+from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
@@ -343,7 +344,7 @@ def test_lora_on_bfloat16_trains_in_float32_and_leaves_the_base_alone(tmp_path: 
         policy, TrainConfig(sampling=SAMPLING, optimizer=settings, minibatches=1, gradient_checkpointing=True)
     )
     # A gap between rollout and update would be rounding in bfloat16 that isn't the same twice.
-    assert learner.update([episodes(policy)], 1)["logprob_gap"] < 1e-3
+    assert update_by(learner, [episodes(policy)], 1)["logprob_gap"] < 1e-3
     assert {p.dtype for p in learner.trainable.values()} == {torch.float32}
     assert all(learner.optimizer.masters[name] is p for name, p in learner.trainable.items()), "no copies are needed"
     for name, p in bank.parameters("milk").items():
@@ -364,7 +365,7 @@ def test_all_of_a_bfloat16_model_is_trained_on_masters(tmp_path: Path) -> None:
         policy, TrainConfig(sampling=SAMPLING, optimizer=OptimizerConfig(lr=5e-6, weight_decay=0.0), minibatches=1)
     )
     start = {name: x.detach().clone() for name, x in learner.optimizer.masters.items()}
-    learner.update([episodes(policy)], 1)
+    update_by(learner, [episodes(policy)], 1)
     assert learner.trainable.keys() == dict(policy.named_parameters()).keys()
     stuck = 0
     for name, master in learner.optimizer.masters.items():

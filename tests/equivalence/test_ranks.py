@@ -19,6 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import made_openvla_checkpoint as made
 import small_tinyvla as small
 from adapted_tinyvla import sampled_group
+from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
@@ -91,7 +92,7 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
     config = EIGHT if case == "8bit" else CONFIG
     learner = Learner(policy, config)
     before = masters(learner)
-    stats = learner.update(wanted[0], 1)
+    stats = update_by(learner, wanted[0], 1)
     state = {name: value.clone() for name, value in learner.optimizer_state().items()}
     again = Learner(policy, config)
     again.load_optimizer_state(state, learner.optimizer_steps)
@@ -99,7 +100,7 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
     assert restored.keys() == state.keys()
     for name, value in state.items():
         assert torch.equal(restored[name], value), name
-    again.update(wanted[1], 2)
+    update_by(again, wanted[1], 2)
     tensors = masters(again)
     for name, p in again.trainable.items():
         assert torch.equal(whole(p.detach()), tensors[name].to(p.dtype)), "a parameter is its master, rounded"
@@ -110,7 +111,7 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
     broken = wanted[0][0][0]
     broken.logprobs = np.full_like(broken.logprobs, math.nan)
     with pytest.raises(UpdateRefused, match="the loss is nan"):
-        again.update(wanted[0], 3)
+        update_by(again, wanted[0], 3)
     if how == "alone" or dist.get_rank() == 0:
         metrics = {f"stat/{name}": torch.tensor(value) for name, value in stats.items() if name != "update_s"}
         parts = {"before": before, "after": tensors, "state": state}
@@ -137,7 +138,7 @@ def scored_again(case: Case, how: Literal["alone", "full", "copies"], folder: Pa
         return score(*inputs)
 
     policy.score = counted  # type: ignore[method-assign]
-    stats = learner.update(wanted, 1)
+    stats = update_by(learner, wanted, 1)
     assert stats["logprobs_recomputed"] == 1.0
     # Sixteen decisions are three micro-batches: alone all of them, and two for each of two ranks.
     assert calls.count(False) == (3 if how == "alone" else 2)
@@ -220,7 +221,7 @@ def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tol
         torch.cat([(end[f"after/{name}"] - start[f"{part}/{name}"]).flatten() for name in names])
         for end, start, part in ((alone, alone, "before"), (both, alone, "after"))
     )
-    assert 0 < float(apart.norm() / step.norm()) < tolerance
+    assert float(apart.norm() / step.norm()) < tolerance
     assert float(step.abs().max()) > 1e-4
     assert float(both["stat/grad_norm"]) == pytest.approx(float(alone["stat/grad_norm"]), rel=0.01)
     kinds = {name.removeprefix("state/").split("/")[0] for name in both if name.startswith("state/")}

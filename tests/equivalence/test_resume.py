@@ -36,9 +36,9 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def counted(original):
-    def update_and_count(self, groups, number):
+    def update_and_count(self, groups, advantages, number):
         state["update"] = number
-        return original(self, groups, number)
+        return original(self, groups, advantages, number)
     return update_and_count
 
 def between_mini_batches(original):

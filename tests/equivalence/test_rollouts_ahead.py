@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fake_policy import FakePolicy
-from sampled_episodes import load_fake_policy
+from sampled_episodes import load_fake_policy, update_by
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.collect import collect_groups
@@ -52,7 +53,7 @@ def test_each_update_is_sampled_by_the_policy_of_the_update_before(config: Train
         for update in (1, 2, 3):
             acting.load_state_dict(before[-2])
             groups = collect_groups(engine, acting, sampler, config.sampling, config.seed, update).groups
-            gaps.append(learner.update(groups, update)["logprob_gap"])
+            gaps.append(update_by(learner, groups, update)["logprob_gap"])
             before.append({name: p.clone() for name, p in trained.state_dict().items()})
 
     final = load_fake_policy(tmp_path / "run" / "policy").state_dict()
@@ -91,12 +92,12 @@ def test_the_next_rollouts_begin_before_an_update_ends(config: TrainConfig, tmp_
     begun = threading.Semaphore(0)
 
     class Waiting(Learner):
-        def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+        def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
             assert begun.acquire(timeout=60), "the rollouts of this update"
             if update < self.config.updates:
                 assert begun.acquire(timeout=60), "the rollouts of the next update"
                 begun.release()
-            return super().update(groups, update)
+            return super().update(groups, advantages, update)
 
     outcome = loop.train(config, tmp_path / "run", make_engine=watched(begun), make_learner=Waiting)
     assert outcome.update == 3
@@ -118,7 +119,7 @@ class Hopeless(RolloutEngine):
 @pytest.mark.parametrize("error", [UpdateRefused("the loss is nan"), KeyboardInterrupt()])
 def test_an_error_ends_the_rollouts_that_run_ahead(config: TrainConfig, tmp_path: Path, error: BaseException) -> None:
     class Failing(Learner):
-        def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+        def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
             raise error
 
     def hopeless(config: TrainConfig, policy: Policy) -> RolloutEngine:
@@ -136,7 +137,7 @@ def test_no_signal_ahead_ends_the_run_when_its_turn_comes(config: TrainConfig, t
     sampled: list[Any] = []
 
     class Recording(Learner):
-        def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+        def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
             sampled.append(groups)
             # Hopeless from here on: it never goes forward.
             with torch.no_grad():

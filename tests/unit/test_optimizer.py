@@ -13,7 +13,7 @@ from torch import Tensor
 
 import simplevla.training.imitation as imitation
 from fake_policy import FakePolicy
-from sampled_episodes import sampled_group, small_policy
+from sampled_episodes import sampled_group, small_policy, update_by
 from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.policies.base import Sampling
 from simplevla.training.checkpoint import load_latest, save_checkpoint
@@ -115,7 +115,7 @@ def test_a_float32_policy_s_update_is_torch_s_adamw_bit_for_bit() -> None:
     for update in (1, 2):
         group = sampled_group(policy, update, [1, 0, 0, 1])
         batch = pack(group, advantages(group), policy.unit_action_index, "episode")
-        learner.update([group], update)
+        update_by(learner, [group], update)
         seen.accumulate_gradients(batch, "here")
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
         reference.step()
@@ -146,7 +146,7 @@ def test_a_bfloat16_policy_s_update_is_adamw_of_the_summed_gradients() -> None:
         copy.grad *= min(1.0, 1.0 / float(norm))  # type: ignore[operator]
     torch.optim.AdamW(copies.values(), lr=1e-4, weight_decay=0.1).step()
     learner = Learner(policy, config)
-    metrics = learner.update([group], 1)
+    metrics = update_by(learner, [group], 1)
     assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     for name, copy in copies.items():
         torch.testing.assert_close(learner.optimizer.masters[name].detach(), copy.detach(), atol=1e-7, rtol=0)

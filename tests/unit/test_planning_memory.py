@@ -9,6 +9,7 @@ import torch
 
 import made_openvla_checkpoint as made
 import small_tinyvla
+from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
@@ -135,7 +136,7 @@ def test_gradients_and_moments_are_what_a_learner_has() -> None:
         return step(place)
 
     learner._step = seen  # type: ignore[method-assign]
-    learner.update([[episode(policy, 0, True), episode(policy, 1, False)]], 1)
+    update_by(learner, [[episode(policy, 0, True), episode(policy, 1, False)]], 1)
     sizes = sizes_of(policy, SPEC)
     memory = device_memory(sizes, config, 0, UPDATE, ROLLOUT)
     moments = sum(x.nbytes for state in learner.optimizer.adamw.state.values() for x in state.values() if x.ndim)

@@ -76,10 +76,10 @@ class LearnerActor:
         divide(policy, settings.divide)
         self._learner = Learner(policy, self._config)
 
-    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
         """See `Learner.update`."""
         with deterministic(self._device.type):
-            return self._learner.update(groups, update)
+            return self._learner.update(groups, advantages, update)
 
     def weights(self) -> dict[str, Tensor]:
         """All that is trained, whole, on the CPU; nothing but from rank 0, which is enough."""
@@ -116,10 +116,10 @@ class RayLearner:
         address = _result([self._ranks[0].address.remote()])[0]
         _result([rank.join.remote(address) for rank in self._ranks])
 
-    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
         """See `Learner.update`. The groups travel once."""
         shared = ray.put([list(group) for group in groups])
-        stats: dict[str, float] = _result([rank.update.remote(shared, update) for rank in self._ranks])[0]
+        stats: dict[str, float] = _result([rank.update.remote(shared, advantages, update) for rank in self._ranks])[0]
         self.optimizer_steps += int(stats["optimizer_steps"])
         weights = _result([rank.weights.remote() for rank in self._ranks])[0]
         parameters = dict(self.policy.named_parameters())

@@ -2,13 +2,17 @@
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from simplevla.algorithm.selection import is_mixed
 from simplevla.config import SamplingConfig
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.crew import Errors
-from simplevla.rollout.scheduler import Engine
+from simplevla.rollout.scheduler import Engine, RolloutStats
 from simplevla.rollout.states import StateSampler
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
 
@@ -39,6 +43,17 @@ class Collection:
     """Dropped because a sibling ended ENV_ERROR."""
     success_by_task: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Task -> (solved, n) over all sampled episodes that have a reward."""
+    stats: RolloutStats = field(default_factory=RolloutStats)
+    """Counts of the engine over all episodes."""
+    seconds: float = 0.0
+    """Wall time of the rollouts."""
+    staleness: int = 0
+    """Number of updates that the policy which sampled is behind the one that is to be updated."""
+
+
+def rewards(groups: Sequence[Sequence[Episode]]) -> Tensor:
+    """Rewards of G groups of N siblings, float32 [G, N]."""
+    return torch.tensor([[episode.reward for episode in group] for group in groups])
 
 
 class Cancelled(Exception):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
@@ -88,7 +87,7 @@ def share_out(parts: list[Decisions], rank: int, ranks: int) -> list[Decisions]:
 
 
 def pack(
-    episodes: Sequence[Episode], advantages: Sequence[float], unit_action_index: np.ndarray, aggregation: str
+    episodes: Sequence[Episode], advantages: Sequence[float] | Tensor, unit_action_index: np.ndarray, aggregation: str
 ) -> Decisions:
     """One mini-batch: all decisions of `episodes`, masked env-step exactly and weighted for the loss (SPEC 1.4).
 
@@ -106,7 +105,7 @@ def pack(
     return Decisions(
         where=[(episode, t) for episode in episodes for t in range(len(episode.executed))],
         old_logprobs=torch.from_numpy(np.concatenate([episode.logprobs for episode in episodes])),
-        advantages=torch.tensor(advantages, dtype=torch.float32)[episode_D],
+        advantages=torch.as_tensor(advantages, dtype=torch.float32)[episode_D],
         mask=mask_DU,
         weights=unit_weights(mask_DU, episode_D, len(episodes), aggregation),
     )
@@ -117,7 +116,7 @@ class Trainer(Protocol):
 
     optimizer_steps: int
 
-    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]: ...
+    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]: ...
 
     def optimizer_state(self) -> dict[str, Tensor]: ...
 
@@ -143,12 +142,15 @@ class Learner:
         self.optimizer_steps = 0
         self.optimizer = MasterAdamW(self.trainable, config.optimizer, fused=self.device.type == "cuda")
 
-    def update(self, groups: Sequence[Sequence[Episode]], update: int) -> dict[str, float]:
+    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
         """One pass over `groups` in `config.minibatches` optimizer steps; returns the metrics of docs/metrics.md.
 
         Groups stay whole and are shuffled by (seed, update) alone. A mini-batch whose advantages are all zero is
         skipped, since AdamW's weight decay and momentum would move the parameters without any signal. Ratio and
         gradient metrics are means over the mini-batches that were stepped, and are missing if none was.
+
+        Args:
+            advantages: float32 [G, N], one per sibling of each group.
 
         Raises:
             UpdateRefused: non-finite loss or gradient, or the rollout's log-probabilities aren't the update's.
@@ -158,10 +160,6 @@ class Learner:
         self.policy.eval()
         if self.config.gradient_checkpointing:
             self.policy.checkpoint_activations()
-        advantages = [
-            group_relative_advantages(torch.tensor([[episode.reward for episode in group]]))[0].tolist()
-            for group in groups
-        ]
         order = np.random.default_rng((self.config.seed, update)).permutation(len(groups))
         parts = np.array_split(order, min(self.config.minibatches, len(groups)))
         stepped: list[dict[str, float]] = []
@@ -171,7 +169,7 @@ class Learner:
         def minibatch(part: np.ndarray) -> Decisions:
             return pack(
                 [episode for g in part for episode in groups[g]],
-                [advantage for g in part for advantage in advantages[g]],
+                advantages[part].flatten(),
                 self.policy.unit_action_index,
                 self.config.loss.aggregation,
             )

@@ -1,4 +1,4 @@
-"""The main loop of reinforcement learning: rollout, reward, advantage, selection, update, checkpoint, evaluation."""
+"""The main loop of reinforcement learning: rollout, reward, selection, advantage, update, evaluation, checkpoint."""
 
 import time
 import warnings
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
@@ -15,7 +16,7 @@ from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite, load_policy, place
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
-from simplevla.rollout.collect import NoSignal
+from simplevla.rollout.collect import Collection, NoSignal, rewards
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
 from simplevla.storage import FolderLock, atomic_folder, read_json, write_json
@@ -26,7 +27,7 @@ from simplevla.training.determinism import deterministic
 from simplevla.training.health import check, history, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.rollouts import Rolled, Rollouts, RolloutsAhead
+from simplevla.training.rollouts import Rollouts, RolloutsAhead
 from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
 from simplevla.training.runlog import RunLog, environment_facts
 
@@ -140,16 +141,17 @@ def _train(
             log.stage(f"update {update} of {config.updates}: rolling out")
             waited = time.monotonic()
             try:
-                rolled = rollouts.of(update)
+                collection = rollouts.collect(update)
             except NoSignal as stop:
                 return _stop(stop, policy, run, progress, log.rows)
             waited = time.monotonic() - waited
-            row = {"update": update, **_rollout_metrics(rolled), "rollout_wait_s": waited}
+            row = {"update": update, **_rollout_metrics(collection), "rollout_wait_s": waited}
             log.stage(f"update {update} of {config.updates}: learning")
-            row |= learner.update(rolled.collection.groups, update)
+            advantages = group_relative_advantages(rewards(collection.groups))
+            row |= learner.update(collection.groups, advantages, update)
             progress.update = update
-            progress.episodes += rolled.stats.episodes
-            progress.env_steps += rolled.stats.env_steps
+            progress.episodes += collection.stats.episodes
+            progress.env_steps += collection.stats.env_steps
             if config.eval_every and (update % config.eval_every == 0 or update == config.updates):
                 rollouts.settle()
                 row |= _evaluate(engine, policy, suite, config, run, update, log)
@@ -240,8 +242,8 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> N
     record_facts(run, facts, update)
 
 
-def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
-    collection, stats, seconds = rolled.collection, rolled.stats, rolled.seconds
+def _rollout_metrics(collection: Collection) -> dict[str, Any]:
+    stats, seconds = collection.stats, collection.seconds
     solved = sum(solved for solved, _ in collection.success_by_task.values())
     episodes = sum(n for _, n in collection.success_by_task.values())
     return {
@@ -265,7 +267,7 @@ def _rollout_metrics(rolled: Rolled) -> dict[str, Any]:
         "policy_s": stats.policy_s,
         "wait_s": stats.wait_s,
         "collect_s": seconds,
-        "staleness": rolled.staleness,
+        "staleness": collection.staleness,
         **stats.errors.metrics(),
     }
 

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +13,8 @@ from torch import Tensor
 from simplevla.config import TrainConfig
 from simplevla.policies.base import Policy
 from simplevla.rollout.collect import Collection, collect_groups
-from simplevla.rollout.scheduler import Engine, RolloutStats, policy_threads
+from simplevla.rollout.scheduler import Engine, policy_threads
 from simplevla.rollout.states import StateSampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rolled:
-    """What an update is made of."""
-
-    collection: Collection
-    stats: RolloutStats
-    seconds: float
-    """Of the rollouts."""
-    staleness: int
-    """How many updates the policy that sampled is behind the one that is to be updated."""
 
 
 class Rollouts:
@@ -45,8 +32,8 @@ class Rollouts:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def of(self, update: int) -> Rolled:
-        """The groups of this update.
+    def collect(self, update: int) -> Collection:
+        """The groups of this update: rolled out, rewarded and selected.
 
         Raises:
             NoSignal: none of them can train.
@@ -64,17 +51,17 @@ class Rollouts:
         """Trained parameters, on the CPU, of the policy that rolls out for the next update, where it isn't the trained one."""
         return {}
 
-    def _collect(self, update: int, staleness: int) -> Rolled:
+    def _collect(self, update: int, staleness: int) -> Collection:
         engine, config = self._engine, self._config
         engine.reset_stats()
         started = time.monotonic()
         collection = collect_groups(
             engine, self._policy, self._sampler, config.sampling, config.seed, update, self._cancelled
         )
-        seconds, stats = time.monotonic() - started, engine.stats
+        collection.seconds, collection.stats, collection.staleness = time.monotonic() - started, engine.stats, staleness
         # What runs next, an evaluation perhaps, counts apart.
         engine.reset_stats()
-        return Rolled(collection=collection, stats=stats, seconds=seconds, staleness=staleness)
+        return collection
 
 
 class RolloutsAhead(Rollouts):
@@ -111,14 +98,14 @@ class RolloutsAhead(Rollouts):
         self._pool.shutdown(wait=True)
         torch.set_num_threads(self._threads)
 
-    def of(self, update: int) -> Rolled:
+    def collect(self, update: int) -> Collection:
         """The groups of this update; those of the next one are begun with the policy as it is now."""
-        rolled = self._future.result()
+        collection = self._future.result()
         self._take(self._trained)
         # Weights and state also after the last update: a run that is extended goes on from them.
         if update < self._config.updates:
             self._submit(update + 1, staleness=1)
-        return rolled
+        return collection
 
     def settle(self) -> None:
         # What went wrong is raised where the groups are asked for.
@@ -140,4 +127,4 @@ class RolloutsAhead(Rollouts):
         self._state = self._sampler.state_dict()
 
     def _submit(self, update: int, staleness: int) -> None:
-        self._future: Future[Rolled] = self._pool.submit(self._collect, update, staleness)
+        self._future: Future[Collection] = self._pool.submit(self._collect, update, staleness)
