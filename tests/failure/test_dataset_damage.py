@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from simplevla.config import DemosConfig, SuiteConfig
 from simplevla.demonstrations import layout, writer
 from simplevla.demonstrations.dataset import DatasetWriter, LeRobotDataset
 from simplevla.demonstrations.generate import generate
+from simplevla.demonstrations.images import decode_image
+from simplevla.errors import UserError
 
 
 @pytest.fixture
@@ -72,8 +75,25 @@ def test_older_version_says_how_to_convert(folder: Path) -> None:
 def test_truncated_meta_file(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=rf"{path.name} is damaged.*copy it again"):
+    with pytest.raises(ValueError, match=rf"{path.name} is (damaged.*copy it again|not valid JSON)"):
         LeRobotDataset(folder)
+
+
+def test_a_picture_is_measured_by_its_header_before_it_is_decoded() -> None:
+    small, large = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 6)).save(small, "PNG")
+    Image.new("1", (13000, 13000)).save(large, "PNG")
+    decode_image(small.getvalue(), np.empty((6, 8, 3), np.uint8), "frame 0")
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"frame 0: the image is \(13000, 13000\); meta/info.json says \(6, 8\)"):
+        decode_image(large.getvalue(), np.empty((6, 8, 3), np.uint8), "frame 0")
+    # Decoded it takes a second and half a gigabyte.
+    assert time.process_time() - started < 0.2
+    header = bytearray(small.getvalue())
+    header[16:24] = (20000).to_bytes(4) * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
+    with pytest.raises(UserError, match="can't be decoded"):
+        decode_image(bytes(header), np.empty((6, 8, 3), np.uint8), "frame 0")
 
 
 def test_truncated_and_missing_data_file(folder: Path) -> None:
@@ -372,7 +392,7 @@ def test_feature_that_is_missing_or_contradicts_the_data(folder: Path) -> None:
         LeRobotDataset(folder)
     info.write_text(original)
     edit_json(info, lambda value: value["features"]["observation.images.front"].update(shape=[7, 8, 3]))
-    with pytest.raises(ValueError, match=r"front, frame 0: the image is \(6, 8, 3\); meta/info.json says \(7, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"front, frame 0: the image is \(6, 8\); meta/info.json says \(7, 8\)"):
         LeRobotDataset(folder).load_all()
 
 
@@ -481,6 +501,8 @@ def test_suite_without_expert(tmp_path: Path) -> None:
 GENERATE_FOREVER = """
 from simplevla.config import DemosConfig, SuiteConfig
 from simplevla.demonstrations.generate import generate
+from simplevla.demonstrations.images import decode_image
+from simplevla.errors import UserError
 if __name__ == "__main__":
     suite = SuiteConfig(name="point_suite:make", tasks=("far",))
     generate(DemosConfig(suite=suite, episodes=1000000, workers=2), "data")

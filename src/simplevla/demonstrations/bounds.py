@@ -51,7 +51,7 @@ def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Stat
             expected = np.array(own[name])
             try:
                 got = np.asarray(written[name], np.float64).reshape(-1)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 got = np.empty(0)
             if got.shape != expected.shape:
                 found.append(f"{key} {name} has {len(got)} numbers, the frames have {len(expected)} dimensions")

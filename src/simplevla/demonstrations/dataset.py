@@ -117,8 +117,15 @@ class LeRobotDataset:
     def load_all(self, progress: bool = False) -> Frames:
         """Decode the whole dataset into memory: F x height x width x 3 bytes per camera."""
         rows = self.rows
+        try:
+            images = {name: np.empty((self.num_frames, *size, 3), np.uint8) for name, size in self.cameras.items()}
+        except (MemoryError, ValueError):
+            raise UserError(
+                f"{self.folder} says {self.num_frames} frames of {self.cameras} pixels, more than fits into the memory; are the shapes "
+                "in meta/info.json right?"
+            ) from None
         frames = Frames(
-            images={name: np.empty((self.num_frames, *size, 3), np.uint8) for name, size in self.cameras.items()},
+            images=images,
             state=rows.state,
             actions=rows.actions,
             task_index=rows.task_index,

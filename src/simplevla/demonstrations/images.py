@@ -3,9 +3,12 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from simplevla.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""Pillow knows others, one of which starts a program."""
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -15,23 +18,33 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(data: bytes, where: str) -> np.ndarray:
-    """uint8 [height, width, 3] of PNG or JPEG `data`; `where` names the frame in errors."""
+def read_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 [height, width, 3] of PNG or JPEG `data`; `where` names the frame in errors.
+
+    Raises:
+        UserError: the picture is damaged, or its header says another `size` (height, width), before anything is decoded.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # A turned picture has its sides exchanged.
+            if size is not None and sorted(image.size) != sorted(size):
+                raise UserError(f"{where}: the image is {image.size[::-1]}; meta/info.json says {size}")
             if image.mode.startswith(("I", "F")):
                 raise UserError(
                     f"{where}: the image has more than 8 bits a pixel (mode {image.mode}), as depth maps have"
                 )
             # A camera held upright says so in EXIF; Hugging Face's datasets turn the picture as well.
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged picture raises almost anything
         raise UserError(f"{where}: the image can't be decoded ({error}); the file is damaged, copy it again") from error
 
 
 def decode_image(data: bytes, target: np.ndarray, where: str) -> None:
     """Decode PNG or JPEG `data` into `target` uint8 [height, width, 3]."""
-    pixels = read_image(data, where)
+    height, width, _ = target.shape
+    pixels = read_image(data, where, (height, width))
     if pixels.shape != target.shape:
         raise UserError(f"{where}: the image is {pixels.shape}; meta/info.json says {target.shape}")
     target[...] = pixels

@@ -1,16 +1,44 @@
 """Reads the `meta/` folder of a LeRobotDataset v3.0; every fault is a UserError that says what to do."""
 
-import json
-import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Ge, Le
 
+from simplevla.checked import Above0, Count, from_dict, part
 from simplevla.demonstrations import layout
-from simplevla.errors import UserError
+from simplevla.errors import UserError, brief
+from simplevla.storage import read_json
+
+DATA_FIELDS = r"\{(chunk_index|file_index)(:0?\d{1,2}d?)?\}"
+VIDEO_FIELDS = DATA_FIELDS + r"|\{video_key\}"
+"""What a path in info.json may have filled in."""
+
+
+@part(frozen=True, kw_only=True)
+class Feature:
+    """A column of the data files, or a camera."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Ge(0), Le(10**6)], ...]
+    names: list[Any] | dict[str, Any] | None = None
+
+
+@part(frozen=True, kw_only=True)
+class Info:
+    """The part of `meta/info.json` that is read."""
+
+    features: dict[str, Feature]
+    fps: Above0
+    data_path: str
+    video_path: str | None = None
+    total_frames: Count
+    simplevla: dict[str, Any] | None = None
+    """Suite, protocol and settings of demonstrations that were generated here."""
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -20,7 +48,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         partial = folder.with_name(folder.name + ".partial")
         hint = f"{partial} was interrupted: generate again to finish it" if partial.is_dir() else "check the path"
         raise UserError(f"{folder} is no dataset: {layout.INFO} is missing; {hint}")
-    info = _read_json(path)
+    info = read_json(path)
     version = info.get("codebase_version")
     if version != layout.CODEBASE_VERSION:
         remedy = (
@@ -30,37 +58,13 @@ def read_info(folder: Path) -> dict[str, Any]:
             else "use a dataset of that version"
         )
         raise UserError(f"{folder} has codebase_version {version!r}; expected {layout.CODEBASE_VERSION!r}: {remedy}")
-    missing = [key for key in ("features", "fps", "data_path", "total_frames") if key not in info]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}; the file is damaged, copy it again")
-    features, fps, total = info["features"], info["fps"], info["total_frames"]
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        raise UserError(f"{path}: fps is {fps!r}; expected the number of frames per second")
-    if not _is_count(total):
-        raise UserError(f"{path}: total_frames is {total!r}; expected a whole number")
-    if not isinstance(features, dict):
-        raise UserError(
-            f"{path}: features is a {type(features).__name__}; expected an object, one key for each feature"
-        )
-    for key, feature in features.items():
-        shape = feature.get("shape") if isinstance(feature, dict) else None
-        if not isinstance(shape, list) or not all(map(_is_count, shape)) or "dtype" not in feature:
-            raise UserError(
-                f"{path}: the feature {key!r} is {feature!r}; expected an object with its dtype and its shape, such as "
-                "'float32' and [7]; copy the file again"
-            )
-    for key, example in (("data_path", layout.DATA), ("video_path", layout.VIDEO)):
-        pattern = info.get(key)
-        if pattern is None and key == "video_path":
-            continue
-        try:
-            str(pattern).format(chunk_index=0, file_index=0, video_key="")
-        except (KeyError, IndexError, ValueError):
-            pattern = None
-        if not isinstance(info[key], str) or pattern is None:
-            raise UserError(f"{path}: {key} is {info[key]!r}; expected a path such as {example!r}")
-    if not isinstance(info.get("simplevla", {}), dict):
-        raise UserError(f"{path}: simplevla is {info['simplevla']!r}; expected what was written there, or nothing")
+    checked = from_dict(Info, info, source=str(path))
+    for key, template, fields, example in (
+        ("data_path", checked.data_path, DATA_FIELDS, layout.DATA),
+        ("video_path", checked.video_path, VIDEO_FIELDS, layout.VIDEO),
+    ):
+        if template is not None and not _is_template(template, fields):
+            raise UserError(f"{path}: {key} is {brief(template)}; expected a path such as {example!r}")
     return info
 
 
@@ -72,7 +76,11 @@ def read_tasks(folder: Path) -> list[str]:
         raise UserError(
             f"{folder / layout.TASKS} has the columns {table.column_names}; expected task_index and the task"
         )
-    numbers, instructions = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
+    try:
+        numbers = layout.column_values(table["task_index"], 1, np.int64)[:, 0].tolist()
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder / layout.TASKS}, column 'task_index': {error}; copy it again") from error
+    instructions = table[texts[0]].to_pylist()
     if set(numbers) != set(range(len(numbers))):
         raise UserError(f"{folder / layout.TASKS} numbers its tasks {numbers}; expected 0, 1, 2, ..., each once")
     for number, instruction in zip(numbers, instructions, strict=True):
@@ -96,7 +104,7 @@ def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
                 raise UserError(f"{path} lacks {name!r}; copy it again")
             try:
                 numbers = layout.column_values(table[name], 1, np.int64)
-            except ValueError as error:
+            except (ValueError, KeyError) as error:
                 raise UserError(f"{path}, column {name!r}: {error}; copy it again") from error
             if len(numbers) and numbers.min() < 0:
                 raise UserError(f"{path}, column {name!r}: {numbers.min()} is negative; copy it again")
@@ -119,21 +127,14 @@ def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
 def read_stats(folder: Path) -> dict[str, Any]:
     """`meta/stats.json`; empty where there is none, since everything that is needed is measured over the frames."""
     path = folder / layout.STATS
-    return _read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; expected an object")
-    return value
+def _is_template(template: str, fields: str) -> bool:
+    """True for a path within the dataset in which nothing but `fields` is filled in, with at most 99 digits."""
+    filled = Path(re.sub(fields, "0", template))
+    plain = re.search(r"[{}*?\[\]\0]", str(filled)) is None and len(template) < 500
+    return plain and filled.name != "" and not filled.is_absolute() and ".." not in filled.parts
 
 
 def _read_table(path: Path) -> pa.Table:

@@ -99,7 +99,7 @@ def _read_file(path: Path, dimensions: dict[str, int], fps: float | None) -> dic
     for key, (size, dtype) in wanted.items():
         try:
             values = layout.column_values(table[key], size, dtype)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"{path}, column {key!r}: {error}; remove the episode or write the file again") from error
         columns[key] = values if key in dimensions else values[:, 0]
     return columns
@@ -181,7 +181,7 @@ def _check_tasks(folder: Path, rows: Rows, episodes: Sequence[dict[str, Any]], i
     """Compare the frames' instructions with those that `meta/episodes` lists for the episode, if it does."""
     for number, task in np.unique(np.stack([rows.episode_index, rows.task_index]), axis=1).T.tolist():
         listed = episodes[number].get("tasks")
-        if listed and instructions[task] not in ([listed] if isinstance(listed, str) else listed):
+        if listed and instructions[task] not in (listed if isinstance(listed, list) else [listed]):
             raise UserError(
                 f"{folder}: the frames of episode {number} have task_index {task}, which is {instructions[task]!r} in "
                 f"{layout.TASKS}, and meta/episodes says {listed}: one of them belongs to another dataset; copy it completely"

@@ -73,6 +73,10 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            if (stream.height, stream.width, 3) != target.shape[1:]:
+                raise UserError(
+                    f"{path}: frames are {stream.height} x {stream.width}; info.json says {target.shape[1:3]}"
+                )
             for frame in container.decode(stream):
                 if frame.time is None:
                     continue
@@ -95,7 +99,9 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
                         raise UserError(f"{path}: its pictures are {frame.format.name}, as depth maps are")
                     target[rows[nearer]] = frame.to_ndarray(format="rgb24")
                     distance[nearer] = np.abs(times[nearer] - frame.time)
-    except (av.FFmpegError, IndexError) as error:
+    except UserError:
+        raise
+    except (av.FFmpegError, IndexError, ValueError, MemoryError) as error:
         raise UserError(f"{path} can't be decoded ({error}); the file is damaged, copy it again") from error
     lacking = times[np.isinf(distance)]
     if len(lacking):

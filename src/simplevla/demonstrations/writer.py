@@ -1,6 +1,5 @@
 """Writes demonstrations as a LeRobotDataset v3.0, resumable: a folder is complete or has `.partial` in its name."""
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from simplevla.demonstrations import layout
 from simplevla.demonstrations.statistics import dataset_stats, episode_stats
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
-from simplevla.storage import LOCK, FolderLock, remove_leftovers, storage_errors, write_atomically
+from simplevla.storage import LOCK, FolderLock, read_json, remove_leftovers, storage_errors, write_atomically
 from simplevla.suites.base import SuiteSpec
 
 EPISODES_PER_FILE = 50
@@ -127,9 +126,10 @@ class DatasetWriter:
         if not path.exists():
             write_atomically(path, layout.json_bytes(self._info()))
             return
-        info = json.loads(path.read_text())
-        differences = changed(info["simplevla"], self.about)
-        if info["features"] != self.features:
+        info = read_json(path)
+        origin = info.get("simplevla")
+        differences = changed(origin if isinstance(origin, dict) else {}, self.about)
+        if info.get("features") != self.features:
             differences.append("the suite's cameras, state or action")
         if differences:
             raise UserError(
