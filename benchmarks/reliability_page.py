@@ -1,0 +1,39 @@
+"""The page about a campaign of `reliability.py`."""
+
+from typing import Any
+
+ROWS = (
+    ("kill -9, then the same command or --resume", "kills", "tried", "survived"),
+    ("faults of workers", "workers", "tried", "survived"),
+    ("full disk", "disk", "tried", "survived"),
+)
+MEANING = {
+    "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one: the same files, byte for byte, less what the clock decides.",
+    "workers": "Survived is the right end, or one clear error, without a traceback and with nothing lost.",
+    "disk": "Survived is one line that names the file and the remedy, and after space was made the right end.",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    parts = result["parts"]
+    lines = ["# Reliability", "", "| what | tried | survived |", "|---|---|---|"]
+    lines += [f"| {what} | {parts[p][tried]} | {parts[p][kept]} |" for what, p, tried, kept in ROWS if p in parts]
+    if "inputs" in parts:
+        lines.append(
+            f"| bad inputs | {result['bad_inputs']} | {result['bad_inputs'] - parts['inputs']['tracebacks'] - parts['inputs']['hangs']} |"
+        )
+    lines += [
+        "",
+        f"Tracebacks {result['tracebacks']}, hangs {result['hangs']}, results lost {result['results_lost']}, left behind {result['left_behind']} "
+        "(processes, names in shared memory, unfinished files).",
+    ]
+    for name, record in parts.items():
+        lines += ["", f"## {name}", ""]
+        lines += [MEANING[name], ""] if name in MEANING else []
+        if "by_kind" in record:
+            lines += ["| kind | survived | tried |", "|---|---|---|"]
+            lines += [f"| {kind} | {kept} | {tried} |" for kind, (kept, tried) in record["by_kind"].items()]
+        lines += [f"- Not survived: {failure}" for failure in record.get("failures", [])]
+        lines += ["", f"`{record['command']}`, commit {record['commit'][:12]}, {record['minutes']:.0f} minutes."]
+    return "\n".join([*lines, "", f"Measured on {result['machine']}, seed {result['seed']}.", ""])
