@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from simplevla import recipes
+from simplevla.adapters.load import load_policy
 from simplevla.algorithm.selection import is_mixed
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.policies.base import Policy
-from simplevla.policies.load import load_policy
 from simplevla.rollout.collect import collect_groups
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.rollout.states import StateSampler

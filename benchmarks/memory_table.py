@@ -9,11 +9,12 @@ from pathlib import Path
 
 from simplevla import recipes
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import add_trained_adapter
 from simplevla.config import DenoisingConfig, OptimizerConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.evaluation.provenance import commit
 from simplevla.planning.memory import Sizes, device_memory, sizes_of
 from simplevla.planning.tracing import Trace, trace_rollout, trace_update
-from simplevla.planning.unfilled import add_adapter, published_openvla_oft, supervised_tinyvla
+from simplevla.planning.unfilled import published_openvla_oft, supervised
 from simplevla.policies.base import Policy
 from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.base import Suite
@@ -45,7 +46,7 @@ def ways() -> list[Way]:
     quantised = replace(libero, optimizer=OptimizerConfig(states="8bit"))
 
     def adapted(policy: Policy) -> Policy:
-        add_adapter(policy, AdapterConfig(rank=RANK, alpha=RANK))
+        add_trained_adapter(policy, AdapterConfig(rank=RANK, alpha=RANK))
         return policy
 
     name = "OpenVLA-OFT 7B, bfloat16"
@@ -67,7 +68,7 @@ def tinyvla(size: str, adapted: Callable[[Policy], Policy]) -> list[Way]:
     frozen = replace(config, denoising=DenoisingConfig(frozen_backbone=True), gradient_checkpointing=False)
 
     def make() -> Policy:
-        return supervised_tinyvla(SFTConfig(policy=size, head="diffusion", chunk_length=CHUNK), suite)
+        return supervised(SFTConfig(policy=size, head="diffusion", chunk_length=CHUNK), suite)
 
     return [
         Way(policy=f"{size}, float32", trained=trained, make=maker, suite=suite, config=config)
@@ -82,7 +83,7 @@ def tinyvla(size: str, adapted: Callable[[Policy], Policy]) -> list[Way]:
 def measure(way: Way) -> dict:
     """Sizes and traces, and from them every column."""
     policy = way.make()
-    policy.set_denoising(way.config.denoising)
+    policy.prepare_for_rl(way.config)
     sizes, instruction = sizes_of(policy, way.suite.spec), way.suite.tasks[0].instruction
     checkpointing = way.config.gradient_checkpointing
     rollout = trace_rollout(policy, way.suite.spec, instruction, ROWS)
@@ -114,7 +115,7 @@ def checked() -> list[dict]:
     rows = []
     for name, way in zip(("full", "adapter", "frozen_backbone"), ways()[3:6], strict=True):
         policy = way.make()
-        policy.set_denoising(way.config.denoising)
+        policy.prepare_for_rl(way.config)
         spec, instruction = way.suite.spec, way.suite.tasks[0].instruction
         memory = device_memory(
             sizes_of(policy, spec),

@@ -13,13 +13,13 @@ from typing import Literal
 
 from machine import this_machine
 
+from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, OptimizerConfig, SamplingConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.provenance import commit
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.recipes import libero
 from simplevla.storage import read_json, write_atomically, write_json

@@ -17,10 +17,10 @@ from peft import PeftModel
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import ContinualConfig
+from simplevla.adapters.load import load_policy
 from simplevla.checked import from_dict
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.continual import first_observations

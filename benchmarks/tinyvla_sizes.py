@@ -79,7 +79,7 @@ def measure(size: str, way: str) -> dict:
         bank = AdapterBank(policy)
         bank.add("task", AdapterConfig())
         bank.activate("task", training=True)
-    policy.set_denoising(denoising)
+    policy.prepare_for_rl(TrainConfig(denoising=denoising))
     found["million_trained"] = sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6
     found["loaded_gb"] = memory_gb()
 

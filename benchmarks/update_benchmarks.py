@@ -69,7 +69,7 @@ def vs_bare() -> Sides:
 
 @contextmanager
 def vs_padded(wastes: UpdateWastes | None = None) -> Sides:
-    """Trained episodes per second; theirs pads to the horizon and computes all old log-probabilities once more (SPEC 6)."""
+    """Trained episodes per second; theirs pads to the horizon and computes all old log-probabilities once more."""
     policy, groups, dropped = half_trained_groups()
     count = sum(len(group) for group in groups)
 

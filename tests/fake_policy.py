@@ -65,7 +65,7 @@ class FakePolicy(Policy):
         weights = mask.repeat_interleave(self.action_dim, dim=1).float()
         return -(weights * logprobs).sum() / weights.sum()
 
-    def save(self, folder: Path) -> None:
+    def save_alone(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), folder / "model.safetensors")
         sizes = {"type": "fake", "chunk_length": self.chunk_length, "action_dim": self.action_dim}

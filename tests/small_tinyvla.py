@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from simplevla.config import DenoisingConfig, LossConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -22,6 +23,11 @@ def statistics() -> Statistics:
         state=spread([0.5, 0.0, -1.0], [0.1, 2.0, 0.0], [0.0, -4.0, -1.0], [1.0, 4.0, -1.0]),
         action=spread([0.0, 1.0], [0.5, 1.0], [-1.0, 0.0], [1.0, 10.0]),
     )
+
+
+def for_rl(denoising: DenoisingConfig) -> TrainConfig:
+    """Settings of RL with clips that any way of denoising may have."""
+    return TrainConfig(denoising=denoising, loss=LossConfig(clip_low=0.01, clip_high=0.01))
 
 
 def plain_statistics(state_dim: int, action_dim: int) -> Statistics:

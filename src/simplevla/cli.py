@@ -26,7 +26,9 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 problems found, 2 error, 3 no learning signal, 4 a fault of the program.
+    """Runs one command; returns its exit code.
+
+    0 done, 1 problems found, 2 error, 3 no learning signal, 4 a fault of the program.
 
     A user's error is one line; a fault keeps its traceback, and so does every error with SIMPLEVLA_DEBUG=1.
     """
@@ -121,9 +123,9 @@ def _recipe_names() -> list[str]:
 
 
 def _policy_names() -> list[str]:
-    from simplevla.policies.tinyvla.presets import PRESETS
+    from simplevla.policies.registry import listed
 
-    return [f"tinyvla {name}" for name in PRESETS]
+    return listed()
 
 
 def _adapters(arguments: list[str]) -> int:

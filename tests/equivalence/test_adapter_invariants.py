@@ -23,12 +23,12 @@ from adapted_tinyvla import (
     with_diffusion,
 )
 from sampled_episodes import update_by
-from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
+from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import load_bank, load_policy
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.training.learner import Learner
 

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 import made_openvla_checkpoint as made
 import small_tinyvla as small
 from adapted_tinyvla import LORA, disturb, generators, make_bank, same, with_diffusion
-from simplevla.adapters.bank import AdapterBank, load_bank
+from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import read_card
 from simplevla.adapters.fingerprint import statistics_sha256
+from simplevla.adapters.load import load_bank, load_policy
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 
 POLICIES: dict[str, Callable[[], Policy]] = {

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from adapted_tinyvla import disturb
-from simplevla.adapters.bank import AdapterBank, load_bank
+from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
 from simplevla.adapters.files import read_card
+from simplevla.adapters.load import load_bank, load_policy
 from simplevla.config import (
     DemosConfig,
     OptimizerConfig,
@@ -25,7 +26,6 @@ from simplevla.config import (
     to_dict,
 )
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import load_policy
 from simplevla.report.continual import write_continual_report
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp
     (tmp_path / "run" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="exists already"):
         continual(config(base), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"ContinualConfig lacks 'train', 'tasks'"):
+    with pytest.raises(ValueError, match=r"config.json: ContinualConfig lacks 'train'"):
         continual(config(base), tmp_path / "run", resume=True)
     other = config(base, structure="shared", tasks=("far",))
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(other)))

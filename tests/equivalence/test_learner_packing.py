@@ -66,7 +66,7 @@ def padded(array: np.ndarray, missing: int) -> np.ndarray:
 
 
 def test_packed_is_padded() -> None:
-    """The same loss over episodes padded to the longest one, in SPEC 1.4's words: mean over units, then episodes."""
+    """The same loss over padded episodes, as in SimpleVLA-RL's code: mean over units, then episodes."""
     policy, groups = moved_policy_and_groups()
     episodes = [episode for group in groups for episode in group]
     longest = max(len(episode.executed) for episode in episodes)

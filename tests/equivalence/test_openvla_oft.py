@@ -14,9 +14,9 @@ from adapted_tinyvla import sampled_group
 from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.actions import Actions, from_tokens, to_tokens
 from simplevla.policies.openvla_oft.pixels import jpeg_round_trip, prepare_pixels
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import small_tinyvla as small
+from simplevla.adapters.load import load_policy
 from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import load_policy
 from simplevla.training.determinism import deterministic
+from small_tinyvla import for_rl
 
 Head = Literal["tokens", "diffusion"]
 LONG, SHORT = "push the blue block to the left zone", "press it"
@@ -132,7 +133,7 @@ def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
     generators = [np.random.default_rng(i) for i in range(3)]
     whole = policy.act(batch, Sampling(), generators)
     expected, _ = policy.score(batch, whole.trace, Sampling())
-    policy.set_denoising(DenoisingConfig(frozen_backbone=True))
+    policy.prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))
     sample = policy.act(batch, Sampling(), [np.random.default_rng(i) for i in range(3)])
     # The chain of 6 states of 3 x 2 entries, then the condition: 656 bytes per decision, where images take 6 kB.
     assert sample.trace.shape == (3, 36 + 128)
@@ -155,6 +156,6 @@ def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
         parameter.requires_grad_(False)
     policy.state.requires_grad_(True)
     with pytest.raises(ValueError, match=r"trains the head alone, and only 'state.weight'"):
-        policy.set_denoising(DenoisingConfig(frozen_backbone=True))
+        policy.prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))
     with pytest.raises(ValueError, match="frozen_backbone is for a diffusion head"):
-        small.make().set_denoising(DenoisingConfig(frozen_backbone=True))
+        small.make().prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))

@@ -22,10 +22,10 @@ from adapted_tinyvla import sampled_group
 from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
 from simplevla.distributed.learner import divide
 from simplevla.policies.base import ObservationBatch, Policy
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.learner import Learner, UpdateRefused
 from simplevla.training.optimizer import MasterAdamW

@@ -16,12 +16,12 @@ import torch
 import forty_episodes
 from fake_suite import HORIZON
 from sampled_episodes import update_by
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.cluster import check_resources
 from simplevla.distributed.engine import RayEngine, _Replica
 from simplevla.distributed.learner import RayLearner
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.rollout.collect import Collection, collect_groups
 from simplevla.rollout.scheduler import Engine, RolloutEngine, RolloutStats
 from simplevla.rollout.states import make_sampler

@@ -12,11 +12,11 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import RayActorError
 
 import forty_episodes
+from simplevla.adapters.load import load_policy
 from simplevla.config import RayConfig, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.distributed.engine import RayEngine
 from simplevla.distributed.simulators import engine_with_remote_simulators
 from simplevla.policies.base import Policy
-from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.workers import SuiteError
 from simplevla.types import Episode

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import made_tinyvla_checkpoint as made
+from simplevla.adapters.load import load_policy
 from simplevla.cli import main
 from simplevla.policies.base import ObservationBatch, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
 from simplevla.policies.tinyvla.pixels import prepare_pixels
 from simplevla.policies.tinyvla.policy import TinyVLA

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import small_tinyvla as small
 from adapted_tinyvla import LORA, make_bank, outputs, refused, same, snapshot
-from simplevla.adapters.bank import AdapterBank, bank_of, load_bank
+from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.files import AdapterCard, list_cards, read_adapter, read_card, write_adapter
+from simplevla.adapters.load import load_bank, load_policy
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import load_policy
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
 

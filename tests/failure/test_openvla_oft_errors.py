@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import made_openvla_checkpoint as made
+from simplevla.adapters.load import load_policy
 from simplevla.cli import main
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 
 

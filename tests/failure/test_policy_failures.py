@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 import small_tinyvla as small
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import load_policy
 from simplevla.cli import main
 from simplevla.errors import UserError
-from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.policies.load import check_fits_suite
 from simplevla.policies.tinyvla.tokens import train_tokenizer
 from simplevla.policies.trained_on import TrainedOn
 from simplevla.suites.base import SuiteSpec

@@ -20,14 +20,25 @@ def make_run(run, **files):
     [
         ("config.json", '{"updates": ', r"config\.json is not valid JSON"),
         ("environment.json", "[1]", r"environment\.json holds a JSON list; expected an object"),
-        ("metrics.jsonl", '{"update": 1}\n{"update": 2, "tr', r"metrics\.jsonl, line 2: not valid JSON"),
+        ("metrics.jsonl", '{"update": 1}\n{"update": 2, "tr\n', r"metrics\.jsonl, line 2 is not valid JSON"),
+        (
+            "metrics.jsonl",
+            '{"update": 1, "entropy": "low"}\n',
+            r"metrics\.jsonl, line 1: entropy is 'low'; expected a finite",
+        ),
+        (
+            "metrics.jsonl",
+            '{"update": 1, "errors": {"hung": "5"}}\n',
+            r"line 1: Texts\.errors\.hung is '5'; expected a whole",
+        ),
+        ("metrics.jsonl", "[" * 200_000 + "\n", r"line 1 is not valid JSON \(recursion limit exceeded"),
         (
             "metrics.jsonl",
             '{"update": 1}\n{"loss": 2}\n',
-            r"metrics\.jsonl, line 2: expected an object with a whole number",
+            r"metrics\.jsonl, line 2: update is None; expected a whole number",
         ),
         ("eval/before.json", "{}", r"before\.json: key 'suite' is missing"),
-        ("videos/after.json", '{"clips": [{}]}', r"after\.json: .* missing"),
+        ("videos/after.json", '{"clips": [{}]}', r"after\.json: Clip lacks 'task'"),
     ],
 )
 def test_a_damaged_part_is_named_and_the_old_page_stays(tmp_path, name, content, message):

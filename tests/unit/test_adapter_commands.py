@@ -10,7 +10,7 @@ import torch
 import small_tinyvla as small
 from adapted_tinyvla import BOTTLENECK, LORA, base_tensors, make_bank, same
 from simplevla import cli
-from simplevla.adapters.bank import load_bank
+from simplevla.adapters.load import load_bank
 
 
 @pytest.fixture

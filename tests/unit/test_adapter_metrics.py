@@ -79,7 +79,7 @@ def test_impossible_matrices_are_refused(change: dict, message: str) -> None:
 
 def test_a_result_that_isn_t_one_is_refused() -> None:
     result = MATRIX.to_dict("per_task", 3)
-    with pytest.raises(ValueError, match="KeyError\\('n'\\)"):
+    with pytest.raises(ValueError, match="WrittenMatrix lacks 'n'"):
         SuccessMatrix.from_dict({key: value for key, value in result.items() if key != "n"})
     result["matrix"][1][2] = 0.33
     with pytest.raises(ValueError, match=r"matrix\[1\]\[2\] is 0.33, which isn't a share of n = 10"):

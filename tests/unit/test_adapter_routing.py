@@ -9,6 +9,7 @@ from simplevla.adapters.embedding import embed, prototype
 from simplevla.adapters.routing import NearestRouter, RoutedPolicy, TaskRouter, routing_accuracy
 from simplevla.config import DenoisingConfig
 from simplevla.policies.base import Sampling
+from small_tinyvla import for_rl
 
 TASKS = {
     "lift": "lift the red block",
@@ -106,7 +107,7 @@ def test_a_prototype_is_the_direction_of_the_mean() -> None:
 def test_a_routed_policy_looks_like_the_bank_s() -> None:
     bank = make_bank(small.make(head="diffusion"))
     policy = RoutedPolicy(bank, TaskRouter.of(bank))
-    policy.set_denoising(DenoisingConfig(ratio="chunk", last_steps=3, frozen_backbone=True))
+    policy.prepare_for_rl(for_rl(DenoisingConfig(ratio="chunk", last_steps=3, frozen_backbone=True)))
     assert (policy.units, policy.scores_from_trace) == (3, True)
     for name in ("cameras", "state_dim", "chunk_length", "action_dim", "units", "statistics"):
         assert getattr(policy, name) == getattr(bank.policy, name)

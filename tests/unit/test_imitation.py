@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import small_tinyvla as small
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
-from simplevla.policies.load import load_policy
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.storage import write_json
 from simplevla.suites.base import SuiteSpec

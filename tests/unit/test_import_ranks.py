@@ -1,6 +1,7 @@
 """The rooms import in one direction, and each heavy stack in one place (docs/architecture.md)."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ ALLOWED = {
     "ray": {"distributed"},
     "torchao": {"training"},
 }
+MODULE = re.compile(r"simplevla(\.\w+)+(:\w+)?")
 WITHOUT_TORCH = ("types.py", "config.py", "suites", "rollout/workers.py", "rollout/crew.py", "demonstrations/expert.py")
 
 
@@ -52,6 +54,9 @@ def imported(tree: ast.AST, module: tuple[str, ...]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE.fullmatch(node.value):
+            # A name for importlib.
+            yield node.value.replace(":", ".")
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -118,6 +123,7 @@ def test_the_whole_tree() -> None:
         ("suites/a/b.py", "import torch.nn", "torch must not be needed here"),
         ("rollout/workers.py", "from torch import Tensor", "torch must not be needed here"),
         ("cli.py", "import simplevla.cellar", "which has no rank"),
+        ("policies/a.py", 'f = import_module("simplevla.adapters.bank")', "imports simplevla.adapters.bank (rank 3)"),
     ],
 )
 def test_each_rule_is_seen(name: str, source: str, problem: str) -> None:

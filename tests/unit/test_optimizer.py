@@ -111,7 +111,8 @@ def test_a_float32_policy_s_update_is_torch_s_adamw_bit_for_bit() -> None:
     )
     policy, by_hand = small_policy(), small_policy()
     learner, seen = Learner(policy, config), Learner(by_hand, config)
-    reference = torch.optim.AdamW(by_hand.parameters(), lr=0.01, betas=(0.9, 0.999), weight_decay=0.1)
+    decayed, spared = {"params": [by_hand.linear.weight]}, {"params": [by_hand.linear.bias], "weight_decay": 0.0}
+    reference = torch.optim.AdamW([decayed, spared], lr=0.01, betas=(0.9, 0.999), weight_decay=0.1)
     for update in (1, 2):
         group = sampled_group(policy, update, [1, 0, 0, 1])
         batch = pack(group, advantages(group), policy.unit_action_index, "episode")
@@ -144,7 +145,8 @@ def test_a_bfloat16_policy_s_update_is_adamw_of_the_summed_gradients() -> None:
     norm = torch.cat([copy.grad.flatten() for copy in copies.values()]).norm()  # type: ignore[union-attr]
     for copy in copies.values():
         copy.grad *= min(1.0, 1.0 / float(norm))  # type: ignore[operator]
-    torch.optim.AdamW(copies.values(), lr=1e-4, weight_decay=0.1).step()
+    decayed, spared = {"params": [copies["linear.weight"]]}, {"params": [copies["linear.bias"]], "weight_decay": 0.0}
+    torch.optim.AdamW([decayed, spared], lr=1e-4, weight_decay=0.1).step()
     learner = Learner(policy, config)
     metrics = update_by(learner, [group], 1)
     assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-5)

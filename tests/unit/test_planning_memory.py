@@ -12,13 +12,13 @@ import small_tinyvla
 from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import add_trained_adapter, load_policy, load_unfilled
 from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
 from simplevla.planning.memory import BLOCK, Sizes, device_memory, moment_bytes, sizes_of, stored_episodes
 from simplevla.planning.tracing import Counter, Trace, trace_rollout, trace_update
-from simplevla.planning.unfilled import add_adapter, published_openvla_oft, saved
+from simplevla.planning.unfilled import published_openvla_oft
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import ROWS
-from simplevla.policies.load import load_policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.towers import layers
@@ -182,12 +182,12 @@ def test_an_adapter_is_as_large_as_the_bank_makes_it(tmp_path: Path) -> None:
     bank.add("task", AdapterConfig(rank=4, alpha=4))
     bank.activate("task", training=True)
     real.save(tmp_path / "adapted")
-    empty = saved(tmp_path / "policy")
-    add_adapter(empty, AdapterConfig(rank=4, alpha=4))
+    empty = load_unfilled(tmp_path / "policy")
+    add_trained_adapter(empty, AdapterConfig(rank=4, alpha=4))
     spec = libero().spec
     assert all(parameter.device.type == "meta" for parameter in empty.parameters())
     assert sizes_of(empty, spec) == sizes_of(real, spec)
-    assert sizes_of(saved(tmp_path / "adapted"), spec) == sizes_of(real, spec)
+    assert sizes_of(load_unfilled(tmp_path / "adapted"), spec) == sizes_of(real, spec)
     assert 4 * sum(sizes_of(empty, spec).trained) == bank.bytes("task")
 
 
@@ -251,7 +251,7 @@ def test_multiplications_of_the_published_policy() -> None:
     full = trace_update(policy, libero().spec, instruction, 1, checkpointing=True).flops
     # Forward, twice as much backward, and the layers once more.
     assert full == pytest.approx(4 * forward, rel=0.07)
-    add_adapter(policy, AdapterConfig())
+    add_trained_adapter(policy, AdapterConfig())
     adapted = trace_update(policy, libero().spec, instruction, 1, checkpointing=True).flops
     # The frozen weights have no gradient.
     assert adapted == pytest.approx(3 * forward, rel=0.07)

@@ -20,7 +20,7 @@ from simplevla.planning.plan import (
     weights_seconds,
     workload,
 )
-from simplevla.planning.unfilled import supervised_tinyvla
+from simplevla.planning.unfilled import supervised
 from simplevla.suites.registry import make_suite
 
 HALF = Sizes(
@@ -92,8 +92,7 @@ def test_more_gpus_shorten_rollouts_and_updates() -> None:
     config = recipes.TRAIN["tabletop_nano"]()
     suite = make_suite(config.suite)
     one, four = (
-        plan(config, supervised_tinyvla(recipes.SFT["tabletop_nano"](), suite), Machine(gpus=n, memory_gb=80))
-        for n in (1, 4)
+        plan(config, supervised(recipes.SFT["tabletop_nano"](), suite), Machine(gpus=n, memory_gb=80)) for n in (1, 4)
     )
     # The same simulators and cores for each GPU.
     assert max(four.rollout.values()) < max(one.rollout.values())

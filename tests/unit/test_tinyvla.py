@@ -67,7 +67,10 @@ def test_the_state_is_normalised_with_a_floor_under_the_std() -> None:
 
 
 def test_attention_of_the_queries_is_bidirectional_and_the_prefix_does_not_see_them() -> None:
-    """A causal mask runs as well and behaves badly (SPEC 2); so change the last query and look at the first."""
+    """A causal mask runs as well and behaves badly (moojink/openvla-oft, issue 135).
+
+    So change the last query and look at the first.
+    """
     policy = small.make()
     batch = small.observations(["press it"])
     between: list[torch.Tensor] = []

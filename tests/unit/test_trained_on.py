@@ -11,11 +11,11 @@ from rich.console import Console
 
 import made_dataset
 import small_tinyvla as small
+from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.result import EvaluationResult, result_table
-from simplevla.policies.load import load_policy
 from simplevla.policies.trained_on import TrainedOn, differences, held_out, rl_stage, warn_of_differences, with_stage
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.suites.registry import make_suite

@@ -138,7 +138,9 @@ def test_a_film_whose_environment_breaks_is_left_out_and_said(tmp_path, monkeypa
     suite = CorridorSuite()
     monkeypatch.setattr(CorridorSuite, "make_environment", lambda self: Falling())
     task = suite.tasks[0]
-    with pytest.warns(UserWarning, match=r"no film before RL of task 'walk', initial state 0: .*RuntimeError: the floor"):
+    with pytest.warns(
+        UserWarning, match=r"no film before RL of task 'walk', initial state 0: .*RuntimeError: the floor"
+    ):
         clips = record_videos(suite, WalksOneCell(), [(task, 0), (task, 5)], tmp_path, "before")
     assert [clip.initial_state for clip in clips] == [5]
     assert read_clips(tmp_path, "before") == clips

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simplevla import checked
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.embedding import prototype
-from simplevla.adapters.files import CARD, UNKNOWN, AdapterCard, check_tensors, read_adapter, write_adapter
+from simplevla.adapters.files import BANK, CARD, UNKNOWN, AdapterCard, check_tensors, read_adapter, write_adapter
 from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
 from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
 from simplevla.adapters.peft_layout import TARGETS, read_config
@@ -26,7 +26,6 @@ from simplevla.adapters.targets import match_as_peft, match_modules
 from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.files import is_finite
-from simplevla.policies.load import BANK, load_policy
 from simplevla.storage import atomic_folder, read_as
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -34,7 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What the bank knows of an adapter beside its parameters; the fields are those of `AdapterCard`."""
+    """Facts about an adapter beside its parameters; the fields are those of `AdapterCard`."""
 
     config: AdapterConfig
     modules: tuple[str, ...]
@@ -83,15 +82,12 @@ class AdapterBank:
         self.active: str | None = None
         """The adapter that computes; None is the base."""
         self.training = False
-        """Whether the active adapter may be trained."""
+        """True while the active adapter may be trained."""
         self._entries: dict[str, Entry] = {}
         self._base: dict[str, nn.Module] = {}
         self._carriers: dict[str, dict[str, Any]] = {}
         policy.requires_grad_(False)
-        # In the instance's own dictionary, where they shadow the class: a checkpoint of this policy must hold its
-        # adapters, and a copy of the policy gets a copy of the bank.
-        policy.__dict__["adapter_bank"] = self
-        policy.__dict__["save"] = self.save
+        policy.adapter_bank = self
 
     @property
     def names(self) -> list[str]:
@@ -99,7 +95,7 @@ class AdapterBank:
         return list(self._entries)
 
     def entry(self, name: str) -> Entry:
-        """What is known of the adapter `name`.
+        """Facts about the adapter `name`.
 
         Raises:
             UserError: there is none of that name.
@@ -187,7 +183,10 @@ class AdapterBank:
             self.activate(name, training=False)
 
     def remove(self, name: str) -> None:
-        """Forget the adapter `name`; if it was active, the base is. Without the last one the modules are as they were."""
+        """Forgets the adapter `name`; if it was active, the base becomes active.
+
+        After the last one is gone the modules are as they were.
+        """
         entry = self.entry(name)
         if self.active == name:
             self.activate(None, training=False)
@@ -216,7 +215,7 @@ class AdapterBank:
         return sorted(name for name, parameter in self.policy.named_parameters() if parameter.requires_grad)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Assert that `optimizer` holds the active adapter's parameters and no others: weight decay moves all it holds."""
+        """Asserts that `optimizer` holds the active adapter's parameters alone: weight decay moves all it holds."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         assert self.active is not None, "no adapter is active, so there is nothing to train"
         assert self.training, f"adapter {self.active!r} is active for inference; activate it with training=True"
@@ -228,7 +227,7 @@ class AdapterBank:
         )
 
     def bytes(self, name: str) -> int:
-        """Of the adapter's parameters."""
+        """Memory of the adapter's parameters, bytes."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters(name).values())
 
     def base_layer(self, module: str) -> nn.Module:
@@ -258,7 +257,7 @@ class AdapterBank:
     def save_base(self, folder: Path) -> None:
         """Write the policy without adapters, byte for byte what it was before it got a bank."""
         with self.detached():
-            type(self.policy).save(self.policy, folder)
+            self.policy.save_alone(folder)
 
     def save(self, folder: Path) -> None:
         """Write the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
@@ -442,21 +441,11 @@ def bank_of(policy: Policy) -> AdapterBank:
     Raises:
         UserError: it has none.
     """
-    bank = policy.__dict__.get("adapter_bank")
+    bank = policy.adapter_bank
     if bank is None:
         raise UserError("this policy has no adapter bank; make one: AdapterBank(policy)")
     assert isinstance(bank, AdapterBank)
     return bank
-
-
-def load_bank(folder: Path) -> AdapterBank:
-    """The policy in `folder` with its adapters; a policy saved without any gets an empty bank.
-
-    Raises:
-        UserError: as `load_policy` and `AdapterBank.load`.
-    """
-    policy = load_policy(folder)
-    return policy.__dict__.get("adapter_bank") or AdapterBank(policy)
 
 
 def restore_bank(policy: Policy, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`simplevla adapters ...`: look at adapters, take them out of a policy, put them into one, merge them, try the routing."""
+"""Commands `simplevla adapters ...`: list, take out of a policy, put into one, merge, and try the routing."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ class Export:
     out: tyro.conf.Positional[Path]
 
     def run(self) -> None:
-        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.load import load_bank
 
         load_bank(self.policy).export(self.name, self.out)
         print(f"adapter {self.name!r} is in {self.out}")
@@ -78,7 +78,8 @@ class New:
 
     def run(self) -> None:
         from simplevla.adapters.bank import AdapterBank, bank_of
-        from simplevla.policies.load import BANK, load_policy
+        from simplevla.adapters.files import BANK
+        from simplevla.adapters.load import load_policy
 
         _require_new(self.out)
         policy = load_policy(self.policy)
@@ -105,7 +106,7 @@ class Add:
     """More tasks that it is for; a LoRA that peft saved names none, and routing goes by them."""
 
     def run(self) -> None:
-        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.load import load_bank
 
         _require_new(self.out)
         bank = load_bank(self.policy)
@@ -131,7 +132,7 @@ class Merge:
     rank: int | None = None
 
     def run(self) -> None:
-        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.load import load_bank
         from simplevla.adapters.merging import merge
 
         _require_new(self.out)
@@ -144,7 +145,7 @@ class Merge:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Route:
-    """Which adapter the nearest instruction would choose; with --expect also how often that is right."""
+    """Shows the adapter that the nearest instruction chooses; with --expect also how often that is right."""
 
     policy: POLICY
     instructions: tyro.conf.Positional[tuple[str, ...]]
@@ -152,7 +153,7 @@ class Route:
     """The right adapter of each instruction."""
 
     def run(self) -> None:
-        from simplevla.adapters.bank import load_bank
+        from simplevla.adapters.load import load_bank
         from simplevla.adapters.routing import NearestRouter, routing_accuracy
 
         if self.expect and len(self.expect) != len(self.instructions):

@@ -1,4 +1,4 @@
-"""What an adapter is, and how tasks are learned one after another. No torch here, so that a command line can read it."""
+"""Settings of adapters and of continual learning. No torch here, so that a command line reads them quickly."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ Structure = Literal["shared", "per_task", "merge_then_new", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """The defaults are those of the continual-learning recipe (SPEC 5: rank 32, alpha 32, no dropout, all linears)."""
+    """An adapter. The defaults are those of arXiv 2603.11653: LoRA, rank 32, alpha 32, no dropout, all linears."""
 
     kind: Literal["lora", "bottleneck"] = "lora"
     """`lora`: `W x + alpha / rank * B A x` (arXiv 2106.09685), can be merged and folded into the base; `bottleneck`:
@@ -28,18 +28,18 @@ class AdapterConfig:
     """On the adapter's input, in training mode only. RL acts, scores and updates in evaluation mode."""
     targets: Annotated[tuple[Annotated[str, Len(1)], ...], Len(1)] = ("language", "vision", "projector", "head")
     """Groups of the policy (all linear and convolution layers in them), names of modules, or patterns with `*` and `?`
-    that stay within one group, such as `language.layers.*.attention.dense`. `sublayers` is where Houlsby puts bottlenecks:
-    the outputs of attention and MLP in every layer of the language model."""
+    that stay within one group, such as `language.layers.*.attention.dense`. `sublayers` is where Houlsby puts
+    bottlenecks: the outputs of attention and MLP in every layer of the language model."""
     expect_modules: Positive | None = None
-    """How many modules the targets must match; another number is refused. None: whatever they match."""
+    """Number of modules that the targets must match; another number is refused. None accepts any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinualConfig:
-    """Which tasks in which order, and where what they teach is kept."""
+    """Continual learning: the tasks in their order, and the parameters that keep what each teaches."""
 
     train: TrainConfig
-    """RL of one task: its budget and stop rule. `train.policy` is the base; `train.suite` has the tasks that are evaluated."""
+    """RL of one task: budget and stop rule. `train.policy` is the base; `train.suite` has the evaluated tasks."""
     tasks: tuple[str, ...]
     """To be trained, in this order."""
     structure: Structure = "per_task"
@@ -51,9 +51,9 @@ class ContinualConfig:
     warmup_demos: Count = 0
     """Demonstrations by the suite's expert that a task begins with; 0 is none."""
     demos: DemosConfig = field(default_factory=DemosConfig)
-    """How they are made; its suite and number are set."""
+    """Settings of these demonstrations; their suite and number are overwritten."""
     warmup: SFTConfig = field(default_factory=SFTConfig)
-    """How they are imitated; its dataset, policy and suite are set."""
+    """Settings of the imitation of these demonstrations; dataset, policy and suite are overwritten."""
     eval_episodes_per_task: Count = 0
     """Held-out initial states of each task in each row of the matrix; 0 means all."""
 

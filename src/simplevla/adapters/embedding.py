@@ -1,4 +1,4 @@
-"""Instructions as vectors: hashed words, pairs of neighbouring words and letter trigrams. No model, the same everywhere."""
+"""Instructions as vectors, without a model: hashed words, pairs of neighbouring words and letter trigrams."""
 
 import itertools
 import re
@@ -13,8 +13,8 @@ DIMENSIONS = 1024
 def embed(instruction: str) -> np.ndarray:
     """float32 [1024] of length 1 (0 if there is no word): the cosine of two says how alike two instructions are.
 
-    Each word, each pair of neighbours and the letter trigrams of a word together have length 1, so that "pushing" is near
-    "push" and "red on blue" isn't "blue on red". A feature's place and sign are its CRC-32 (feature hashing).
+    Each word, each pair of neighbours and the letter trigrams of a word together have length 1, so that "pushing" is
+    near "push" and "red on blue" isn't "blue on red". A feature's place and sign are its CRC-32 (feature hashing).
     """
     words = re.findall(r"[\w']+", instruction.lower())
     vector = np.zeros(DIMENSIONS)

@@ -1,7 +1,7 @@
 """An adapter as a folder: `adapter.json`, the card, and beside it the parameters.
 
-LoRA's are in peft's own layout (`peft_layout.py`), so that peft reads the folder too; a folder that peft wrote, without a
-card, is read as well. peft has no bottlenecks: their parameters are in `adapter.safetensors`, by module and part, and
+LoRA's are in peft's own layout (`peft_layout.py`), so that peft reads the folder too; a folder that peft wrote, without
+a card, is read as well. peft has no bottlenecks: their parameters are in `adapter.safetensors`, by module and part, and
 nothing but this program reads them. Format 1 had LoRA in that file too, and a vector that now follows from the card.
 """
 
@@ -24,6 +24,8 @@ from simplevla.storage import read_json
 
 FORMAT = 2
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
+BANK = Path("adapters") / "bank.json"
+"""The list of the adapters that a policy was saved with, in its folder."""
 TENSORS, CARD = "adapter.safetensors", "adapter.json"
 CARDS = (CARD, peft_layout.CONFIG)
 """A folder with either holds an adapter."""
@@ -53,9 +55,9 @@ class AdapterCard:
     frozen: bool = False
     """Not to be trained any more."""
     sampling: dict[str, Any] | None = None
-    """How actions were drawn when `success` was measured: `temperature`, `greedy`."""
+    """Sampling of the actions when `success` was measured: `temperature`, `greedy`."""
     seed: Seed | None = None
-    """Of the training run."""
+    """Seed of the training run."""
     solved: Count | None = None
     """Episodes solved in the last evaluation, of `n`."""
     n: Count | None = None

@@ -1,4 +1,4 @@
-"""What an adapter was trained on, as hashes: it works on the same base weights and statistics and on no others."""
+"""Hashes of the base weights and statistics that an adapter was trained on; it works on no others."""
 
 import hashlib
 import json

@@ -17,7 +17,7 @@ from simplevla.policies.base import ObservationBatch, Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far two ways to compute a policy are apart on some observations."""
+    """Difference between two ways to compute a policy, on some observations."""
 
     logprobs: float
     """Nats: largest absolute difference of a unit's log-probability, of what the first one does greedily."""
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """Of both; infinite where something isn't a number."""
+        """The larger of both differences; infinite if one isn't finite."""
         both = (self.logprobs, self.actions)
         return max(both) if all(math.isfinite(x) for x in both) else math.inf
 
@@ -58,7 +58,7 @@ def merge(
     B apart, whose product would mix the adapters. The parents stay as they are.
 
     Returns:
-        The largest relative error over the modules: the norm of what svd left out by the norm of the whole; 0 for linear.
+        The largest relative error over the modules: norm of what svd left out by norm of the whole; 0 for linear.
 
     Raises:
         UserError: unknown adapters, a bottleneck, different modules, weights that don't fit, or a taken name.
@@ -102,10 +102,10 @@ def merge(
 
 @torch.no_grad()
 def fold(bank: AdapterBank, name: str, observations: ObservationBatch, tolerance: float = 1e-3) -> Difference:
-    """Add the LoRA adapter `name` to the base weights and remove it: the base then does what the adapter did.
+    """Adds the LoRA adapter `name` to the base weights and removes it: the base then does what it did.
 
-    Compares both on `observations` and takes everything back where they differ: published attempts to merge LoRA into
-    a policy gave 0 % success (SPEC 7). Leaves the policy in eval mode, with the base active.
+    Compares both on `observations` and takes everything back where they differ: merging LoRA into a policy gave two
+    users 0 % success (moojink/openvla-oft, issues 137 and 151). Leaves the policy in eval mode, with the base active.
 
     Args:
         tolerance: for `Difference.largest`. Rounding alone gave about 1e-6 on a nano policy in float32.
@@ -173,7 +173,7 @@ def _require_lora(name: str, kind: str, done: str) -> None:
 
 
 def _truncate(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """(A, B, relative error): the best B A of rank `rank` for up @ down, both of A's and B's shapes kept but the rank."""
+    """Best approximation B A of rank `rank` for up @ down; returns (A, B, relative error), shapes kept but the rank."""
     shape_down, shape_up = down.shape[1:], up.shape[2:]
     # Of the small matrix between two orthogonal ones, so that no weight-sized product is decomposed.
     left, inner_left = torch.linalg.qr(up.flatten(1))

@@ -1,16 +1,20 @@
-"""How well a policy learns tasks one after another: the success matrix and what is read from it.
+"""Metrics of continual learning: the success matrix and the averages read from it.
 
-c[i, j] is the success rate on task j after training up to the i-th task; row 0 is the base policy. T tasks were trained,
-numbered 1..T in the order of training; c[k, k] belongs to task k right after its training. Tasks beyond the T were never
-trained.
+c[i, j] is the success rate on task j after training up to the i-th task; row 0 is the base policy. T tasks were
+trained, numbered 1..T in the order of training; c[k, k] belongs to task k right after its training. Tasks beyond the T
+were never trained.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
+
+from simplevla.checked import Count, NotNegative, Seed, Share, from_dict, part
 from simplevla.errors import UserError
 
+NumberOf = Annotated[int, Ge(0)]
 FORMULAS = {
     "AVG": "mean over trained tasks j of c[T, j]",
     "NBT": "mean over k < T of (c[k, k] - c[T, k]); above 0 is forgetting",
@@ -23,6 +27,52 @@ FORMULAS = {
 }
 """Metric -> formula; printed wherever the metric is. AVG to ZS as in arXiv 2603.11653, the rest as in LIBERO (arXiv
 2306.03310 and its `compute_metric`)."""
+
+
+@part(frozen=True, kw_only=True)
+class WrittenMatrix:
+    """The part of continual.json that is the matrix."""
+
+    tasks: tuple[str, ...]
+    order: tuple[str, ...]
+    matrix: tuple[tuple[Share, ...], ...]
+    n: tuple[tuple[Count, ...], ...]
+
+
+@part(frozen=True, kw_only=True)
+class Stage:
+    """The training of one task, in stage.json and in continual.json."""
+
+    task: str
+    outcome: str
+    message: str
+    warnings: tuple[str, ...] = ()
+    updates: Count
+    episodes: Count
+    minutes: NotNegative
+    curve: tuple[Share, ...]
+    trained_parameters: NumberOf
+    adapter_bytes: NumberOf | None
+
+
+@part(frozen=True, kw_only=True)
+class ContinualResult(WrittenMatrix):
+    """The content of continual.json."""
+
+    structure: str
+    start_from: str
+    seed: Seed
+    episodes: Count
+    commit: str
+    protocol: dict[str, str | bool | int | float]
+    stages: tuple[Stage, ...]
+    doubts: tuple[str, ...] | None = None
+    libero: dict[str, float] | None
+    AVG: float | None
+    NBT: float | None
+    FWT: float | None
+    ZS: float | None
+    AUC: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +110,16 @@ class SuccessMatrix:
 
     @classmethod
     def from_dict(cls, result: Mapping[str, Any]) -> "SuccessMatrix":
-        """Of `continual.json`, where `matrix` holds the rates."""
-        try:
-            rates, n = result["matrix"], result["n"]
-            solved = tuple(
-                tuple(round(rate * count) for rate, count in zip(row, counts, strict=True))
-                for row, counts in zip(rates, n, strict=True)
-            )
-            counts = tuple(tuple(row) for row in n)
-            matrix = cls(tasks=tuple(result["tasks"]), order=tuple(result["order"]), solved=solved, n=counts)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"this is no continual result ({error!r}); expected what continual.json holds") from error
+        """Builds the matrix from `continual.json`, where `matrix` holds the rates."""
+        written = from_dict(WrittenMatrix, result)
+        rates, n = written.matrix, written.n
+        if [len(row) for row in rates] != [len(row) for row in n]:
+            raise UserError("matrix and n have rows of other lengths; expected what continual.json holds")
+        solved = tuple(
+            tuple(round(rate * count) for rate, count in zip(row, counts, strict=True))
+            for row, counts in zip(rates, n, strict=True)
+        )
+        matrix = cls(tasks=written.tasks, order=written.order, solved=solved, n=n)
         for i, row in enumerate(rates):
             for j, rate in enumerate(row):
                 if abs(matrix.rate(i, matrix.tasks[j]) - rate) > 1e-6:
@@ -128,8 +177,8 @@ class SuccessMatrix:
     def libero(self, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """LIBERO's own `LIBERO FWT`, `LIBERO NBT` and `AUC`, which differ from the above (see FORMULAS).
 
-        FWT_k = mean_e s_k(e), where s_k(e) is task k's success at evaluation e of its own training, and s_k(e) = s_k(e*)
-        from the first best evaluation e* on.
+        FWT_k = mean_e s_k(e), where s_k(e) is task k's success at evaluation e of its own training, and
+        s_k(e) = s_k(e*) from the first best evaluation e* on.
         FWT = 1/T sum_k FWT_k.
         NBT = 1/T sum_k NBT_k, NBT_k = 1/(T-k) sum_{i>k} (c[k, k] - c[i, k]), NBT_T = 0.
         AUC = 1/T sum_k AUC_k, AUC_k = 1/(T-k+1) (FWT_k + sum_{i>k} c[i, k]).

@@ -1,4 +1,4 @@
-"""LoRA in peft's own layout: `adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.from_pretrained` reads them."""
+"""LoRA in peft's own layout: the two files that `PeftModel.from_pretrained` reads."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from simplevla.storage import read_json
 CONFIG = ADAPTER_CONFIG
 TENSORS, PICKLE = ADAPTER
 WITH_CARD = "card"
-"""In the tensors' metadata: the file that was written beside them, so that a copy without it isn't taken for peft's own."""
+"""Key in the tensors' metadata that names the file beside them: a copy without that file isn't taken for peft's own."""
 KEY = re.compile(re.escape(WRAPPER) + r"(.+)\.(lora_[AB]\.weight)")
 
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

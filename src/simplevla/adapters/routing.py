@@ -1,4 +1,4 @@
-"""Which adapter a task gets, and a policy whose every row uses its own."""
+"""Routers, which choose an adapter for a task, and a policy that uses a different adapter in each row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.embedding import embed
-from simplevla.config import DenoisingConfig
+from simplevla.config import TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 
@@ -103,7 +103,7 @@ class NearestRouter:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingAccuracy:
-    """How often a router chose the right adapter."""
+    """A router's accuracy: the number of tasks for which it chose the right adapter."""
 
     correct: int
     n: int
@@ -166,8 +166,11 @@ class RoutedPolicy(Policy):
     def unit_clip_scale(self) -> np.ndarray:
         return self.policy.unit_clip_scale
 
-    def set_denoising(self, denoising: DenoisingConfig) -> None:
-        self.policy.set_denoising(denoising)
+    def prepare_for_rl(self, config: TrainConfig) -> None:
+        self.policy.prepare_for_rl(config)
+
+    def empty_trace(self, rows: int) -> Tensor:
+        return self.policy.empty_trace(rows)
 
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
@@ -196,7 +199,7 @@ class RoutedPolicy(Policy):
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         raise UserError("a routed policy only acts and scores; activate an adapter and train the bank's policy")
 
-    def save(self, folder: Path) -> None:
+    def save_alone(self, folder: Path) -> None:
         self.bank.save(folder)
 
     def _groups(self, batch: ObservationBatch) -> dict[str | None, list[int]]:
@@ -209,7 +212,7 @@ class RoutedPolicy(Policy):
 
 
 def _places(groups: Mapping[str | None, list[int]]) -> Tensor:
-    """Where each row of the batch stands among the groups' rows one after another."""
+    """Index of each row of the batch in the concatenation of the groups' rows."""
     return torch.tensor([row for rows in groups.values() for row in rows]).argsort()
 
 

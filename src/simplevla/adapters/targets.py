@@ -15,7 +15,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""What both kinds of adapter can change. peft has no LoRA for transposed convolutions."""
+"""Layers that both kinds of adapter can change; peft has no LoRA for transposed convolutions."""
 SHOWN = 6
 
 

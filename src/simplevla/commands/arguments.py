@@ -1,4 +1,4 @@
-"""What the commands share: recipes by name, run folders, exit codes."""
+"""Parts that the commands share: recipes by name, run folders, exit codes."""
 
 import difflib
 import sys
@@ -17,7 +17,7 @@ UNPREFIXED = tyro.conf.arg(name="")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a wrong name was perhaps meant to be, as the end of an error; empty if nothing is like it."""
+    """End of an error message that suggests the known name nearest to a wrong one; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -58,7 +58,7 @@ def new_run(run: Path | None) -> Path:
 def require_consent(suite: str, arguments: list[str], trusted: bool) -> None:
     """Ask before a suite that a run folder names runs its code: the folder may be somebody else's.
 
-    `package.module:factory` is consented to by --trust-suite, by its name among the arguments, or by an answer in a terminal.
+    `package.module:factory` is consented to by --trust-suite, by its name among the arguments, or in a terminal.
 
     Raises:
         UserError: no consent.

@@ -31,25 +31,25 @@ class ImportArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOpenVLAArguments:
-    """Convert a published OpenVLA-OFT checkpoint to a policy folder: simplevla import openvla-oft DIR OUT --cameras fixed.
+    """Converts a published OpenVLA-OFT checkpoint to a policy: simplevla import openvla-oft DIR OUT --cameras fixed.
 
     Nothing in the checkpoint is run, and nothing is written unless all of it fits.
     """
 
     folder: tyro.conf.Positional[Path]
-    """The published folder: config.json, safetensors, dataset_statistics.json, preprocessor_config.json, tokenizer.json."""
+    """Published folder: config.json, safetensors, dataset_statistics.json, preprocessor_config.json, tokenizer.json."""
     out: tyro.conf.Positional[Path]
     """New folder for the policy."""
     cameras: tuple[str, ...]
     """The suite's names of the cameras, in the order that the training had them in; LIBERO's agent view is `fixed`."""
     statistics_key: str | None = None
-    """Which of the checkpoint's statistics, such as libero_spatial; not needed if there is one only."""
+    """Name of one of the checkpoint's statistics, such as libero_spatial; not needed if there is only one."""
     chunk_length: int = 8
     """Actions in a chunk, as trained: 8 for LIBERO, 25 for RoboTwin and ALOHA."""
     gripper: Literal["libero", "none"] = "libero"
-    """`libero`: the last action dimension is 1 for open in the model and -1 in the simulator; `none`: it is as it is."""
+    """Gripper. `libero`: the last action is 1 for open in the model, -1 in the simulator. `none`: it stays as it is."""
     lora_adapter: Literal["merge", "merged"] | None = None
-    """The use of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
+    """Use of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
 
 
 def import_command(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a machine."""
+"""Prediction of a recipe's memory and speed on a machine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """Whether a training recipe fits, and how long an update takes: simplevla plan RECIPE --gpus N --memory GB.
+    """Says if a recipe fits a machine, and how long an update takes: simplevla plan RECIPE --gpus N --memory GB.
 
-    Computed from the policy's sizes and from costs measured on two CPU cores; docs/memory.md and docs/scale.md explain it.
+    Computed from the policy's sizes and from costs measured on two CPU cores (docs/memory.md, docs/scale.md).
     """
 
     config: Annotated[TrainConfig, UNPREFIXED]
@@ -32,9 +32,9 @@ class PlanArguments:
     simulators: int = 0
     """Environments in all; 0: what the recipe gives each rollout actor, one per GPU."""
     tflops: float = 396.0
-    """What a GPU reaches; an H100 at 40 % of its 990 is an assumption."""
+    """TFLOP/s that a GPU reaches; the default assumes an H100 at 40 % of its 990."""
     adapter_rank: int = 0
-    """Of a LoRA on every linear layer, which alone is trained; 0: all parameters, or the saved policy's adapter."""
+    """Rank of a LoRA on every linear layer, which alone is trained. 0: all parameters, or the policy's own adapter."""
 
 
 def plan_command(arguments: list[str]) -> int:
@@ -54,6 +54,7 @@ def plan_command(arguments: list[str]) -> int:
     from rich.console import Console
 
     from simplevla.adapters.config import AdapterConfig
+    from simplevla.adapters.load import add_trained_adapter, load_unfilled
     from simplevla.planning import show, unfilled
     from simplevla.planning.plan import Machine, plan, remedies
     from simplevla.suites.registry import make_suite
@@ -70,15 +71,11 @@ def plan_command(arguments: list[str]) -> int:
 
     def policy(adapter_rank: int) -> "Policy":
         if config.policy:
-            made = unfilled.saved(Path(config.policy))
+            made = load_unfilled(Path(config.policy))
         else:
-            made = (
-                unfilled.supervised_tinyvla(supervised(), suite)
-                if supervised
-                else unfilled.published_openvla_oft(suite)
-            )
+            made = unfilled.supervised(supervised(), suite) if supervised else unfilled.published_openvla_oft(suite)
         if adapter_rank:
-            unfilled.add_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
+            add_trained_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
         return made
 
     found = plan(config, policy(parsed.adapter_rank), machine)

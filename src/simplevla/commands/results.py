@@ -1,4 +1,4 @@
-"""What came of a run: evaluation, comparison, report."""
+"""Commands on the results of runs: evaluation, comparison, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """Closed-loop success per task: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test] [--out FILE].
+    """Measures closed-loop success: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test].
 
     With a recipe of `simplevla train`, suite, rollout and device are its own, and published successes are compared.
     """
@@ -97,7 +97,7 @@ def compare_command(arguments: list[str]) -> int:
 class ReportArguments:
     """Write RUN/report.html: one page with curves, tables, configuration and videos.
 
-    A finished run is first evaluated on all held-out initial states, before and after RL, and filmed, unless it has been.
+    A finished run is first evaluated on all held-out initial states, before and after RL, and filmed.
     """
 
     run: tyro.conf.Positional[Path]

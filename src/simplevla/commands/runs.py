@@ -54,7 +54,7 @@ def train_command(arguments: list[str]) -> int:
 
 
 def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
-    """What rolls out and what trains: this process and its workers, or the actors of a Ray cluster."""
+    """Makers of the rollout engine and the learner: in this process and its workers, or on a Ray cluster."""
     from simplevla.training.learner import Learner
     from simplevla.training.loop import local_engine
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from simplevla.config import DenoisingConfig, RayConfig, RolloutConfig, SuiteConfig
+from simplevla.config import RayConfig, TrainConfig
 from simplevla.distributed.files import unpacked
 from simplevla.distributed.simulators import remote_simulators
 from simplevla.policies.base import Sampling
@@ -15,20 +15,20 @@ from simplevla.rollout.scheduler import RolloutEngine, RolloutStats
 from simplevla.types import Episode, EpisodeRequest
 
 WAIT_S = 0.5
-"""How long `take` waits for an episode."""
+"""Seconds that `take` waits for an episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What an actor hands over."""
+    """Episodes that an actor hands over, and its counters."""
 
     episodes: list[Episode]
     stats: RolloutStats
-    """Of this run so far."""
+    """Counters of this run so far."""
 
 
 class RolloutActor:
-    """Runs one `RolloutEngine`: `run` lasts as long as a rollout, while `give` brings requests and `take` fetches episodes.
+    """Runs one `RolloutEngine`: `run` lasts for a rollout, in which `give` brings requests and `take` fetches episodes.
 
     Args:
         files: a saved policy, path in its folder -> content.
@@ -37,21 +37,19 @@ class RolloutActor:
 
     def __init__(
         self,
-        suite: SuiteConfig,
-        rollout: RolloutConfig,
+        config: TrainConfig,
         ray: RayConfig,
-        denoising: DenoisingConfig,
         files: dict[str, bytes],
         device: str,
     ) -> None:
         self._policy = unpacked(files)
-        self._policy.set_denoising(denoising)
+        self._policy.prepare_for_rl(config)
         self._policy.to(torch.device(device))
         length = self._policy.chunk_length
         if ray.simulators:
-            self._engine = remote_simulators(suite, rollout, ray, length)
+            self._engine = remote_simulators(config.suite, config.rollout, ray, length)
         else:
-            self._engine = RolloutEngine(suite, rollout, length)
+            self._engine = RolloutEngine(config.suite, config.rollout, length)
         self._changed = threading.Condition()
         self._requests: deque[EpisodeRequest] = deque()
         self._episodes: list[Episode] = []
@@ -86,7 +84,7 @@ class RolloutActor:
             self._changed.notify_all()
 
     def take(self) -> Finished:
-        """What has finished since the last time; after a short wait nothing, if that is so."""
+        """Returns the episodes that ended since the last call, after a short wait perhaps none."""
         with self._changed:
             self._changed.wait_for(lambda: self._episodes, timeout=WAIT_S)
             episodes, self._episodes = self._episodes, []

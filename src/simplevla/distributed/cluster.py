@@ -1,4 +1,4 @@
-"""What all that runs on Ray needs: a cluster with enough resources, the same surroundings everywhere, errors as they were."""
+"""Parts that everything on Ray needs: a cluster with enough resources, equal environments, the original errors."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ def listed(resources: dict[str, float]) -> str:
 
 
 def surroundings(variables: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
-    """Ray's `runtime_env` of an actor: a suite of the user's own is found there as it is here, and pictures are drawn alike."""
+    """Ray's `runtime_env` of an actor, so that it finds the user's own suite and draws pictures as here."""
     path = os.pathsep.join(filter(None, sys.path))
     drawn = {name: os.environ[name] for name in RENDERING if name in os.environ}
     return {"env_vars": {"PYTHONPATH": path, **drawn, **(variables or {})}}
@@ -66,6 +66,6 @@ def connect(settings: RayConfig) -> None:
 
 
 def cause_of(error: RayTaskError) -> Exception:
-    """What was raised inside the actor, as the local engine would raise it."""
+    """The exception raised inside the actor, as the local engine would raise it."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else error

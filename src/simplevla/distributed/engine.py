@@ -49,7 +49,7 @@ class _Replica:
     """Given to it and not yet back."""
     stats: RolloutStats = field(default_factory=RolloutStats)
     version: tuple[int, ...] | None = None
-    """Of its weights; None: as it was made."""
+    """Version of the actor's weights; None: those that it was made with."""
 
 
 class RayEngine:
@@ -142,7 +142,7 @@ class RayEngine:
             self._replace(replica, f"lost between rollouts: {str(error).splitlines()[0]}", rollout)
 
     def _end(self, rollout: "_Rollout") -> None:
-        """Let the actors' `run` return. One that is lost here has delivered everything; the next rollout replaces it."""
+        """Lets the actors' `run` return. An actor lost here has delivered everything; the next rollout replaces it."""
         for replica in self._replicas:
             if replica.starting is not None:
                 continue
@@ -209,7 +209,7 @@ class RayEngine:
                 rollout.sink(episode)
 
     def _replace(self, replica: _Replica, reason: str, rollout: "_Rollout") -> None:
-        """Ask for a new actor in the place of one that is lost, and let its episodes be run again, by whoever is ready."""
+        """Asks for a new actor in the place of a lost one, and lets its episodes be run again by any that is ready."""
         lost, replica.outstanding = list(replica.outstanding.values()), {}
         error = self._renew(replica, reason)
         self.stats.retries += len(lost)
@@ -251,7 +251,7 @@ class RayEngine:
         }
         device = "cuda" if settings.gpus else "cpu"
         remote = ray.remote(RolloutActor).options(**options)
-        return remote.remote(config.suite, config.rollout, settings, config.denoising, self._files, device)
+        return remote.remote(config, settings, self._files, device)
 
     def _greet(self, replica: _Replica) -> None:
         """Wait until the actor is ready.
@@ -274,7 +274,7 @@ class RayEngine:
             raise UserError(f"a rollout actor couldn't be made: {reason}") from None
 
     def _put_weights(self, policy: Policy) -> None:
-        """Into the object store: what is trained, if it has changed since the last time; adapters alone where adapters train."""
+        """Puts the trained weights into the object store if they have changed: adapters alone where adapters train."""
         trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         version = (id(policy), *(parameter._version for parameter in trained.values()))
         if version != self._version:
@@ -300,9 +300,9 @@ class _Rollout:
     drained: bool = False
     """The source had nothing to start when it was last asked, and nothing has changed since."""
     alone_since: float = field(default_factory=time.monotonic)
-    """When an actor was last ready."""
+    """Time at which an actor was last ready, seconds of the monotonic clock."""
     waiting: list[EpisodeRequest] = field(default_factory=list)
-    """To be run again."""
+    """Requests that are to be run again."""
     failures: dict[Key, int] = field(default_factory=dict)
 
 

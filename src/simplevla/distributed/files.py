@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from simplevla.adapters.load import load_policy
 from simplevla.policies.base import Policy
-from simplevla.policies.load import load_policy
 
 
 def packed(policy: Policy) -> dict[str, bytes]:

@@ -70,7 +70,7 @@ class LearnerActor:
         policy = unpacked(self._files)
         policy.to(self._device)
         self._files = {}
-        policy.set_denoising(self._config.denoising)
+        policy.prepare_for_rl(self._config)
         if policy.scores_from_trace:
             raise UserError("denoising.frozen_backbone trains a small head alone; leave ray.learners at 0 for it")
         divide(policy, settings.divide)
@@ -107,7 +107,7 @@ class RayLearner:
         connect(config.ray)
         check_resources(config.ray, ray.cluster_resources())
         self.policy, self.optimizer_steps = policy, 0
-        policy.set_denoising(config.denoising)
+        policy.prepare_for_rl(config)
         files = ray.put(packed(policy))
         remote = ray.remote(LearnerActor).options(
             num_cpus=config.ray.learner_cpus, num_gpus=config.ray.learner_gpus, runtime_env=surroundings()
@@ -146,7 +146,7 @@ class RayLearner:
 
 
 def _result(futures: list[Any]) -> list[Any]:
-    """What all ranks say.
+    """Answers of all ranks.
 
     Raises:
         UserError: a rank was lost; what one raised is raised as it was.

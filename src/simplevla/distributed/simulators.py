@@ -125,7 +125,7 @@ class RemoteWorker(Worker):
         return None
 
     def _alive_at(self) -> float:
-        """When it last answered."""
+        """Time of its last answer."""
         return self._heard
 
     def kill(self) -> int | None:

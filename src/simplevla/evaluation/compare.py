@@ -83,8 +83,8 @@ def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b:
     """Pair the episodes of `a` and `b` by (task, initial state).
 
     Raises:
-        UserError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no initial
-            state has a valid episode in both.
+        UserError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no
+            initial state has a valid episode in both.
     """
     _require_same("suite", a.suite, b.suite, name_a, name_b)
     _require_same("split", a.split, b.split, name_a, name_b)

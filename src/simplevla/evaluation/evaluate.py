@@ -7,12 +7,13 @@ from pathlib import Path
 
 import rich.progress
 
+from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import check_fits_suite, load_policy, place
+from simplevla.policies.load import check_fits_suite, place
 from simplevla.policies.trained_on import differences, held_out, warn_of_differences
 from simplevla.rollout.crew import last_lines
 from simplevla.rollout.scheduler import Engine, RolloutEngine

@@ -92,7 +92,7 @@ class EvaluationResult:
     """Task -> env steps after which an unsolved episode ended."""
     greedy: bool
     temperature: NotNegative | None
-    """Of the sampling; None where greedy."""
+    """Sampling temperature; None if greedy."""
     seed: Seed
     episodes: tuple[Outcome, ...]
     """In the order of tasks, then initial states; episodes that the environment broke are not here."""
@@ -112,12 +112,12 @@ class EvaluationResult:
 
     @property
     def how(self) -> str:
-        """How actions were chosen, in words."""
+        """The choice of actions in words: greedy, or sampled at a temperature."""
         return "greedy" if self.greedy else f"sampled at temperature {self.temperature:g}"
 
     @property
     def doubts(self) -> list[str]:
-        """Why its rates may not say what they seem to: states that aren't held out, and what the policy wasn't trained for."""
+        """Reasons to doubt its rates: states that aren't held out, and differences from the policy's training."""
         found = [] if self.held_out == "yes" or self.split == "train" else [f"held out: {self.held_out}"]
         return found + [f"not as trained: {difference}" for difference in self.differences]
 
@@ -171,7 +171,7 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "evaluation result") -> "EvaluationResult":
-        """What `to_dict` wrote.
+        """Reads what `to_dict` wrote.
 
         Raises:
             UserError: naming `source` and the key that is missing or doesn't fit.

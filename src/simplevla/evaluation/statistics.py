@@ -1,4 +1,4 @@
-"""How sure a success rate is: intervals, paired tests, averages over training seeds."""
+"""Uncertainty of success rates: intervals, paired tests, averages over training seeds."""
 
 import math
 

@@ -1,1 +1,1 @@
-"""What an update costs and needs before it is run: seconds, bytes, and whether it fits."""
+"""Prediction of an update's seconds and bytes before it is run, and of whether it fits a machine."""

@@ -1,6 +1,6 @@
-"""What a rollout and an update cost, from their parts measured one by one; docs/performance.md explains the formula.
+"""Seconds of a rollout and an update, from their parts measured one by one; docs/performance.md explains the formula.
 
-Seconds. A rollout has one or more actors, each with its own policy process, worker processes and CPU cores.
+A rollout has one or more actors, each with its own policy process, worker processes and CPU cores.
 """
 
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorCost:
-    """Of one environment, seconds of one core."""
+    """Costs of one environment, seconds of one core."""
 
     step: float
     """An env step without pictures."""
     observe: float
     """All cameras and the state, once per decision."""
     reset: float
-    """Without its observation."""
+    """A reset without its observation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyCost:
-    """Of one batch: `batch + row * B`."""
+    """Cost of one policy batch of B rows, seconds: `batch + row * B`."""
 
     batch: float
     row: float
@@ -28,17 +28,19 @@ class PolicyCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Handling:
-    """Of one decision, beside simulator and policy: copies, messages, checks, bookkeeping."""
+    """Cost of one decision beside simulator and policy, seconds: copies, messages, checks, bookkeeping."""
 
     policy: float
-    """In the policy's process."""
+    """Seconds in the policy's process."""
     worker: float
-    """In the worker's."""
+    """Seconds in the worker process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateCost:
-    """Of an update on one device: `constant + per_decision * D`. Only decisions that train count: nothing is padded."""
+    """Cost of an update of D decisions on one device, seconds: `constant + per_decision * D`.
+
+    Only decisions that train count: nothing is padded."""
 
     constant: float
     per_decision: float
@@ -46,7 +48,7 @@ class UpdateCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a rollout consists of."""
+    """Numbers of env steps, decisions and episodes in a rollout."""
 
     env_steps: float
     decisions: float
@@ -57,7 +59,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """What one rollout actor has."""
+    """Cores, worker processes and environments of one rollout actor."""
 
     cores: int
     workers: int
@@ -68,7 +70,7 @@ class Actor:
 
     @property
     def rows(self) -> float:
-        """Of a usual policy batch: half of the slots act at a time."""
+        """Rows of a usual policy batch: half of the slots act at a time."""
         return max(1.0, self.slots / 2)
 
     @property
@@ -82,9 +84,9 @@ def rollout_parts(
 ) -> dict[str, float]:
     """Wall time of a rollout if one thing alone held it up; the largest decides.
 
-    `simulators`: the workers, each at most one core; `policy`: its process does one thing at a time; `turns`: an episode's
-    decisions follow one another, so that each slot does its share of them in a row, and somebody the longest episode; `cores`:
-    all that cores do, shared out fairly.
+    `simulators`: the workers, each at most one core; `policy`: its process does one thing at a time; `turns`: an
+    episode's decisions follow one another, so that each slot does its share of them in a row, and somebody the longest
+    episode; `cores`: all that cores do, shared out fairly.
     """
     decisions = counts.decisions / actors
     simulation = (
@@ -117,8 +119,8 @@ def rollout_seconds(
 def shared_seconds(simulation: float, inference: float, cores: int, workers: float) -> float:
     """Wall time of both sides on the same cores, which the system shares out fairly among processes.
 
-    The policy's one process gets `cores / (workers + 1)` of a core while the workers run. If they end first, it is alone, and the
-    other cores idle until it has given them new actions: that is what more workers than cores cost.
+    The policy's one process gets `cores / (workers + 1)` of a core while the workers run. If they end first, it is
+    alone, and the other cores idle until it has given them new actions: that is what more workers than cores cost.
     """
     share = min(1.0, cores / (workers + 1))
     simulated = min(workers, cores - share)

@@ -1,4 +1,4 @@
-"""What has been measured on two CPU cores and is planned with: measured.json, which benchmarks/scaling.py writes."""
+"""Costs measured on two CPU cores, on which plans rest: measured.json, which benchmarks/scaling.py writes."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -26,11 +26,11 @@ class Measured:
     """The nano policy with a token head, images of 64 pixels."""
     handling: Handling
     update: UpdateCost
-    """Of nano, on all cores together."""
+    """Update of the nano policy, on all cores together."""
     episodes: dict[str, list[tuple[int, int]]]
     """(env steps, decisions) of sampled episodes, by suite."""
     sampled_per_trained: float
-    """Of the recipe tabletop_nano, halfway."""
+    """Episodes sampled per episode that trains, in the recipe tabletop_nano, halfway."""
 
 
 @cache

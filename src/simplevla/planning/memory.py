@@ -1,7 +1,7 @@
 """Bytes that an update and its rollouts need, on each GPU and on the host. docs/memory.md explains the terms.
 
-Weights stay in the policy's own dtype. What is trained has float32 gradients and AdamW's two moments, and a float32 master copy
-where the weights are of half precision, whose own gradient is there until it was added to the master's.
+Weights stay in the policy's own dtype. What is trained has float32 gradients and AdamW's two moments, and a float32
+master copy where the weights are of half precision, whose own gradient is there until it was added to the master's.
 """
 
 import math
@@ -20,15 +20,15 @@ from simplevla.suites.base import SuiteSpec
 CONTEXT_BYTES = 1_000_000_000
 """Assumed, of a process on a GPU: CUDA's context, the libraries' workspaces, gaps between tensors."""
 PROCESS_BYTES = 420_000_000
-"""Of a process on a CPU before it has a policy (docs/results/tinyvla_s.md: 2.06 GB with one of 1.64 GB loaded)."""
+"""Memory of a CPU process before it has a policy (docs/results/tinyvla_s.md: 2.06 GB with one of 1.64 GB loaded)."""
 BLOCK, SMALLEST = 256, 4096
-"""torchao quantises moments in blocks of 256 with one float32 scale each, and leaves tensors alone that are smaller than 4,096
-or no multiple of a block."""
+"""torchao quantises moments in blocks of 256 with one float32 scale each, and leaves tensors alone that are smaller
+than 4,096 or no multiple of a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a policy."""
+    """Sizes of a policy: numbers of parameters, and bytes."""
 
     parameters: int
     weight_bytes: int
@@ -41,11 +41,11 @@ class Sizes:
     outside_bytes: int
     """Weights outside of all layers, which stay gathered during a micro-batch."""
     stored_bytes: int
-    """Of a decision in an episode, until the update."""
+    """Bytes of a decision that an episode keeps until the update."""
 
 
 def sizes_of(policy: Policy, spec: SuiteSpec) -> Sizes:
-    """Counted on the policy, whose parameters may be without values."""
+    """Counts the sizes of a policy, whose parameters may be without values."""
     parameters = list(policy.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     half = [parameter.numel() for parameter in trained if parameter.dtype != torch.float32]
@@ -84,9 +84,9 @@ class Memory:
     """Bytes of one GPU, or of a host without one."""
 
     kept: dict[str, int]
-    """What is there all the time."""
+    """Bytes that are in use all the time."""
     passing: dict[str, int]
-    """What comes and goes, one after another: the largest counts."""
+    """Bytes in use for a while, one entry after another; the largest counts."""
 
     @property
     def total(self) -> int:
@@ -94,14 +94,14 @@ class Memory:
 
 
 def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Trace, rollout: Trace) -> Memory:
-    """Of each of `gpus` GPUs, or of the CPU process if there are none.
+    """Memory of each of `gpus` GPUs, or of the CPU process if there are none.
 
-    One process rolls out and trains with the same weights; with several GPUs each has a learner, with its part of parameters and
-    optimizer or a copy of all (`ray.divide`), and beside it a rollout actor with a replica.
+    One process rolls out and trains with the same weights; with several GPUs each has a learner, with its part of
+    parameters and optimizer or a copy of all (`ray.divide`), and beside it a rollout actor with a replica.
 
     Args:
-        update: of a micro-batch; its activations aren't divided.
-        rollout: of a policy batch.
+        update: trace of a micro-batch; its activations aren't divided.
+        rollout: trace of a policy batch.
     """
     parts = gpus if gpus > 1 and config.ray.divide == "full" else 1
     trained = sum(sizes.trained)
@@ -135,6 +135,6 @@ def stored_episodes(sizes: Sizes, config: TrainConfig, decisions: float) -> int:
     """Bytes of the episodes that an update trains on, on the host.
 
     Args:
-        decisions: of an episode, on average.
+        decisions: mean decisions of an episode.
     """
     return math.ceil(config.sampling.groups * config.sampling.group_size * decisions * sizes.stored_bytes)

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a machine, and how long an update takes there, before it is run."""
+"""Plan of a recipe on a machine, before it is run: does it fit, and how long does an update take."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from simplevla.planning.cost import Actor, Counts, PolicyCost, UpdateCost, rollo
 from simplevla.planning.measured import measured, simulator_key
 from simplevla.planning.memory import Memory, Sizes, device_memory, sizes_of, stored_episodes
 from simplevla.planning.tracing import Trace, trace_rollout, trace_update
-from simplevla.planning.unfilled import supervised_tinyvla
+from simplevla.planning.unfilled import supervised
 from simplevla.policies.base import Policy
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
@@ -29,23 +29,23 @@ OBJECT_STORE = 2e9
 """Assumed: bytes/s at which one process hands weights to Ray's object store, and a machine fetches them."""
 GPUS_PER_MACHINE, CORES_PER_GPU = 8, 16
 EPISODE_SHARE, SAMPLED_PER_TRAINED = 0.4, 1.5
-"""Assumed where no rollout of the suite was measured: an episode's length as a share of its horizon (25 of 64 decisions), and
-episodes that are sampled per episode that trains."""
+"""Assumed where no rollout of the suite was measured: an episode's length as a share of its horizon (25 of 64
+decisions), and episodes that are sampled per episode that trains."""
 
 
 @checked.dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What there is. `gpus` 0 is this kind of CPU machine, whose costs were measured."""
+    """A machine to plan for; with `gpus` 0 a CPU machine like the one whose costs were measured."""
 
     gpus: Count
     memory_gb: Above0
-    """Of each GPU; of the host, without one. GB are 1e9 bytes."""
+    """Memory of each GPU, or of the host if there is none; GB of 1e9 bytes."""
     cores: Count = 0
     """0: two without a GPU, else 16 per GPU."""
     simulators: Count = 0
     """Environments in all; 0: what the recipe says, for each GPU."""
     tflops: Above0 = TFLOPS
-    """Reached by each GPU."""
+    """TFLOP/s that each GPU reaches."""
 
     def __post_init__(self) -> None:
         if self.simulators and self.simulators < self.gpus:
@@ -56,53 +56,53 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What a policy is like in a run."""
+    """Sizes and batches of a policy in a run."""
 
     sizes: Sizes
     update: Trace
-    """Of a micro-batch."""
+    """Trace of a micro-batch."""
     batch: Trace
-    """Of a policy batch."""
+    """Trace of a policy batch."""
 
     def memory(self, config: TrainConfig, gpus: int) -> Memory:
-        """See `device_memory`."""
+        """Memory of a GPU, or of the CPU process; see `device_memory`."""
         return device_memory(self.sizes, config, gpus, self.update, self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is expected."""
+    """Expected memory and seconds of an update."""
 
     traced: Traced
     memory: Memory
-    """Of each GPU, or of the host."""
+    """Memory of each GPU, or of the host."""
     host: dict[str, int]
     """Bytes on the host, beside GPUs."""
     counts: Counts
-    """Of a rollout."""
+    """Counts of a rollout."""
     trained_decisions: float
     actor: Actor
     policy: PolicyCost
     rollout: dict[str, float]
-    """As `rollout_parts`."""
+    """Seconds by part, see `rollout_parts`."""
     update_s: float
     weights_s: float
-    """Until the rollout actors have what was trained."""
+    """Seconds until the rollout actors have the trained weights."""
     fits: bool
 
     @property
     def sizes(self) -> Sizes:
-        """Of the policy."""
+        """Sizes of the policy."""
         return self.traced.sizes
 
     @property
     def seconds(self) -> float:
-        """Of an update: rollout, training, weights, one after another."""
+        """Seconds of an update: rollout, training, weights, one after another."""
         return max(self.rollout.values()) + self.update_s + self.weights_s
 
     @property
     def bottleneck(self) -> str:
-        """What takes longest."""
+        """The part of an update that takes longest."""
         slowest = max(self.rollout, key=lambda part: self.rollout[part])
         parts = {f"rollout ({slowest})": max(self.rollout.values()), "update": self.update_s, "weights": self.weights_s}
         return max(parts, key=lambda part: parts[part])
@@ -111,7 +111,7 @@ class Plan:
 def traced(config: TrainConfig, policy: Policy, machine: Machine) -> Traced:
     """Sizes and batches of a policy on the meta device."""
     suite = make_suite(config.suite)
-    policy.set_denoising(config.denoising)
+    policy.prepare_for_rl(config)
     instruction = max((task.instruction for task in suite.tasks), key=len)
     rows, checkpointing = config.microbatch_decisions, config.gradient_checkpointing
     return Traced(
@@ -180,7 +180,9 @@ def _actor(config: TrainConfig, suite: Suite, machine: Machine) -> Actor:
 
 
 def workload(config: TrainConfig, suite: Suite, chunk_length: int) -> tuple[Counts, float]:
-    """What is sampled for an update, and decisions that train: from measured episodes on `tabletop`, else from assumptions."""
+    """Counts of the sampled episodes of an update, and the number of decisions that train.
+
+    On `tabletop` they come from measured episodes, else from assumptions."""
     wanted = config.sampling.groups * config.sampling.group_size
     horizon = max(task.horizon for task in suite.tasks)
     if config.suite.name == "tabletop":
@@ -201,7 +203,7 @@ def workload(config: TrainConfig, suite: Suite, chunk_length: int) -> tuple[Coun
 
 
 def _worker_mb(key: str) -> float:
-    """Of the same suite's, whatever the pictures' size; where none was measured, the largest."""
+    """Measured memory of a worker of the same suite, whatever the image size, MB; if none was measured, the largest."""
     known = measured().worker_mb
     return next(
         (size for name, size in known.items() if name.split(" px")[0].rsplit(",", 1)[0] in key), max(known.values())
@@ -216,9 +218,9 @@ def _on_gpu(
 
 
 def _on_cpu(update: Trace, batch: Trace, update_rows: int, rows: int) -> tuple[PolicyCost, UpdateCost]:
-    """Nano's measured costs, times how many more multiplications there are."""
+    """Costs on a CPU: the nano policy's measured ones, scaled by the numbers of multiplications."""
     suite = make_suite(SuiteConfig(name="tabletop"))
-    nano = supervised_tinyvla(SFTConfig(policy="nano", chunk_length=4), suite)
+    nano = supervised(SFTConfig(policy="nano", chunk_length=4), suite)
     instruction, known = suite.tasks[0].instruction, measured()
     acting = batch.flops / rows / (trace_rollout(nano, suite.spec, instruction, 8).flops / 8)
     learning = update.flops / update_rows / (trace_update(nano, suite.spec, instruction, 8, False).flops / 8)
@@ -227,8 +229,10 @@ def _on_cpu(update: Trace, batch: Trace, update_rows: int, rows: int) -> tuple[P
 
 
 def exchange_seconds(sizes: Sizes, config: TrainConfig, gpus: int, decisions: float) -> float:
-    """What learners exchange in an update, at the slowest link. FSDP2 gathers all weights twice per micro-batch and divides the
-    trained ones' gradients; copies average gradients once per micro-batch. It goes on beside the computing."""
+    """Seconds of the learners' exchange in an update, at the slowest link; it overlaps with the computing.
+
+    FSDP2 gathers all weights twice per micro-batch and divides the gradients of the trained ones. Copies (DDP) average
+    gradients once per micro-batch."""
     if gpus <= 1:
         return 0.0
     link = NVLINK if gpus <= GPUS_PER_MACHINE else NETWORK
@@ -239,7 +243,7 @@ def exchange_seconds(sizes: Sizes, config: TrainConfig, gpus: int, decisions: fl
 
 
 def weights_seconds(sizes: Sizes, gpus: int) -> float:
-    """What was trained goes through the driver and the object store to every machine, one after another."""
+    """Seconds that trained weights take through the driver and the object store to the machines, one after another."""
     if gpus <= 1:
         return 0.0
     trained = 2 * sizes.trained_half + 4 * (sum(sizes.trained) - sizes.trained_half)
@@ -249,7 +253,7 @@ def weights_seconds(sizes: Sizes, gpus: int) -> float:
 def remedies(
     now: Traced, config: TrainConfig, make_policy: Callable[[int], Policy], adapter_rank: int, machine: Machine
 ) -> list[str]:
-    """Each change that alone would make it fit.
+    """Changes, each of which alone would make the recipe fit.
 
     Args:
         now: the policy as it was planned with.

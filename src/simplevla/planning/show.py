@@ -66,7 +66,7 @@ def verdict(found: Plan, machine: Machine, remedies: list[str]) -> str:
 
 
 def sources(machine: Machine) -> str:
-    """What was measured, and what is assumed."""
+    """Text that says what was measured and what is assumed."""
     known = measured()
     text = (
         f"Measured ({known.machine}, commit {known.commit[:12]}): simulators, handling of decisions"

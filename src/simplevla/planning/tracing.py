@@ -1,4 +1,4 @@
-"""One micro-batch of a policy without its numbers: how many bytes are alive at most, and how many multiplications there are.
+"""Trace of a policy's micro-batch without its numbers: most bytes alive at a time, and floating-point operations.
 
 The policy's own code runs on PyTorch's meta device, where tensors have shapes and no data, so nothing is typed in here.
 """
@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
-from simplevla.policies.tinyvla.diffusion import DiffusionHead
-from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.suites.base import SuiteSpec
 
 CONDITIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
@@ -26,20 +24,21 @@ CONDITIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonz
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """Of a batch of B rows."""
+    """Bytes and floating-point operations of a batch of B rows."""
 
     peak_bytes: int
-    """The most that was alive at a time, parameters and buffers aside. Of a backward pass: each parameter's gradient counts
-    until it is complete."""
+    """Most bytes alive at a time, without parameters and buffers.
+
+    In a backward pass the gradient of each parameter counts until it is complete."""
     flops: int
-    """Of matrix products, convolutions and attention; a multiplication and an addition are two."""
+    """Floating-point operations of matrix products, convolutions and attention; a multiply-add counts as two."""
 
 
 class Counter(TorchDispatchMode):
     """Counts what is computed and what is alive while it is active.
 
-    What meets a tensor on the meta device goes there too, and a condition on a value that isn't there is taken as true (the one
-    in the policies' code asks whether no instruction is padded).
+    What meets a tensor on the meta device goes there too, and a condition on a value that isn't there is taken as true
+    (the one in the policies' code asks whether no instruction is padded).
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -80,7 +79,7 @@ class Counter(TorchDispatchMode):
 
 
 def trace_update(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, checkpointing: bool) -> Trace:
-    """Forward and backward of a micro-batch of `rows` decisions of the suite `spec`; `policy` is on the meta device."""
+    """Traces forward and backward pass of a micro-batch of `rows` decisions; `policy` is on the meta device."""
     policy.eval()
     if checkpointing:
         policy.checkpoint_activations()
@@ -88,7 +87,7 @@ def trace_update(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, c
     # As a learner that adds it to the sum over micro-batches, or sends it to other ranks.
     hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in trained]
     with _fused_attention(), Counter(policy) as counter:
-        logprobs, _ = policy.score(_observations(policy, spec, instruction, rows), _trace(policy, rows), Sampling())
+        logprobs, _ = policy.score(_observations(policy, spec, instruction, rows), policy.empty_trace(rows), Sampling())
         torch.autograd.backward(logprobs.sum())
     for hook in hooks:
         hook.remove()
@@ -97,14 +96,14 @@ def trace_update(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, c
 
 
 def trace_rollout(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) -> Trace:
-    """A batch of `rows` decisions as in a rollout."""
+    """Traces a batch of `rows` decisions as in a rollout."""
     policy.eval()
     batch = _observations(policy, spec, instruction, rows)
     with torch.no_grad(), _fused_attention(), Counter(policy) as counter:
         if policy.scores_from_trace:
             policy(batch)
         # Scoring does what sampling does, with tokens or a chain that are there.
-        policy.score(batch, _trace(policy, rows), Sampling())
+        policy.score(batch, policy.empty_trace(rows), Sampling())
     return Trace(peak_bytes=counter.peak, flops=counter.flops)
 
 
@@ -123,22 +122,14 @@ def _observations(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) 
     )
 
 
-def _trace(policy: Policy, rows: int) -> Tensor:
-    if isinstance(policy, TinyVLA) and isinstance(policy.head, DiffusionHead):
-        width = (policy.head.trained_steps + 1) * policy.chunk_length * policy.action_dim
-        condition = policy.config.language.hidden_size if policy.scores_from_trace else 0
-        return torch.zeros(rows, width + condition)
-    return torch.zeros(rows, policy.units, dtype=torch.int64)
-
-
 def trace_bytes(policy: Policy) -> int:
-    """Of the trace of one decision."""
-    return _trace(policy, 1).nbytes
+    """Bytes of the sampled trace of one decision."""
+    return policy.empty_trace(1).nbytes
 
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Attention as GPUs and CPUs compute it, without its matrix of weights; the meta device would pick the plain formula."""
+    """Attention as GPUs and CPUs compute it, without its weight matrix; the meta device would use the plain formula."""
     plain = torch.nn.functional.scaled_dot_product_attention
 
     def attention(

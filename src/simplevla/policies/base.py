@@ -1,15 +1,16 @@
 """The contract between a policy and the algorithm, which sees U sampled units per decision and a mask, nothing else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simplevla.config import DenoisingConfig, SamplingConfig
+from simplevla.config import SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import TrainedOn
@@ -17,19 +18,19 @@ from simplevla.policies.trained_on import TrainedOn
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How actions are drawn. What samples is what scores."""
+    """Settings by which actions are sampled, and scored alike."""
 
     temperature: float = 1.0
-    """Of a token head's logits."""
+    """Temperature of a token head's logits."""
     eta: float = 1.0
-    """Of a diffusion head's DDIM steps: 0 is deterministic but for the floor, 1 the full variance."""
+    """Noise of a diffusion head's DDIM steps: 0 is deterministic but for the floor `sigma_min`, 1 the full variance."""
     sigma_min: float = 0.1
-    """Floor of a diffusion head's std at each denoising step, in normalised actions; without it the last has no density."""
+    """Floor of a diffusion head's std per denoising step, in normalised actions; without it the last has no density."""
     greedy: bool = False
 
     @classmethod
     def of(cls, config: SamplingConfig) -> "Sampling":
-        """How training episodes are sampled, and scored."""
+        """Settings by which training episodes are sampled and scored."""
         return cls(temperature=config.temperature, eta=config.eta, sigma_min=config.sigma_min)
 
 
@@ -58,7 +59,7 @@ class ObservationBatch:
         )
 
     def observed(self) -> list[int]:
-        """Of each decision the row that it looks at."""
+        """Row of the observations that each decision looks at."""
         return list(range(len(self))) if self.index is None else self.index.tolist()
 
     def take(self, decisions: Sequence[int]) -> "ObservationBatch":
@@ -120,12 +121,24 @@ class ActionSample:
     logprobs: Tensor
     """float32 [B, U] of the sampled units at the sampling temperature."""
     trace: Tensor
-    """What `score` needs to recompute them: token ids int64 [B, U], or a flat denoising chain float32."""
+    """Samples from which `score` recomputes `logprobs`: token ids int64 [B, U], or a flat denoising chain float32."""
+
+
+class Adapters(Protocol):
+    """The adapters of a policy, as far as it knows them (adapters/bank.py)."""
+
+    def save(self, folder: Path) -> None: ...
 
 
 class Policy(nn.Module, ABC):
     """A vision-language-action policy that can be imitated into and trained by policy gradient."""
 
+    presets: tuple[str, ...] = ()
+    """Sizes that `create` makes; none where every policy begins with a published checkpoint."""
+    not_decayed: tuple[str, ...] = ()
+    """Endings of the names of embeddings and the like, which weight decay spares."""
+    adapter_bank: Adapters | None = None
+    """Its adapters, which are saved with it."""
     cameras: tuple[str, ...]
     """Names of the cameras it looks through; observations may have more."""
     state_dim: int
@@ -134,11 +147,11 @@ class Policy(nn.Module, ABC):
     units: int
     """U, sampled units per decision."""
     scores_from_trace: bool = False
-    """Whether `score` needs nothing but the trace; images are then not kept."""
+    """True if `score` needs nothing but the trace; images are then not kept."""
     shares_observations: bool = False
-    """Whether `act` and `score` take batches with an `index`, so that what several decisions look at is computed once."""
+    """True if `act` and `score` take batches with an `index`, so that shared observations are computed once."""
     statistics: Statistics
-    """What it normalises with, frozen; adapters record its fingerprint."""
+    """Statistics by which the policy normalises, frozen; adapters record their fingerprint."""
     action_bounds: tuple[str, str] = ("min", "max")
     """The measures of its statistics between which its actions lie."""
     trained_on: tuple[TrainedOn, ...] = ()
@@ -159,8 +172,20 @@ class Policy(nn.Module, ABC):
         """float32 [U]: each unit's clip range as a share of the configured one."""
         return np.ones(self.units, np.float32)
 
-    def set_denoising(self, denoising: DenoisingConfig) -> None:
-        """How a policy that denoises is trained by RL; others have nothing to set."""
+    def prepare_for_rl(self, config: TrainConfig) -> None:
+        """Take what of the settings concerns the policy's head; called before RL.
+
+        Raises:
+            UserError: a setting that this policy can't have.
+        """
+
+    def spared_from_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone, in SFT and RL: biases, norms, embeddings."""
+        return {name for name, p in self.named_parameters() if p.ndim < 2 or name.endswith(self.not_decayed)}
+
+    def empty_trace(self, rows: int) -> Tensor:
+        """A trace of `rows` decisions as `act` gives it, of zeros."""
+        return torch.zeros(rows, self.units, dtype=torch.int64)
 
     def check_observations(self, batch: ObservationBatch) -> None:
         """Refuse observations that this policy wasn't made for.
@@ -197,7 +222,7 @@ class Policy(nn.Module, ABC):
         raise UserError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
 
     def adapter_groups(self) -> dict[str, list[str]]:
-        """Group of modules that adapters can target, such as `head`, -> names or patterns of modules, all below included.
+        """Groups of modules for adapters, such as `head` -> names or patterns of modules, all below included.
 
         The usual groups are `language`, `vision`, `projector` and `head`.
         """
@@ -207,6 +232,44 @@ class Policy(nn.Module, ABC):
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
         """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H]."""
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
+        """Write the policy into `folder`, with its adapters if it has any; `load_policy` reads it."""
+        if self.adapter_bank is None:
+            self.save_alone(folder)
+        else:
+            self.adapter_bank.save(folder)
+
+    @abstractmethod
+    def save_alone(self, folder: Path) -> None:
         """Write `model.safetensors`, `config.json`, `statistics.json` (and tokenizer files) into `folder`."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Policy":
+        """The policy that `save_alone` wrote.
+
+        Raises:
+            UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
+        """
+        raise UserError(f"{cls.__name__} can't be loaded from a folder")
+
+    @classmethod
+    def load_unfilled(cls, folder: Path) -> "Policy":
+        """The policy in `folder` without its weights, which aren't read: on the meta device, to plan with."""
+        raise UserError(f"{cls.__name__} can't be planned for")
+
+    @classmethod
+    def create(
+        cls,
+        preset: str,
+        *,
+        cameras: Sequence[str],
+        state_dim: int,
+        action_dim: int,
+        chunk_length: int,
+        instructions: Iterable[str],
+        statistics: Statistics,
+        head: Literal["tokens", "diffusion"] = "tokens",
+        seed: int = 0,
+    ) -> "Policy":
+        """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
+        raise UserError(f"{cls.__name__} has no presets; import a published checkpoint: simplevla import")

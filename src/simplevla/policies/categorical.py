@@ -1,6 +1,6 @@
 """Categorical units of a token head: sampling, and the log-probabilities of what was sampled.
 
-B batch, U units, N bins. The temperature that sampled is the temperature that scores: logprob = log_softmax(logits / T).
+B batch, U units, N bins. The temperature T that samples also scores: logprob = log_softmax(logits / T).
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ METADATA = "simplevla"
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFiles:
-    """What a policy folder holds."""
+    """Contents of a policy folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -40,7 +40,7 @@ class PolicyFiles:
     """File -> its sha256 when the tensors were written; earlier versions didn't say."""
 
     def check_tensors(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare names, shapes and dtypes with the policy's, and refuse numbers that aren't finite, or files of another policy.
+        """Checks names, shapes and dtypes against the policy's; refuses infinite numbers and another policy's files.
 
         An edited config.json is warned of: it may be meant.
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROWS = 8
-"""A policy fills batches of more than these up to a multiple of them: oneDNN compiles every product for every batch size, which takes
-half a millisecond and a third of a megabyte each, and rollouts have batches of a hundred sizes."""
+"""Rows to a multiple of which a policy fills up its larger batches.
+
+oneDNN compiles every product for every batch size, which takes half a millisecond and a third of a megabyte each, and
+rollouts have batches of a hundred sizes.
+"""
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 """Compiled products that it keeps; a diffusion head has more of them than its usual 1024. Read at its first product."""
 

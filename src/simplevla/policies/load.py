@@ -1,28 +1,19 @@
-"""From a folder to a policy, and the checks that a policy fits what it is to be used with."""
+"""The class of a saved policy, and the checks that a policy fits what it is to be used with."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 
 from simplevla.errors import UserError, brief
 from simplevla.policies.base import Policy
+from simplevla.policies.registry import ARCHITECTURES
 from simplevla.storage import read_json
-
-ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "tinyvla": ("simplevla.policies.tinyvla.policy", "TinyVLA"),
-    "openvla_oft": ("simplevla.policies.openvla_oft.policy", "OpenVLAOFT"),
-}
-"""The `architecture` in a policy's config.json -> (module, class); the class has `load(folder)`."""
-
-BANK = Path("adapters") / "bank.json"
-"""In the folder of a policy that was saved with adapters."""
 
 
 class Shapes(Protocol):
-    """What a policy must know of the observations and actions that it meets; suites' and policies' specs have it."""
+    """Shapes of observations and actions, as specs of suites and policies name them."""
 
     @property
     def cameras(self) -> Mapping[str, tuple[int, int]] | Sequence[str]: ...
@@ -34,34 +25,24 @@ class Shapes(Protocol):
     def action_names(self) -> Sequence[str]: ...
 
 
-def load_policy(folder: Path | str) -> Policy:
-    """The policy saved in `folder`, on the CPU, ready to act; with its adapters, if it was saved with any.
+def architecture(folder: Path) -> type[Policy]:
+    """The class of the policy saved in `folder`.
 
     Raises:
-        UserError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
+        UserError: there is no policy, or one of an unknown architecture.
     """
-    folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
             f"{folder} holds no policy: it has no config.json. Expected a folder that `simplevla sft` or `simplevla "
             "train` wrote, such as runs/NAME/policy"
         )
-    architecture = read_json(file).get("architecture")
-    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+    name = read_json(file).get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UserError(
-            f"{file} is of architecture {brief(architecture)}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
+            f"{file} is of architecture {brief(name)}; this version loads {', '.join(map(repr, ARCHITECTURES))}"
         )
-    module, name = ARCHITECTURES[architecture]
-    policy = cast(Policy, getattr(importlib.import_module(module), name).load(folder))
-    if (folder / BANK).is_file():
-        importlib.import_module("simplevla.adapters.bank").restore_bank(policy, folder)
-    elif (folder / BANK).parent.is_dir():
-        raise UserError(
-            f"{folder / BANK} is missing, though there are adapters beside it: without it nobody knows which one acts. Copy it too, or "
-            "take the adapters' folder away to use the base alone"
-        )
-    return policy
+    return ARCHITECTURES[name]()
 
 
 def check_fits_suite(policy: Policy, spec: Shapes) -> None:

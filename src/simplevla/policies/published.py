@@ -72,7 +72,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
 
 
 def _check_plain(file: Path, name: str, tensor: Tensor) -> None:
-    """Refuse tensors whose numbers aren't all in the file: sparse, on another device, or one number that stands for many."""
+    """Refuses tensors whose numbers aren't all in the file: sparse, on another device, or one number for many."""
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in NUMBERS
     if not plain or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
         raise UserError(

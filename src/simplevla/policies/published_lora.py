@@ -152,4 +152,5 @@ PLAIN_LORA: dict[str, tuple[Any, ...]] = {
     "megatron_core": ("megatron.core",),
     "qalora_group_size": (16,),
 }
-"""Values of other options with which peft computes plain LoRA (peft/tuners/lora/config.py), beside false and missing ones."""
+"""Values of other options, beside false and missing, with which peft computes plain LoRA
+(peft/tuners/lora/config.py)."""

@@ -1,4 +1,4 @@
-"""What policies do with the transformers models inside them."""
+"""Operations on the transformers models inside policies."""
 
 from collections.abc import Iterable
 

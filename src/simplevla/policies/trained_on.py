@@ -167,7 +167,7 @@ def warn_of_differences(stages: Sequence[TrainedOn], cameras: Iterable[str], sui
 
 
 def held_out(stages: Sequence[TrainedOn], suite: str, pairs: Sequence[tuple[str, int]]) -> str:
-    """`yes`, `no: ...` or `unknown: ...`: whether training has met none of the evaluated (task, initial state) `pairs`."""
+    """`yes` if training met none of the evaluated (task, initial state) `pairs`, else `no: ...` or `unknown: ...`."""
     if not stages:
         return "unknown: the policy's folder doesn't say what it was trained on"
     seen = {

@@ -1,4 +1,4 @@
-"""The initial states that the report films: of each task one chosen without knowing the outcome, and one of each kind."""
+"""Initial states that the report films: per task one chosen without knowing the outcome, and one of each kind."""
 
 from dataclasses import dataclass
 

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
+from simplevla.adapters.metrics import FORMULAS, ContinualResult, SuccessMatrix
+from simplevla.checked import from_dict
 from simplevla.evaluation.result import Rate
 from simplevla.report.plots import STYLE
 from simplevla.storage import read_json, write_atomically
@@ -27,6 +28,7 @@ def write_continual_report(run: Path) -> Path:
         UserError: the run isn't finished, or its result is damaged.
     """
     result = read_json(run / "continual.json")
+    from_dict(ContinualResult, result, source=str(run / "continual.json"))
     matrix = SuccessMatrix.from_dict(result)
     columns = _columns(matrix)
     rows = [

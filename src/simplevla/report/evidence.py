@@ -1,13 +1,14 @@
-"""What the report shows of a finished run: both policies on all held-out initial states, and films of some of them."""
+"""Evidence for the report of a finished run: both policies on all held-out initial states, and films of some."""
 
 import warnings
 from pathlib import Path
 
+from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.load import load_policy, place
+from simplevla.policies.load import place
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
 from simplevla.storage import read_json
@@ -17,11 +18,10 @@ from simplevla.training.run_folder import load_config
 
 
 def gather_evidence(run: Path) -> None:
-    """Evaluate the policies before and after RL greedily and film both, where `run` lacks it or has it of other policies
-    or other states.
+    """Evaluates the policies before and after RL greedily and films both, unless `run` has that of them already.
 
-    A run that isn't finished has no policy yet, and one whose first policy is gone or another one can't be compared: both
-    are left as they are.
+    A run that isn't finished has no policy yet, and one whose first policy is gone or another one can't be compared:
+    both are left as they are.
     """
     config = load_config(TrainConfig, run)
     folders = {"before": Path(config.policy), "after": run / "policy"}

@@ -1,6 +1,7 @@
 """One self-contained HTML page about a run: does RL help, how much, how sure, and what does it look like?"""
 
 import base64
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from simplevla.errors import UserError
+from simplevla.errors import UserError, brief
 from simplevla.evaluation.compare import Comparison, compare
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result
@@ -18,13 +19,14 @@ from simplevla.report.plots import learning_curves, number_of_updates, success_b
 from simplevla.report.videos import Clip, read_clips
 from simplevla.storage import read_json, write_atomically
 from simplevla.training.health import history
+from simplevla.training.runlog import read_rows
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run folder holds; None or empty where a part is missing."""
+    """Contents of a run folder; None or empty where a part is missing."""
 
     folder: Path
     config: dict[str, Any] | None
@@ -82,15 +84,12 @@ def _optional_result(path: Path) -> EvaluationResult | None:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error}); remove or restore the line") from None
-        if not isinstance(row, dict) or not isinstance(row.get("update"), int):
-            raise UserError(f"{path}, line {number}: expected an object with a whole number 'update', got {line[:80]}")
-        rows.append(row)
+    rows = read_rows(path.parent)
+    for number, row in enumerate(rows, start=1):
+        if type(row.get("update")) is not int or row["update"] < 0:
+            raise UserError(
+                f"{path}, line {number}: update is {brief(row.get('update'))}; expected a whole number from 0 up"
+            )
     return rows
 
 
@@ -207,7 +206,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _doubts(run: Run) -> list[str]:
-    """Why an evaluation may not say what it seems to, one sentence each."""
+    """Reasons to doubt an evaluation, one sentence each."""
     found = []
     started = (run.environment or {}).get(START_SHA256)
     if run.before and started and run.before.policy_sha256 != started:
@@ -239,7 +238,8 @@ def _missing(run: Run) -> list[str]:
         "config.json (configuration)": run.config,
         "environment.json (commit, versions, machine)": run.environment,
     }
-    logged = {row["update"] for row in run.rows}
-    gaps = [str(update) for update in range(1, max(logged, default=0)) if update not in logged]
-    rows = [f"rows of {len(gaps)} updates in metrics.jsonl, of {', '.join(gaps[:5])} for example"] if gaps else []
+    logged = {row["update"] for row in run.rows if row["update"] > 0}
+    gaps = max(logged, default=0) - len(logged)
+    some = itertools.islice((str(update) for update in itertools.count(1) if update not in logged), min(gaps, 5))
+    rows = [f"rows of {gaps} updates in metrics.jsonl, of {', '.join(some)} for example"] if gaps else []
     return [name for name, part in parts.items() if not part] + rows

@@ -48,10 +48,10 @@ class Panel:
     """One learning curve."""
 
     title: str
-    """With its unit."""
+    """Title with the unit."""
     caption: str
     keys: tuple[str, ...]
-    """Of metrics.jsonl; the panel is drawn if at least one was logged."""
+    """Keys of metrics.jsonl; the panel is drawn if at least one was logged."""
     draw: Callable[[Axes, Sequence[Row]], None]
 
 

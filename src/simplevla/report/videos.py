@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from simplevla.checked import Count, dataclass
 from simplevla.config import EvalConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.rollout.workers import check_result
-from simplevla.storage import read_json, write_atomically, write_json
+from simplevla.storage import read_as, write_atomically, write_json
 from simplevla.suites.base import Environment, Suite
 from simplevla.types import Observation, Task
 
@@ -31,13 +32,20 @@ class Clip:
 
     task: str
     instruction: str
-    initial_state: int
+    initial_state: Count
     success: bool
-    env_steps: int
+    env_steps: Count
     file: str
     """Name of the video in the same folder."""
     policy_sha256: str | None = None
     """Fingerprint of the policy's folder, where it came from one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """The list beside the videos."""
+
+    clips: tuple[Clip, ...]
 
 
 def record_videos(
@@ -51,8 +59,12 @@ def record_videos(
     """Roll `policy` out greedily from each (task, initial state) in this process and film it.
 
     Writes `PREFIX_TASK_STATE.mp4` (or .webp where PyAV has no H.264 encoder) per pair and `PREFIX.json`, which lists
-    them. A film whose environment breaks is left out, with a warning. Videos play in real time, at the suite's control rate. Args: `prefix`, for example `before` or `after`;
-    `policy_sha256`, the policy's fingerprint.
+    them. A film whose environment breaks is left out, with a warning. Videos play in real time, at the suite's control
+    rate.
+
+    Args:
+        prefix: for example `before` or `after`.
+        policy_sha256: the policy's fingerprint.
     """
     environment = suite.make_environment()
     clips: list[Clip] = []
@@ -87,12 +99,12 @@ def record_videos(
             )
     finally:
         environment.close()
-    write_json(folder / f"{prefix}.json", {"clips": [asdict(clip) for clip in clips]})
+    write_json(folder / f"{prefix}.json", asdict(Clips(clips=tuple(clips))))
     return clips
 
 
 def read_clips(folder: Path, prefix: str) -> list[Clip]:
-    """What `record_videos` wrote; nothing where it wasn't called.
+    """Reads what `record_videos` wrote; empty if it wasn't called.
 
     Raises:
         UserError: the list is damaged, or a video that it names is missing.
@@ -100,12 +112,9 @@ def read_clips(folder: Path, prefix: str) -> list[Clip]:
     path = folder / f"{prefix}.json"
     if not path.exists():
         return []
-    try:
-        clips = [Clip(**clip) for clip in read_json(path)["clips"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: {error}; expected what `record_videos` wrote. Record the videos again.") from None
+    clips = list(read_as(path, Clips).clips)
     for clip in clips:
-        if not (folder / clip.file).is_file():
+        if Path(clip.file).name != clip.file or not (folder / clip.file).is_file():
             raise UserError(f"{path} names {clip.file}, which is not in {folder}. Record the videos again.")
     return clips
 

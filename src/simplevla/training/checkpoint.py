@@ -15,16 +15,17 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+from simplevla import checked
 from simplevla.errors import UserError
 from simplevla.policies.base import Policy
-from simplevla.storage import atomic_folder
+from simplevla.storage import atomic_folder, read_as, read_json
 
 FORMAT = 1
 """Raised when the layout changes; an older program then refuses by name instead of misreading."""
@@ -34,13 +35,29 @@ class CheckpointDamaged(UserError):
     """A checkpoint's files are not what its manifest promises."""
 
 
+@checked.dataclass(frozen=True, kw_only=True)
+class Described:
+    """Size and fingerprint of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@checked.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of manifest.json."""
+
+    format: int
+    files: dict[str, Described]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A verified checkpoint on disk."""
 
     folder: Path
     state: dict[str, Any]
-    """What `save_checkpoint` was given, plain JSON."""
+    """State that `save_checkpoint` was given, plain JSON."""
 
     @property
     def policy(self) -> Path:
@@ -52,7 +69,7 @@ class Checkpoint:
         return safetensors.torch.load_file(self.folder / "optimizer.safetensors")
 
     def behaviour(self) -> dict[str, Tensor]:
-        """What `save_checkpoint` was given; empty if it was nothing."""
+        """Behaviour weights that `save_checkpoint` was given; empty if there were none."""
         file = self.folder / "behaviour.safetensors"
         return safetensors.torch.load_file(file) if file.exists() else {}
 
@@ -79,8 +96,8 @@ def save_checkpoint(
         if behaviour:
             (temporary / "behaviour.safetensors").write_bytes(safetensors.torch.save(behaviour))
         (temporary / "state.json").write_text(json.dumps({**state, "update": update}, indent=1) + "\n")
-        manifest = {"format": FORMAT, "files": _describe(temporary)}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        manifest = Manifest(format=FORMAT, files=_describe(temporary))
+        (temporary / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
     for old in list_checkpoints(folder)[:-keep]:
         doomed = old.with_name(f".{old.name}.tmp")
         os.rename(old, doomed)
@@ -127,29 +144,30 @@ def verify(path: Path) -> Checkpoint:
         CheckpointDamaged: naming the first file that is missing, too much, or not as written.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        version, promised = manifest["format"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointDamaged(f"checkpoint {path} is damaged: manifest.json is missing or unreadable.") from error
-    if version != FORMAT:
-        raise CheckpointDamaged(f"checkpoint {path} has format {version}; this version reads {FORMAT}.")
-    found = _describe(path)
+        manifest = read_as(path / "manifest.json", Manifest)
+    except (OSError, UserError) as error:
+        raise CheckpointDamaged(
+            f"checkpoint {path} is damaged: manifest.json is missing or unreadable ({error})."
+        ) from error
+    if manifest.format != FORMAT:
+        raise CheckpointDamaged(f"checkpoint {path} has format {manifest.format}; this version reads {FORMAT}.")
+    promised, found = manifest.files, _describe(path)
     for name in sorted({*promised, *found}):
         if promised.get(name) != found.get(name):
             got, expected = found.get(name), promised.get(name)
             raise CheckpointDamaged(f"checkpoint {path} is damaged: {name} is {_say(got)}; expected {_say(expected)}.")
-    return Checkpoint(folder=path, state=json.loads((path / "state.json").read_text()))
+    return Checkpoint(folder=path, state=read_json(path / "state.json"))
 
 
-def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+def _describe(folder: Path) -> dict[str, Described]:
     """Relative name -> size and sha256 of every file below `folder` but the manifest."""
     described = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"):
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        described[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": digest}
+        described[file.relative_to(folder).as_posix()] = Described(bytes=file.stat().st_size, sha256=digest)
     return described
 
 
-def _say(entry: dict[str, Any] | None) -> str:
-    return "absent" if entry is None else f"{entry['bytes']} bytes with sha256 {entry['sha256'][:12]}"
+def _say(entry: Described | None) -> str:
+    return "absent" if entry is None else f"{entry.bytes} bytes with sha256 {entry.sha256[:12]}"

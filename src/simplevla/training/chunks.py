@@ -23,7 +23,7 @@ def split_episodes(episode_index: np.ndarray, fraction: float, seed: int) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to the images of each of B samples, alike for all its cameras."""
+    """Changes to the images of each of B samples, alike for all its cameras."""
 
     shift: np.ndarray
     """int64 [B, 2]: pixels by which the picture moves up and to the left, -p .. p."""

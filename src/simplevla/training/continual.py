@@ -23,9 +23,11 @@ from rich.console import Console
 
 from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import ContinualConfig
+from simplevla.adapters.load import load_policy
 from simplevla.adapters.merging import fold
-from simplevla.adapters.metrics import SuccessMatrix
+from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
+from simplevla.checked import from_dict
 from simplevla.config import EvalConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
@@ -33,7 +35,6 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
-from simplevla.policies.load import load_policy
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
@@ -55,7 +56,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
     """Train the tasks one after another in the folder `run`; returns the content of its continual.json.
 
     Raises:
-        UserError: `run` exists (or has another config on resume) or is in use, unknown tasks, a policy that doesn't fit.
+        UserError: `run` exists (or has another config on resume) or is in use, unknown tasks, an unfit policy.
     """
     suite = make_suite(config.train.suite)
     told: dict[str, str] = {}
@@ -99,9 +100,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
             console.rule(f"task {number} of {len(config.tasks)}: {task} ({config.structure})")
             rate = rows[0].by_task[task].rate
             if rate == 0:
-                console.print(
-                    f"[yellow]warning:[/yellow] the base never solves {task}: RL may find no signal", style=""
-                )
+                console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
             stages.append(_stage(config, suite, task, number, policy, folder))
             policy = folder / "rl" / "policy"
             rows.append(row(folder / "row.json", policy))
@@ -118,7 +117,9 @@ def _stage(
 ) -> dict[str, Any]:
     """Train `task` in `folder`, from the policy that the task before left."""
     if (folder / "stage.json").exists():
-        return read_json(folder / "stage.json")
+        stage = read_json(folder / "stage.json")
+        from_dict(Stage, stage, source=str(folder / "stage.json"))
+        return stage
     only = replace(config.train.suite, tasks=(task,))
     start = folder / "start"
     if not start.exists():
@@ -148,7 +149,7 @@ def _stage(
         "adapter_bytes": bank_of(trained).bytes(_adapter_name(config, task)) if config.structure != "full" else None,
     }
     if outcome.reason == "no_signal":
-        console.print(f"[yellow]warning:[/yellow] {task}: {outcome.message}")
+        console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
 
@@ -173,7 +174,7 @@ def _adapter_name(config: ContinualConfig, task: str) -> str:
 
 def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, number: int) -> None:
     """Let exactly the adapter that learns `task` be trained."""
-    bank = AdapterBank(policy) if number == 1 and "adapter_bank" not in policy.__dict__ else bank_of(policy)
+    bank = AdapterBank(policy) if number == 1 and policy.adapter_bank is None else bank_of(policy)
     name = _adapter_name(config, task)
     instruction = suite.task(task).instruction
     if config.structure == "merge_then_new" and number > 1:
@@ -200,7 +201,7 @@ def _warm_up(config: ContinualConfig, only: SuiteConfig, folder: Path, start: Pa
 def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:
     """As it would be used: with `per_task` each row has its own task's adapter, or the base where there is none yet;
     otherwise what was trained last serves all tasks."""
-    if config.structure != "per_task" or "adapter_bank" not in policy.__dict__:
+    if config.structure != "per_task" or policy.adapter_bank is None:
         return policy
     bank = bank_of(policy)
     routes: dict[str, str | None] = {task.instruction: None for task in suite.tasks}
@@ -209,7 +210,7 @@ def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Polic
 
 
 def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
-    """What the policy sees first, in a few train states of every task."""
+    """First observations of a few train states of every task."""
     environment = suite.make_environment()
     seen, instructions = [], []
     try:
@@ -230,7 +231,7 @@ def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
 
 
 def _doubts(row: EvaluationResult) -> list[str]:
-    """Why a row may not say what it seems to, what broke in it included."""
+    """Reasons to doubt a row, episodes that broke in it included."""
     broken = f"{row.env_errors} episodes that the environment broke are in no rate: {row.errors}"
     return [*row.doubts, *([broken] if row.env_errors else [])]
 

@@ -1,6 +1,7 @@
 """Soundness of an RL run: metrics that have left the range of healthy runs, and what to do then.
 
-The ranges were measured on healthy runs and on ones with 20 times their learning rate (docs/metrics.md has the figures).
+The ranges were measured on healthy runs and on ones with 20 times their learning rate (docs/metrics.md has the
+figures).
 """
 
 import math
@@ -22,8 +23,10 @@ ENTROPY_SHARE = 0.1
 ENTROPY_RISE = math.log(2)
 """Nats above the first update's entropy: the policy spreads over twice as many choices, so it forgets."""
 SAMPLED_SHARE, SAMPLED_BELOW = 0.5, 0.25
-"""Sampled success below this share of greedy success, and by this much below it, while their 95 % intervals part: recorded
-healthy runs have a share of at least 0.7."""
+"""Limits of sampled success for a warning: below this share of greedy success, and below it by this much.
+
+The 95 % intervals must part too. Recorded healthy runs have a share of at least 0.7.
+"""
 LESS_NOISE = (
     "Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, or sampling.eta and "
     "sampling.sigma_min of a diffusion head."

@@ -12,6 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from simplevla.adapters.load import load_policy
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
@@ -19,8 +20,8 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits, check_fits_suite, load_policy
-from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.policies.load import check_fits, check_fits_suite
+from simplevla.policies.registry import with_preset
 from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import FolderLock, atomic_folder, write_json
@@ -126,7 +127,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     """
     cameras, state_dim, action_dim = list(dataset.cameras), dataset.state_dim, dataset.action_dim
     if not Path(config.policy).is_dir():
-        return TinyVLA.create(
+        return with_preset(config.policy).create(
             config.policy,
             cameras=cameras,
             state_dim=state_dim,
@@ -167,7 +168,7 @@ def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
 
 
 def _dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a vector's dimensions, which LeRobot has as a list, or as a list under one key; none where there are none."""
+    """Names of a vector's dimensions, which LeRobot has as a list or as one under one key; empty if there are none."""
     names = feature.get("names")
     if isinstance(names, dict):
         names = next(iter(names.values()), None)
@@ -179,8 +180,8 @@ def _dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
 def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarray) -> None:
     """Refuse demonstrations of which over 1 % of the frames lie outside what the policy can express, by over a tenth.
 
-    Less is harmless: such actions become the outermost ones. A dimension that the policy knows at one value only has a slack
-    of a hundredth of the value, and each at least a thousandth of the widest dimension's range.
+    Less is harmless: such actions become the outermost ones. A dimension that the policy knows at one value only has a
+    slack of a hundredth of the value, and each at least a thousandth of the widest dimension's range.
 
     Args:
         low, high: [A], the policy's smallest and largest actions, frozen with it.
@@ -221,14 +222,10 @@ def validation_metrics(policy: Policy, batches: ChunkBatches, starts: np.ndarray
 class Optimizer:
     """AdamW with warm-up, schedule and clipping; weight decay spares biases, norms and embeddings."""
 
-    NOT_DECAYED = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness")
-
     def __init__(self, policy: Policy, config: SFTConfig) -> None:
         self.config = config
         self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and not n.endswith(self.NOT_DECAYED)}
-        undecayed = self.parameters.keys() - decayed
-        self.adamw = MasterAdamW(self.parameters, config.optimizer, undecayed, fused=True)
+        self.adamw = MasterAdamW(self.parameters, config.optimizer, policy.spared_from_decay(), fused=True)
 
     def lr(self, number: int) -> float:
         """Learning rate of batch `number`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""

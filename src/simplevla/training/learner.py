@@ -23,8 +23,8 @@ REUSED_LOGPROB_GAP = 0.005
 """Nats. Up to this mean gap the rollout's log-probabilities are used as they are; above (bfloat16 rollouts, another
 inference stack) those of the kept groups are computed again."""
 MAX_LOGPROB_GAP = 0.2
-"""Nats. A larger mean gap is a defect and no rounding: RLinf measured 0.064 between two inference stacks (SPEC 1.4), a
-wrong temperature makes more."""
+"""Nats. A larger mean gap is a defect and no rounding: RLinf measured 0.064 between two inference stacks
+(RLinf/RLinf, pull request 1534), a wrong temperature makes more."""
 
 
 class UpdateRefused(UserError):
@@ -62,7 +62,7 @@ class Decisions:
             )
 
     def observations(self) -> ObservationBatch:
-        """What the policy saw; images stay uint8."""
+        """Observations of the decisions; images stay uint8."""
         cameras = self.where[0][0].images
         return ObservationBatch(
             images={
@@ -74,7 +74,7 @@ class Decisions:
         )
 
     def trace(self) -> Tensor:
-        """What the policy sampled, [D, ...]."""
+        """Sampled traces of the decisions, [D, ...]."""
         return torch.from_numpy(np.stack([episode.trace[t] for episode, t in self.where]))
 
 
@@ -89,7 +89,7 @@ def share_out(parts: list[Decisions], rank: int, ranks: int) -> list[Decisions]:
 def pack(
     episodes: Sequence[Episode], advantages: Sequence[float] | Tensor, unit_action_index: np.ndarray, aggregation: str
 ) -> Decisions:
-    """One mini-batch: all decisions of `episodes`, masked env-step exactly and weighted for the loss (SPEC 1.4).
+    """One mini-batch: all decisions of `episodes`, masked env-step exactly and weighted for the loss.
 
     Args:
         advantages: one per episode.
@@ -112,7 +112,7 @@ def pack(
 
 
 class Trainer(Protocol):
-    """What trains a policy: the learner below, or several that share the work."""
+    """Trainer of a policy: the learner below, or several that share the work."""
 
     optimizer_steps: int
 
@@ -126,21 +126,23 @@ class Trainer(Protocol):
 class Learner:
     """Holds the optimizer of a policy and applies one update at a time.
 
-    The policy stays in evaluation mode (no dropout), as in the rollout, and `old_logprobs` are the rollout's own, unless
-    the two disagree.
+    The policy stays in evaluation mode (no dropout), as in the rollout, and `old_logprobs` are the rollout's own,
+    unless the two disagree.
     """
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
         self.policy = policy
         config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "rl"))
         self.config = config
-        policy.set_denoising(config.denoising)
+        policy.prepare_for_rl(config)
         self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self.trainable:
             raise UserError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
         self.device = next(iter(self.trainable.values())).device
         self.optimizer_steps = 0
-        self.optimizer = MasterAdamW(self.trainable, config.optimizer, fused=self.device.type == "cuda")
+        self.optimizer = MasterAdamW(
+            self.trainable, config.optimizer, policy.spared_from_decay(), fused=self.device.type == "cuda"
+        )
 
     def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
         """One pass over `groups` in `config.minibatches` optimizer steps; returns the metrics of docs/metrics.md.

@@ -1,4 +1,4 @@
-"""The learning rate of a run that names none: what is known to train a policy of its size, or an error that says what is."""
+"""Learning rate of a run that names none: one known to train a policy of its size, or an error that suggests one."""
 
 from dataclasses import replace
 from typing import Literal
@@ -8,7 +8,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 
 SMALL, LARGE = 10_000_000, 1_000_000_000
-"""Parameters: up to the first a policy is like `nano`, from the second on like the published ones of 1.3 and 7 billion."""
+"""Parameters: up to the first a policy is like `nano`, from the second on like published ones of 1.3 and 7 billion."""
 
 SFT_SMALL = 1e-3
 """Recipe `tabletop_nano`."""

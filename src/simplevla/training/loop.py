@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from simplevla.adapters.load import load_policy
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.errors import UserError
@@ -14,12 +15,12 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits_suite, load_policy, place
+from simplevla.policies.load import check_fits_suite, place
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
 from simplevla.rollout.collect import Collection, NoSignal, rewards
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
-from simplevla.storage import FolderLock, atomic_folder, read_json, write_json
+from simplevla.storage import FolderLock, atomic_folder, read_as, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
@@ -28,36 +29,26 @@ from simplevla.training.health import check, history, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rollouts, RolloutsAhead
-from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
-from simplevla.training.runlog import RunLog, environment_facts
+from simplevla.training.run_folder import CONFIG, Progress, newest_checkpoint, open_run, record_facts, require_same
+from simplevla.training.runlog import Environment, RunLog, environment_facts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended."""
+    """Outcome of a run."""
 
     reason: Literal["finished", "reached", "all_solved", "no_signal"]
-    """All updates done; `stop_at` reached; nothing left to learn, since every episode succeeds; or no group with both outcomes."""
+    """Reason: all updates done; `stop_at` reached; every episode succeeds; or no group with both outcomes."""
     update: int
     """Updates done."""
     message: str
     """For the user: what happened and what to do."""
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """The counters that a checkpoint carries on."""
-
-    update: int = 0
-    episodes: int = 0
-    env_steps: int = 0
-    elapsed_s: float = 0.0
-
-
 EXTENDING = dict.fromkeys(
     ("updates", "stop_at", "eval_every", "eval_episodes_per_task", "checkpoint_every", "keep_checkpoints"), ""
 )
-"""Settings that a run may go on with otherwise than it began: they only say how long it lasts, and what is seen of it."""
+"""Settings that may change when a run is resumed: they say how long it lasts, and what is seen of it."""
 
 MakeEngine = Callable[[TrainConfig, Policy], Engine]
 MakeLearner = Callable[[Policy, TrainConfig], Trainer]
@@ -85,8 +76,8 @@ def train(
         make_learner: what trains the policy.
 
     Raises:
-        UserError: `run` exists already, or is in use; on resume its config differs in more than how long it lasts, or a part of
-            it is missing; the policy doesn't fit the suite; an update was refused.
+        UserError: `run` exists already, or is in use; on resume its config differs in more than how long it lasts, or a
+            part of it is missing; the policy doesn't fit the suite; an update was refused.
         OSError: the run folder can't be written.
     """
     with open_run(run, resume, "train") as folder:
@@ -218,7 +209,7 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> N
     environment = run / "environment.json"
     if update == 0:
         facts[START_SHA256] = policy_fingerprint(_policy_folder(config))
-        started = read_json(environment).get(START_SHA256) if environment.exists() else None
+        started = read_as(environment, Environment).start_policy_sha256 if environment.exists() else None
         if started not in (None, facts[START_SHA256]):
             raise UserError(
                 f"the policy in {config.policy} isn't the one that {run} was started with (sha256 {started[:12]}, now "
@@ -227,11 +218,11 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> N
     write_json(run / CONFIG, to_dict(config))
     (run / "stopped.json").unlink(missing_ok=True)
     if environment.exists():
-        first = read_json(environment)
+        first = read_as(environment, Environment).suite_protocol
         changed = [
-            f"{key} was {first['suite_protocol'].get(key)!r}, now {suite.protocol.get(key)!r}"
-            for key in sorted({*first["suite_protocol"], *suite.protocol})
-            if first["suite_protocol"].get(key) != suite.protocol.get(key)
+            f"{key} was {first.get(key)!r}, now {suite.protocol.get(key)!r}"
+            for key in sorted({*first, *suite.protocol})
+            if first.get(key) != suite.protocol.get(key)
         ]
         if changed:
             warnings.warn(
@@ -294,8 +285,9 @@ def _evaluate(
 
 
 def _reached(config: TrainConfig, run: Path, update: int) -> bool:
-    """Whether the evaluation after `update`, if there was one, is as good as `stop_at` asks for. Read from its file, so
-    that a resumed run stops where an uninterrupted one does."""
+    """True if the evaluation after `update` exists and is as good as `stop_at` asks for.
+
+    It is read from its file, so that a resumed run stops where an uninterrupted one does."""
     file = _evaluation_file(run, update)
     if config.stop_at is None or not file.exists():
         return False

@@ -15,9 +15,9 @@ class MasterAdamW:
     """AdamW whose gradients add up, and whose steps are taken, in float32.
 
     bfloat16 has 8 significant bits: a step of 5e-6 on a weight of 0.02 is below half of the last one and would be lost,
-    as would a small micro-batch's gradient in the sum of the others. So each bfloat16 or float16 parameter has a float32
-    copy, its *master*, which is stepped, and the parameter is the master rounded (mixed precision training, arXiv
-    1710.03740). A parameter of higher precision is its own master, and nothing is copied.
+    as would a small micro-batch's gradient in the sum of the others. So each bfloat16 or float16 parameter has a
+    float32 copy, its *master*, which is stepped, and the parameter is the master rounded (mixed precision training,
+    arXiv 1710.03740). A parameter of higher precision is its own master, and nothing is copied.
 
     Args:
         parameters: by name, all that is trained.
@@ -168,7 +168,7 @@ class MasterAdamW:
         return restored
 
     def _rounded(self, name: str) -> bool:
-        """Whether the parameter is a rounded copy of its master."""
+        """True if the parameter is a rounded copy of its master."""
         return self.masters[name] is not self.parameters[name]
 
     @torch.no_grad()

@@ -51,7 +51,7 @@ def keep_unequal_parts(optimizer: torch.optim.Optimizer, parameters: Iterable[Te
 
 
 def plain(kind: str, value: Tensor) -> dict[str, Tensor]:
-    """The plain tensors of an optimizer's state: `kind.codes` and `kind.scale`, or `kind` where nothing is quantised."""
+    """Plain tensors of an optimizer's state: `kind.codes` and `kind.scale`, or `kind` where nothing is quantised."""
     local: Any = value.to_local() if isinstance(value, DTensor) else value
     if not hasattr(local, "codes"):
         return {kind: value}

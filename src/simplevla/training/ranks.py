@@ -1,4 +1,4 @@
-"""Several processes that train one policy: what each has a part of, and what all know. Alone, nothing of this does anything."""
+"""Exchange between the processes (ranks) that train one policy; in a single process nothing of this does anything."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ def add_up(values: dict[str, float], how: Literal["sum", "min", "max"]) -> dict[
 
 
 def exchange(rows: Tensor) -> Tensor:
-    """What every rank filled in: `rows` is on the CPU, zero but for this rank's own rows, and gets the others'."""
+    """Fills in the rows of all ranks: `rows` is on the CPU, zero but for this rank's own rows, and gets the others'."""
     if place_among_ranks()[1] > 1:
         dist.all_reduce(rows)
     return rows
@@ -37,7 +37,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of `tensor` on the device and with the strides of `like`, or this rank's part of it, if `like` is divided."""
+    """Copy of `tensor` on the device and with the strides of `like`, or this rank's part of it if `like` is divided."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
     # A fused optimizer pairs elements by their place in memory.

@@ -1,4 +1,4 @@
-"""Where an update's groups come from: rolled out when they are asked for, or while the update before trains."""
+"""Sources of an update's groups: rolled out when they are asked for, or while the update before trains."""
 
 import copy
 import threading
@@ -18,7 +18,7 @@ from simplevla.rollout.states import StateSampler
 
 
 class Rollouts:
-    """Rolls out for an update when the loop asks for it, with the policy that is to be updated. Use as a context manager."""
+    """Rolls out for an update when the loop asks for it, with the policy to be updated. Use as a context manager."""
 
     def __init__(self, engine: Engine, policy: Policy, sampler: StateSampler, config: TrainConfig) -> None:
         self._engine, self._policy, self._sampler, self._config = engine, policy, sampler, config
@@ -44,11 +44,11 @@ class Rollouts:
         """Return when the engine is free."""
 
     def sampler_state(self) -> dict[str, Any]:
-        """With which the rollouts of the next update come out as they will."""
+        """State of the sampler from which the next update's rollouts are repeated exactly."""
         return self._sampler.state_dict()
 
     def behaviour(self) -> dict[str, Tensor]:
-        """Trained parameters, on the CPU, of the policy that rolls out for the next update, where it isn't the trained one."""
+        """Trained parameters, on the CPU, of the policy of the next rollouts; empty if it is the trained one."""
         return {}
 
     def _collect(self, update: int, staleness: int) -> Collection:
@@ -67,8 +67,9 @@ class Rollouts:
 class RolloutsAhead(Rollouts):
     """Rolls out for update k + 1 in a thread while update k trains, with the weights from before update k.
 
-    From the second update on the policy that samples is one update behind, never more, never less: what is sampled doesn't
-    depend on timing, and a resumed run is the uninterrupted one. The ratio is to that policy's log-probabilities.
+    From the second update on the policy that samples is one update behind, never more, never less: what is sampled
+    doesn't depend on timing, and a resumed run is the uninterrupted one. The ratio is to that policy's
+    log-probabilities.
 
     Args:
         update: the first one to be asked for.

@@ -5,14 +5,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from simplevla.checked import from_dict
+from annotated_types import Ge
+
+from simplevla.checked import Count, NotNegative, dataclass, from_dict, part
 from simplevla.config import OptimizerConfig, to_dict
 from simplevla.errors import UserError
-from simplevla.storage import LOCK, FolderLock, is_leftover, read_json, remove_leftovers, write_json
+from simplevla.storage import LOCK, FolderLock, is_leftover, read_as, read_json, remove_leftovers, write_json
 from simplevla.training.checkpoint import Checkpoint, load_latest
-from simplevla.training.runlog import METRICS, read_rows
+from simplevla.training.runlog import METRICS, Environment, read_rows
 
 T = TypeVar("T")
 
@@ -22,11 +24,39 @@ START = {LOCK, CONFIG, "environment.json", METRICS, "tensorboard"}
 """All that a run has before it has learned anything."""
 
 
+@dataclass(kw_only=True)
+class Progress:
+    """The counters that a checkpoint carries on."""
+
+    update: int = 0
+    episodes: int = 0
+    env_steps: int = 0
+    elapsed_s: float = 0.0
+
+
+@part(frozen=True, kw_only=True)
+class RunState:
+    """The part of a checkpoint's `state.json` that every run has."""
+
+    update: Count
+    metrics_bytes: Annotated[int, Ge(0)]
+
+
+@part(frozen=True, kw_only=True)
+class TrainState(RunState):
+    """The part that an RL run has."""
+
+    optimizer_steps: Count
+    progress: Progress
+    sampler: dict[str, int | list[tuple[NotNegative, NotNegative]]]
+
+
 @contextlib.contextmanager
 def open_run(run: Path, resume: bool, command: str) -> Iterator[FolderLock]:
-    """Hold the folder of a run, a new one or, with `resume`, one that was begun; what killed processes left is removed.
+    """Holds the folder of a run, a new one or, with `resume`, an old one; removes what killed processes left.
 
-    Where a new run fails before it has learned anything, its folder is removed, so that the same command can be given again.
+    Where a new run fails before it has learned anything, its folder is removed, so that the same command can be given
+    again.
 
     Raises:
         UserError: a new run's folder holds something, a resumed one holds no run, or another process is in it.
@@ -59,7 +89,7 @@ def load_config(cls: type[T], run: Path) -> T:
         UserError: `run` isn't the folder of such a run.
     """
     _require_run(run)
-    return from_dict(cls, read_json(run / CONFIG))
+    return read_as(run / CONFIG, cls)
 
 
 def require_same(run: Path, config: T, extending: Mapping[str, str] = {}) -> T:
@@ -99,6 +129,9 @@ def newest_checkpoint(run: Path, key: str, every: int) -> Checkpoint | None:
         UserError: metrics.jsonl or the checkpoints are missing, with what going on would lose.
     """
     checkpoint = load_latest(run / "checkpoints")
+    if checkpoint is not None:
+        kind = TrainState if key == "update" else RunState
+        from_dict(kind, checkpoint.state, source=str(checkpoint.folder / "state.json"))
     history = run / METRICS
     length = history.stat().st_size if history.is_file() else 0
     if checkpoint is not None:
@@ -122,11 +155,11 @@ def newest_checkpoint(run: Path, key: str, every: int) -> Checkpoint | None:
 
 
 def record_facts(run: Path, facts: dict[str, Any], done: int) -> None:
-    """Leave `facts` in environment.json: as the run's own at its beginning, later in the list of what it was resumed with."""
+    """Writes `facts` to environment.json: as the run's own at its beginning, later to the list of its resumptions."""
     file = run / "environment.json"
     if file.exists():
-        first = read_json(file)
-        write_json(file, {**first, "resumed": [*first.get("resumed", []), {**facts, "after_update": done}]})
+        earlier = read_as(file, Environment).resumed
+        write_json(file, {**read_json(file), "resumed": [*earlier, {**facts, "after_update": done}]})
     else:
         write_json(file, {**facts, "resumed": []})
 

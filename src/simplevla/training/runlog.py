@@ -1,5 +1,6 @@
 """The records of a run: metrics.jsonl, TensorBoard, a live table in the terminal, and where it ran."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -16,11 +17,15 @@ from rich.spinner import Spinner
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from simplevla.checked import Count, from_dict, part
+from simplevla.errors import UserError, brief
 from simplevla.evaluation import provenance
-from simplevla.storage import storage_errors
+from simplevla.storage import LONGEST_JSON, parse_json, storage_errors
 from simplevla.training.health import HealthWarning
 
 METRICS = "metrics.jsonl"
+LARGEST = 1e300
+"""Largest absolute number in a row; nothing here comes near it."""
 ROWS_SHOWN = 20
 """Rows of the live table; the whole history is in metrics.jsonl."""
 
@@ -168,14 +173,55 @@ def _cell(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
 
 
+@part(frozen=True, kw_only=True)
+class Texts:
+    """Those values of a row that aren't numbers."""
+
+    success_by_task: dict[str, tuple[Count, Count]] | None = None
+    eval_by_task: dict[str, tuple[Count, Count]] | None = None
+    errors: dict[str, Count] | None = None
+    eval_errors: dict[str, Count] | None = None
+    last_error: str | None = None
+    eval_last_error: str | None = None
+    warnings: list[str] | None = None
+
+
+TEXTS = {field.name for field in dataclasses.fields(Texts)}
+
+
 def read_rows(run: Path) -> list[dict[str, Any]]:
-    """All rows of the run's metrics.jsonl, oldest first; a last line that a kill cut off is left out."""
-    lines = (run / METRICS).read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """All rows of the run's metrics.jsonl, oldest first; a last line that a kill cut off is left out.
+
+    Raises:
+        UserError: naming the line that isn't one of this program's.
+    """
+    file = run / METRICS
+    if file.stat().st_size > LONGEST_JSON:
+        raise UserError(f"{file} has {file.stat().st_size} bytes; expected at most {LONGEST_JSON}")
+    lines = file.read_bytes().split(b"\n")
+    return [_read_row(line, f"{file}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _read_row(line: bytes, source: str) -> dict[str, Any]:
+    row = parse_json(line, source)
+    from_dict(Texts, row, source)
+    for key, value in row.items():
+        if key not in TEXTS and value is not None and not (isinstance(value, int | float) and abs(value) < LARGEST):
+            raise UserError(f"{source}: {key} is {brief(value)}; expected a finite number or null. Restore the file")
+    return row
+
+
+@part(frozen=True, kw_only=True)
+class Environment:
+    """The part of environment.json that is read again."""
+
+    suite_protocol: dict[str, Any]
+    start_policy_sha256: str | None = None
+    resumed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def environment_facts(seed: int, protocol: dict[str, Any]) -> dict[str, Any]:
-    """Where and with what a run was made: what somebody needs to repeat it, for environment.json."""
+    """Facts for environment.json: the code, versions and machine that somebody needs to repeat a run."""
     commit = provenance.commit()
     return {
         "commit": commit.removesuffix("+changes"),

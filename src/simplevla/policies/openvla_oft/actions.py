@@ -1,7 +1,7 @@
 """Actions to tokens and back, as OpenVLA-OFT does it.
 
-Token s of the 256 stands for the interval 255 - s of the 255 between the points of linspace(-1, 1, 256): a higher token is
-a lower value. Tokens 0 and 1 share the highest interval.
+Token s of the 256 stands for the interval 255 - s of the 255 between the points of linspace(-1, 1, 256): a higher token
+is a lower value. Tokens 0 and 1 share the highest interval.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The sizes and conventions of an OpenVLA-OFT policy; written into its folder as config.json. Defaults are the published 7B's."""
+"""Sizes and conventions of an OpenVLA-OFT policy, its folder's config.json; the defaults are the published 7B's."""
 
 from dataclasses import field
 from typing import Annotated, Final, Literal
@@ -17,11 +17,11 @@ class TowerConfig:
 
     hidden_size: Width
     layers: Annotated[int, Ge(2), Le(512)]
-    """Of the original tower; the last one is left out, since the second-last is read."""
+    """Layers of the original tower; the last one is left out, since the second-last is read."""
     heads: Width
     mlp_size: Width
     mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
-    """Of the pixels in 0..1, red, green, blue."""
+    """Mean of the pixels in 0..1, red, green, blue."""
     std: tuple[Above0, Above0, Above0] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
@@ -63,11 +63,11 @@ class OpenVLAOFTConfig:
     cameras: tuple[str, ...]
     """Camera names, in the order in which their patches stand."""
     state_dim: Dimensions
-    """Of the suite's state, whether the policy reads it or not."""
+    """Numbers in the suite's state, even if the policy doesn't read it."""
     action_dim: Dimensions = 7
     chunk_length: Dimensions = 8
     proprio: bool = False
-    """Whether the state is a token, after the patches."""
+    """True if the state is a token, after the patches."""
     image_size: Pixels = 224
     patch_size: Pixels = 14
     crop: ShareAbove0 = 0.9
@@ -88,14 +88,14 @@ class OpenVLAOFTConfig:
     )
     language: LlamaSizes = field(default_factory=LlamaSizes)
     bounds: Literal["q01_q99", "min_max"] = "q01_q99"
-    """Which measures of the demonstrations -1 and 1 stand for: LIBERO's, or ALOHA's."""
+    """Measures of the demonstrations that -1 and 1 stand for: quantiles (LIBERO) or extremes (ALOHA)."""
     action_mask: tuple[bool, ...] = (True, True, True, True, True, True, False)
     """Dimensions that are normalised; the others are the model's as they are."""
     gripper: Literal["libero", "none"] = "libero"
-    """`libero`: the last dimension is 1 for open and 0 for closed in the model, -1 and +1 in the simulator; `none`: it is
-    an action like the others."""
+    """`libero`: the last dimension is 1 for open and 0 for closed in the model, -1 and +1 in the simulator; `none`: it
+    is an action like the others."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Type of the weights."""
 
     def __post_init__(self) -> None:
         problems = []

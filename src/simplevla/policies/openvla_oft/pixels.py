@@ -1,7 +1,8 @@
 """The published way from a camera image to the square picture that both vision towers see.
 
-JPEG round trip, Lanczos-3 with antialias to the model's side, centre crop by area, bilinear back to that side, in 8 bits
-after each (OpenVLA-OFT, experiments/robot/openvla_utils.py). The suite has turned LIBERO's images by 180 degrees already.
+JPEG round trip, Lanczos-3 with antialias to the model's side, centre crop by area, bilinear back to that side, in 8
+bits after each (OpenVLA-OFT, experiments/robot/openvla_utils.py). The suite has turned LIBERO's images by 180 degrees
+already.
 """
 
 import io
@@ -32,7 +33,7 @@ def prepare_pixels(images: Tensor, side: int, crop: float) -> Tensor:
 
 
 def jpeg_round_trip(image: np.ndarray) -> np.ndarray:
-    """uint8 [height, width, 3] as TensorFlow reads it out of a JPEG file: by the fast integer DCT, which Pillow can't."""
+    """Image uint8 [height, width, 3] as TensorFlow decodes a JPEG: by the fast integer DCT, which Pillow lacks."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
     return simplejpeg.decode_jpeg(buffer.getvalue(), fastdct=True)

@@ -1,4 +1,6 @@
-"""OpenVLA-OFT with its token head: the policy of SimpleVLA-RL's paper (SPEC 2)."""
+"""OpenVLA-OFT with its token head: the policy of SimpleVLA-RL's paper (arXiv 2509.09674).
+
+The model is that of arXiv 2502.19645; docs/openvla_oft.md gives its numbers."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -15,7 +17,7 @@ from simplevla.config import to_dict
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.categorical import sample_tokens, score_tokens
-from simplevla.policies.files import check_token_ids, load_files, save_files
+from simplevla.policies.files import check_token_ids, load_files, read_tokenizer, save_files
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.openvla_oft.actions import BINS, Actions, Bounds
 from simplevla.policies.openvla_oft.config import ARCHITECTURE, LlamaSizes, OpenVLAOFTConfig
@@ -28,8 +30,8 @@ from simplevla.storage import read_as
 class OpenVLAOFT(Policy):
     """One pass of a Llama that attends in both directions gives all H * A tokens of a chunk.
 
-    The sequence is <s>, the views' patches, the state (if it is read), the prompt, U = H * A placeholders of zeros, </s>.
-    As in any language model the output at one position belongs to the next: unit u is read at the position before
+    The sequence is <s>, the views' patches, the state (if it is read), the prompt, U = H * A placeholders of zeros,
+    </s>. As in any language model the output at one position belongs to the next: unit u is read at the position before
     placeholder u, so the first one at the prompt's last token. Unit `u = h * A + a` is dimension `a` of action `h`.
     """
 
@@ -140,17 +142,17 @@ class OpenVLAOFT(Policy):
         weights = mask.to(self.device).float().repeat_interleave(self.action_dim, dim=1)
         return -(logprobs * weights).sum() / weights.sum()
 
-    def save(self, folder: Path) -> None:
+    def save_alone(self, folder: Path) -> None:
         config, tensors = to_dict(self.config), self.state_dict()
         save_files(folder, ARCHITECTURE, config, self.statistics, self.prompts.tokenizer, tensors, self.trained_on)
 
     @classmethod
-    def load(cls, folder: Path) -> "OpenVLAOFT":
-        """The policy that `save` wrote.
+    def load_unfilled(cls, folder: Path) -> "OpenVLAOFT":
+        statistics, tokenizer = Statistics.load(folder / "statistics.json"), read_tokenizer(folder / "tokenizer.json")
+        return cls.unfilled(read_as(folder / "config.json", OpenVLAOFTConfig), statistics, tokenizer)
 
-        Raises:
-            UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
-        """
+    @classmethod
+    def load(cls, folder: Path) -> "OpenVLAOFT":
         files = load_files(folder)
         policy = cls.unfilled(read_as(folder / "config.json", OpenVLAOFTConfig), files.statistics, files.tokenizer)
         files.check_tensors(policy.state_dict())
@@ -162,7 +164,7 @@ class OpenVLAOFT(Policy):
 def layout(before: int, valid: Tensor, after: int) -> tuple[Tensor, Tensor]:
     """Positions [D, L] and additive attention mask [D, 1, 1, L] of D prompts between `before` and `after` other tokens.
 
-    Everything sees everything, padding aside, which also takes no position. One row stands for all where none is padded.
+    Everything sees everything, padding aside, which also takes no position. One row stands for all if none is padded.
     """
     if bool(valid.all()):
         valid = valid[:1]
@@ -189,7 +191,9 @@ def llama_config(sizes: LlamaSizes) -> LlamaConfig:
 
 @cache
 def check_bidirectional() -> None:
-    """A Llama must follow the mask that it is given: with a causal one OpenVLA-OFT runs and acts badly (SPEC 2).
+    """Checks that a Llama follows the mask that it is given.
+
+    With a causal mask OpenVLA-OFT runs and acts badly (moojink/openvla-oft, issue 135).
 
     Raises:
         UserError: this version of transformers masks the future all the same.

@@ -1,4 +1,4 @@
-"""The prompt's tokens (SPEC 2)."""
+"""Tokens of the prompt, as in OpenVLA-OFT (arXiv 2502.19645) and its public code."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`simplevla import openvla-oft`: from a published OpenVLA-OFT checkpoint to a policy folder (SPEC 2).
+"""`simplevla import openvla-oft`: from a published OpenVLA-OFT checkpoint to a policy folder.
 
 A checkpoint is a folder of `config.json`, safetensors (whole, or in pieces with an index), `dataset_statistics.json`,
 `preprocessor_config.json` and the tokenizer's files. Its vision towers carry timm's names.
@@ -105,7 +105,7 @@ class Measured:
 
 @part(frozen=True, kw_only=True)
 class PublishedStatistics:
-    """What dataset_statistics.json holds under a key."""
+    """Entry of dataset_statistics.json under one key."""
 
     action: Measured
     proprio: Measured | None = None
@@ -113,7 +113,7 @@ class PublishedStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What was imported."""
+    """Report on an import."""
 
     config: OpenVLAOFTConfig
     statistics_key: str
@@ -146,7 +146,8 @@ def import_openvla_oft(
             KEY, KEY_no_noops is taken.
         chunk_length: of the training; LIBERO's is 8, RoboTwin's 25.
         gripper: the convention of the last action dimension.
-        lora_adapter: what to do with an adapter beside the weights: `merge` adds it, `merged` says that they contain it.
+        lora_adapter: what to do with an adapter beside the weights: `merge` adds it, `merged` says that they contain
+            it.
 
     Raises:
         UserError: anything that is missing, left over, damaged, or of another kind.
@@ -216,7 +217,7 @@ def _refuse_regression(folder: Path) -> None:
 
 
 def _merge_adapter(tensors: dict[str, Tensor], folder: Path, lora_adapter: Literal["merge", "merged"] | None) -> int:
-    """How many of the weights an adapter beside them was added to, in place."""
+    """Adds the adapter that lies beside the weights to them, in place; returns the number of changed weights."""
     place = next(
         (p for p in (folder / LORA, folder) if weight_files(p, ADAPTER) or (p / ADAPTER_CONFIG).is_file()), None
     )
@@ -261,7 +262,7 @@ def _read_statistics(file: Path, key: str | None) -> tuple[str, PublishedStatist
 
 
 def _check_gripper(action: Measured, mask: tuple[bool, ...], file: Path) -> None:
-    """Refuse statistics of a robot whose last action dimension isn't LIBERO's gripper, from 0 to 1 and not normalised."""
+    """Refuses statistics of a robot whose last action isn't LIBERO's gripper, from 0 to 1 and not normalised."""
     low, high, last = action.min[-1], action.max[-1], mask[-1:]
     if not 0 <= low <= high <= 1 or last != (False,):
         raise UserError(

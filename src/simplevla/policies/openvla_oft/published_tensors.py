@@ -59,7 +59,7 @@ def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> 
 
 
 def source(name: str, config: OpenVLAOFTConfig) -> Source:
-    """Where the policy's tensor `name` comes from."""
+    """Source of the policy's tensor `name` in the published checkpoint."""
     if name == "head.weight":
         end = config.language.vocab_size - config.language.padded
         return "language_model.lm_head.weight", lambda tensor: tensor[end - BINS : end]

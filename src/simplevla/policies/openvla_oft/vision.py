@@ -8,7 +8,7 @@ from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.pixels import prepare_pixels
 
 REGISTERS = 4
-"""Of vit_large_patch14_reg4_dinov2."""
+"""Register tokens of vit_large_patch14_reg4_dinov2."""
 
 
 class FusedVision(nn.Module):
@@ -55,7 +55,7 @@ class FusedVision(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of a joined patch token."""
+        """Width of a joined patch token."""
         return self.config.dino.hidden_size + self.config.siglip.hidden_size
 
     def forward(self, images: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ ARCHITECTURE: Final = "tinyvla"
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """How one camera's image becomes tokens of the language model."""
+    """Settings of the vision tower, which turns one camera's image into tokens of the language model."""
 
     kind: Literal["conv", "siglip", "clip"] = "conv"
     """`conv`: a small language-conditioned keypoint encoder per camera, for images of any size; `siglip`, `clip`: the
@@ -74,7 +74,7 @@ class UnetConfig:
     kernel: Annotated[int, Ge(1), Le(101)] = 5
     """Actions that one convolution sees, odd."""
     groups: Width = 8
-    """Of the group norms; a level whose channels this doesn't divide gets their greatest common divisor."""
+    """Groups of the group norms; a level whose channels they don't divide uses the greatest common divisor."""
     time_size: Annotated[int, Ge(4), Le(2**20), MultipleOf(2)] = 256
     """Width of the denoising step's embedding, even."""
     time_bfloat16: bool = False
@@ -149,7 +149,8 @@ class TinyVLAConfig:
     action_dim: Dimensions
     chunk_length: Dimensions
     head: Literal["tokens", "diffusion"] = "tokens"
-    """`tokens`: one of `bins` bins per action dimension, from learned queries; `diffusion`: denoising, from pooled outputs."""
+    """Head. `tokens`: one of `bins` bins per action dimension, by learned queries. `diffusion`: denoising, from pooled
+    outputs."""
     bins: Annotated[int, Ge(2), Le(2**20)] = 256
     """tokens: bins per action dimension."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -1,7 +1,7 @@
 """The diffusion head: a chunk of actions by denoising, every step of which is a decision with a density.
 
 B batch, H actions in a chunk, A dimensions of an action, C width of the condition, K denoising steps of the sampler, of
-which the last N train. The chain x_K .. x_0 goes from noise to the chunk (SPEC 4; DPPO, arXiv 2409.00588).
+which the last N train. The chain x_K .. x_0 goes from noise to the chunk (DPPO, arXiv 2409.00588).
 """
 
 import math
@@ -19,9 +19,9 @@ from simplevla.policies.tinyvla.head import HeadSample
 from simplevla.policies.tinyvla.unet import ConditionalUnet
 
 LOGPROB_RANGE = (-5.0, 2.0)
-"""Log-densities of an entry are clamped to it, nats (SPEC 4)."""
+"""Range to which the log-density of an entry is clamped, nats, as in DPPO's code."""
 FIRST_CLIP = 0.1
-"""With ratio `chunk`: the noisiest step's clip range, as a share of the last step's (0.001 and 0.01 in SPEC 4)."""
+"""Clip range of the noisiest step as a share of the last step's, with ratio `chunk` (0.001 and 0.01 in DPPO's code)."""
 CLIP_GROWTH = 3.0
 """Rate of the exponential by which the clip range grows in between, as in DPPO."""
 
@@ -74,10 +74,11 @@ def entry_logprobs(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class DiffusionHead(nn.Module):
-    """A conditional U-Net that predicts noise, its training loss, its sampler and the sampler's log-probabilities.
+    """Diffusion head: a conditional U-Net that predicts noise, its loss, its sampler and that one's log-probabilities.
 
-    A unit is an entry of the chunk at one denoising step (U = N H A), or with ratio `chunk` a whole denoising step, whose
-    log-probability is the mean over its entries (U = N). A trace is the flat chain x_N .. x_0, in normalised actions.
+    A unit is an entry of the chunk at one denoising step (U = N H A), or with ratio `chunk` a whole denoising step,
+    whose log-probability is the mean over its entries (U = N). A trace is the flat chain x_N .. x_0, in normalised
+    actions.
     """
 
     abar: Tensor
@@ -91,7 +92,7 @@ class DiffusionHead(nn.Module):
         self.set_denoising(DenoisingConfig())
 
     def set_denoising(self, denoising: DenoisingConfig) -> None:
-        """How ratios are built from now on, and which steps train.
+        """Sets how ratios are built from now on, and which steps train.
 
         Raises:
             UserError: more steps are to train than the sampler has.
@@ -115,6 +116,11 @@ class DiffusionHead(nn.Module):
     def unit_discount(self) -> np.ndarray:
         """float32 [U]: the last step's advantage counts whole, that of each step before it by a factor less."""
         return self._per_unit(self.denoising.discount ** np.arange(self.trained_steps - 1, -1, -1))
+
+    def empty_trace(self, rows: int, condition: int) -> Tensor:
+        """Chains of `rows` decisions, each with a condition of that width behind it."""
+        length, action_dim = self.shape
+        return torch.zeros(rows, (self.trained_steps + 1) * length * action_dim + condition)
 
     @property
     def unit_clip_scale(self) -> np.ndarray:

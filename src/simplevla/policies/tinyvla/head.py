@@ -1,7 +1,7 @@
 """The token head: bins of normalised actions, their log-probabilities, sampling.
 
-B batch, H actions in a chunk, A dimensions of an action, U = H * A units, N bins. Bin i of N stands for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly
-over [-1, 1], both ends included.
+B batch, H actions in a chunk, A dimensions of an action, U = H * A units, N bins. Bin i of N stands
+for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly over [-1, 1], both ends included.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from simplevla.policies.categorical import sample_tokens, score_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSample:
-    """What a head decided for B rows."""
+    """A head's decision for B rows."""
 
     normalised: Tensor
     """float32 [B, H, A] in [-1, 1]."""
@@ -74,6 +74,10 @@ class TokenHead(nn.Module):
         if denoising.frozen_backbone:
             raise UserError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
 
+    def empty_trace(self, rows: int, condition: int) -> Tensor:
+        """Token ids of `rows` decisions; a token head has no condition to keep."""
+        return torch.zeros(rows, len(self.unit_action_index), dtype=torch.int64)
+
     def sample(self, logits: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
         """One bin per unit, from logits [B, U, N]; the trace is the bins, int64 [B, U]."""
         tokens, logprobs = sample_tokens(logits, sampling, generators)
@@ -85,7 +89,7 @@ class TokenHead(nn.Module):
         return score_tokens(logits, trace, sampling)
 
     def loss(self, logits: Tensor, normalised: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-likelihood of the bins nearest to `normalised`, in nats per unit, over the units of valid actions.
+        """Negative log-likelihood of the bins nearest to `normalised`, nats per unit, over units of valid actions.
 
         Args:
             logits: [B, U, N].

@@ -41,7 +41,7 @@ def make_language(config: LanguageConfig, read: int | None = None) -> GPTNeoXMod
 
 
 class MaskedLayer(GPTNeoXLayer):
-    """GPT-NeoX's layer under an explicit mask, for the outputs of the last `read` tokens; all tokens are attended to."""
+    """GPT-NeoX layer under an explicit mask, for the outputs of the last `read` tokens; all tokens are attended to."""
 
     read: int | None = None
 

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from simplevla.config import DenoisingConfig, to_dict
+from simplevla.config import TrainConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
-from simplevla.policies.files import PolicyFiles, check_token_ids, load_files, save_files
+from simplevla.policies.files import PolicyFiles, check_token_ids, load_files, read_tokenizer, save_files
 from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
@@ -21,7 +21,7 @@ from simplevla.policies.tinyvla.diffusion import DiffusionHead
 from simplevla.policies.tinyvla.head import TokenHead
 from simplevla.policies.tinyvla.language import make_language
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
-from simplevla.policies.tinyvla.presets import PYTHIA_VOCABULARY, make_preset
+from simplevla.policies.tinyvla.presets import PRESETS, PYTHIA_VOCABULARY, make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
 from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
 from simplevla.policies.tinyvla.vision import make_vision, projector
@@ -45,10 +45,13 @@ class TinyVLA(Policy):
     For a token head H * A learned queries pass through it as well: they see everything and one another, in both
     directions, and the prefix (vision, instruction, state) sees the prefix only; a query's output gives the logits of
     its unit's bins. For a diffusion head the outputs are averaged over the valid tokens and condition the U-Net.
-    (Tokens decoded from an averaged vector don't work, SPEC 3.) With a prompt (`config.language.prompt`) everything is as
-    in TinyVLA's own code: the views' tokens stand inside the prompt, attention is causal, and the state isn't a token.
+    A token head doesn't read the averaged vector, on which TinyVLA's ablation found other heads to work badly (arXiv
+    2409.12514). With a prompt (`config.language.prompt`) everything is as in TinyVLA's own code: the views' tokens
+    stand inside the prompt, attention is causal, and the state isn't a token.
     """
 
+    presets = tuple(PRESETS)
+    not_decayed = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness")
     shares_observations = True
     state_mean: Tensor
     state_scale: Tensor
@@ -161,12 +164,13 @@ class TinyVLA(Policy):
     def unit_clip_scale(self) -> np.ndarray:
         return self.head.unit_clip_scale
 
-    def set_denoising(self, denoising: DenoisingConfig) -> None:
+    def prepare_for_rl(self, config: TrainConfig) -> None:
         """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
 
         Raises:
-            UserError: a frozen backbone for a token head or where only the backbone trains, or more steps than there are.
+            UserError: a frozen backbone for a token head or where only the backbone trains, or too many steps.
         """
+        denoising = config.denoising
         self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
@@ -195,7 +199,7 @@ class TinyVLA(Policy):
         }
 
     def forward(self, batch: ObservationBatch) -> Tensor:
-        """What the head decides from: logits [B, U, bins] of a token head, the condition [B, width] of a diffusion head."""
+        """Outputs for the head: logits [B, U, bins] of a token head, condition [B, width] of a diffusion head."""
         self.check_observations(batch)
         distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
@@ -243,7 +247,8 @@ class TinyVLA(Policy):
     def _layout(self, view_tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, L] and additive attention mask [D, 1, L, L] for D distinct instructions.
 
-        A diffusion head has no queries. The queries' positions start after the longest allowed instruction, so that padding doesn't move them.
+        A diffusion head has no queries. The queries' positions start after the longest allowed instruction, so that
+        padding doesn't move them.
         """
         before = view_tokens + 1
         prefix = before + valid.shape[1]
@@ -271,7 +276,7 @@ class TinyVLA(Policy):
         return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=trace.clone())
 
     def _output(self, batch: ObservationBatch) -> Tensor:
-        """What the head decides from, for each decision."""
+        """Outputs for the head, one row per decision."""
         batch = batch.to(self.device)
         # A few observations stay a few: a large policy's time is all in its rows.
         outputs = self(batch.filled(ROWS) if self.device.type == "cpu" and len(batch) > ROWS else batch)
@@ -300,7 +305,7 @@ class TinyVLA(Policy):
         normalised = normalised.clamp(-LARGEST_ACTION, LARGEST_ACTION)
         return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device))
 
-    def save(self, folder: Path) -> None:
+    def save_alone(self, folder: Path) -> None:
         save_files(
             folder,
             ARCHITECTURE,
@@ -311,13 +316,17 @@ class TinyVLA(Policy):
             self.trained_on,
         )
 
+    def empty_trace(self, rows: int) -> Tensor:
+        return self.head.empty_trace(rows, self.config.language.hidden_size if self.scores_from_trace else 0)
+
+    @classmethod
+    def load_unfilled(cls, folder: Path) -> "TinyVLA":
+        statistics, tokenizer = Statistics.load(folder / "statistics.json"), read_tokenizer(folder / "tokenizer.json")
+        with torch.device("meta"):
+            return cls(read_as(folder / "config.json", TinyVLAConfig), statistics, tokenizer)
+
     @classmethod
     def load(cls, folder: Path) -> "TinyVLA":
-        """The policy that `save` wrote.
-
-        Raises:
-            UserError: a damaged or unfitting file, naming the file and the first tensors that differ.
-        """
         files = load_files(folder)
         _require_named_sampler(files)
         with torch.random.fork_rng(devices=[]):

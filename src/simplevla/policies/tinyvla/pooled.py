@@ -1,4 +1,4 @@
-"""What the diffusion head is conditioned on: the language model's outputs as one vector."""
+"""Condition of the diffusion head: the language model's outputs as one vector."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ def masked_mean(outputs: Tensor, valid: Tensor) -> Tensor:
 
 
 class PooledCondition(nn.Module):
-    """LayerNorm of the pooled outputs, then one linear map of them and the state (SPEC 3)."""
+    """LayerNorm of the pooled outputs, then one linear map of them and the state, as in TinyVLA (arXiv 2409.12514)."""
 
     def __init__(self, width: int, state_dim: int) -> None:
         super().__init__()

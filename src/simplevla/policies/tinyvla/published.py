@@ -40,7 +40,7 @@ BUFFERS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What was imported."""
+    """Report on an import."""
 
     config: TinyVLAConfig
     tensors: int
@@ -91,7 +91,7 @@ def import_tinyvla(
 
 
 def published_name(name: str) -> str:
-    """What the published checkpoints call the policy's tensor `name`.
+    """Name of the policy's tensor `name` in the published checkpoints.
 
     >>> published_name("language.embed_in.weight")
     'gpt_neox.embed_in.weight'
@@ -161,7 +161,7 @@ def _check_tensors(
     vision_layers: int,
     base: Path | None,
 ) -> int:
-    """How many tensors are rightly left over, after checking that all others fit one to one."""
+    """Checks that all tensors fit one to one; returns the number of those that are rightly left over."""
     got = checkpoint.tensors
     # The patch tokens are read before the tower's last layer.
     end = re.compile(

@@ -48,12 +48,12 @@ TOWER_DEFAULTS = {
     "mm_vision_select_layer": -2,
     "mm_vision_select_feature": "patch",
 }
-"""What TinyVLA's code takes where config.json says nothing."""
+"""Defaults of TinyVLA's code for what config.json leaves out."""
 
 
 @part(frozen=True, kw_only=True)
 class TowerSizes:
-    """Of the vision tower, as config.json names them."""
+    """Sizes of the vision tower, by their names in config.json."""
 
     image_size: Pixels
     patch_size: Pixels
@@ -65,7 +65,7 @@ class TowerSizes:
 
 @part(frozen=True, kw_only=True)
 class Sizes:
-    """Of the language model and the head, as config.json names them."""
+    """Sizes of the language model and the head, by their names in config.json."""
 
     hidden_size: Width
     num_hidden_layers: Layers

@@ -1,7 +1,7 @@
 """The files that TinyVLA's training writes: which there are, and the tensors in them.
 
-A LoRA run writes into its output folder `config.json`, `dataset_stats.pkl`, `adapter_config.json`, `adapter_model.*` and
-`non_lora_trainables.bin`, which holds all other parameters, trained or not; and into `checkpoint-N` below it the
+A LoRA run writes into its output folder `config.json`, `dataset_stats.pkl`, `adapter_config.json`, `adapter_model.*`
+and `non_lora_trainables.bin`, which holds all other parameters, trained or not; and into `checkpoint-N` below it the
 adapter of step N, beside which a script puts that step's `non_lora_trainables.bin` (in newer versions a folder of that
 name). A run without LoRA writes the whole model as Hugging Face does.
 """
@@ -110,7 +110,7 @@ def _read_model(folder: Path, base: Path | None) -> tuple[dict[str, Tensor], int
 
 
 def _plain_names(tensors: dict[str, Tensor], origin: Path) -> dict[str, Tensor]:
-    """With the names of the model without peft: it puts a prefix before all, and `base_layer` into adapted ones."""
+    """The tensors by their names without peft, which adds a prefix to all and `base_layer` to adapted ones."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         shorter = name.removeprefix(WRAPPER).replace(".base_layer.", ".")

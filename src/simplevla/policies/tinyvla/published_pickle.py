@@ -27,7 +27,7 @@ NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
 
 def read_pickle(path: Path) -> Any:
-    """What the pickle holds, if that is dictionaries, lists, tuples, strings, numbers and numpy arrays of numbers.
+    """Content of a pickle of dictionaries, lists, tuples, strings, numbers and numpy arrays of numbers.
 
     Raises:
         UserError: it holds or names anything else, or is damaged. Nothing in it has been run then.
@@ -127,7 +127,7 @@ MAKERS = {
         )
     },
 }
-"""What a pickle may name: numpy 1 and 2 call their rebuilding functions by other modules."""
+"""Names that a pickle may use; numpy 1 and 2 keep their rebuilding functions in different modules."""
 
 
 class _Reader(pickle.Unpickler):
@@ -146,7 +146,7 @@ def _check_steps(content: bytes) -> None:
 
 
 def _plain(value: Any, done: dict[int, tuple[Any, int]], depth: int) -> tuple[Any, int]:
-    """The same with our stand-ins resolved, and how many values it holds; `done` has what was seen before, by its id."""
+    """Value with our stand-ins resolved, and its number of values; `done` has what was seen before, by id."""
     if id(value) in done:
         return done[id(value)]
     if depth > DEEPEST:

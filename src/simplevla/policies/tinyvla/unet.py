@@ -18,8 +18,8 @@ LONGEST_PERIOD = 10_000
 class ConditionalUnet(nn.Module):
     """The noise in a chunk of actions, given the denoising step and one vector about everything seen.
 
-    The structure is TinyVLA's (SPEC 3): per level two residual blocks, convolutions of stride 2 between the levels,
-    two blocks at the bottom, and on the way up the way down's features beside the current ones. Only the lowest
+    The structure is TinyVLA's (arXiv 2409.12514): per level two residual blocks, convolutions of stride 2 between the
+    levels, two blocks at the bottom, and on the way up the way down's features beside the current ones. Only the lowest
     levels' features are joined again: the first level's aren't. Chunks of any length work: a level of odd length is
     halved rounding up, and what the way up has too much is cut off, which leaves lengths that divide as published.
     """
@@ -143,7 +143,7 @@ PUBLISHED_LEVEL_PARTS = (("first.", "0."), ("second.", "1."), ("resample.", "2.c
 
 
 def published_name(name: str) -> str:
-    """What the published checkpoints call the U-Net's parameter `name`, below their prefix `embed_out.`.
+    """Name of the U-Net's parameter `name` in the published checkpoints, below their prefix `embed_out.`.
 
     >>> published_name("down.1.first.film.weight")
     'down_modules.1.0.cond_encoder.1.weight'

@@ -10,14 +10,14 @@ from simplevla.policies.tinyvla.pixels import prepare_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training images, in the units of pixels / 255 (its published preprocessing)."""
+"""Mean and std of CLIP's training images, in the units of pixels / 255 (its published preprocessing)."""
 
 INITIAL_SHARPNESS = 4.0
 """Factor of the standardised keypoint maps: at 4 a fresh encoder's keypoints already follow coloured objects."""
 
 
 def projector(width_in: int, width_out: int, hidden: int) -> nn.Sequential:
-    """Two layers with GELU between vision and language, as in TinyVLA (SPEC 3)."""
+    """Two layers with GELU between vision and language, as in TinyVLA (arXiv 2409.12514)."""
     return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
 
 
@@ -119,7 +119,7 @@ class KeypointVision(nn.Module):
 class TransformerVision(nn.Module):
     """A SigLIP or CLIP vision model, shared by the cameras, and a projector of its patch tokens.
 
-    The patch tokens of the second-last layer are read (SPEC 3), so the last layer is not built.
+    The patch tokens of the second-last layer are read, as in TinyVLA, so the last layer is not built.
     """
 
     mean: Tensor
