@@ -1,24 +1,23 @@
-"""The command line: parses, then calls one room. Rooms are imported only by the command that needs them."""
+"""The command line: picks a command, and turns what it raises into an exit code."""
 
 import logging
 import os
-import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import tyro
-
-from simplevla.commands.arguments import EXIT_PROBLEMS, nearest, take_name
+from simplevla.commands.adapters import adapters_command
+from simplevla.commands.arguments import nearest
+from simplevla.commands.bench import bench_command
 from simplevla.commands.checkpoints import import_command
+from simplevla.commands.listing import list_command
 from simplevla.commands.planning import plan_command
 from simplevla.commands.results import compare_command, evaluate_command, report_command
-from simplevla.commands.runs import continual_command, demos_command, sft_command, train_command
-from simplevla.config import SuiteConfig
-from simplevla.errors import UserError
+from simplevla.commands.runs import continual_command, demo_command, demos_command, sft_command, train_command
+from simplevla.commands.suites import check_suite_command
+from simplevla.errors import UserError, one_line
+from simplevla.storage import ADVICE
 
 EXIT_ERROR = 2
 EXIT_FAULT = 4
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
     if not debug:
-        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+        warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
         # Where torchao is installed transformers imports it, and it complains of CUDA libraries that a CPU build lacks.
         for name in ("torchao", "torch.utils._pytree"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        _print_error(str(error))
+        _print_error(_said(error) if isinstance(error, OSError) else str(error))
         return EXIT_ERROR
     except Exception:
         traceback.print_exc()
@@ -65,102 +64,18 @@ def _usage() -> str:
     return f"usage: simplevla COMMAND [ARGUMENTS]\n\n{rows}\n\nsimplevla COMMAND --help lists a command's arguments."
 
 
+def _said(error: OSError) -> str:
+    """The file, what went wrong, and what to do; errors of our own say so already."""
+    if error.errno is None:
+        return str(error)
+    advice = ADVICE.get(error.errno, "Check the path, then run again")
+    return f"{error.filename or 'a file'}: {error.strerror}. {advice}."
+
+
 def _print_error(message: str) -> None:
     """One line on stderr, red where that is a terminal."""
-    line = "error: " + " ".join(message.split())
+    line = f"error: {one_line(message)}"
     print(f"\033[31m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckSuiteArguments:
-    """Find mistakes in a suite: simplevla check-suite NAME|package.module:factory."""
-
-    suite: SuiteConfig = field(default_factory=SuiteConfig)
-
-
-def _check_suite(arguments: list[str]) -> int:
-    name, rest = take_name(arguments)
-    config = SuiteConfig() if name is None else SuiteConfig(name=name)
-    default = CheckSuiteArguments(suite=config)
-    parsed = tyro.cli(CheckSuiteArguments, prog="simplevla check-suite", args=rest, default=default)
-
-    from simplevla.suites.checker import check_suite
-    from simplevla.suites.registry import make_suite
-
-    problems = check_suite(make_suite(parsed.suite))
-    for problem in problems:
-        print(problem)
-    print(f"{parsed.suite.name}: {len(problems)} problems found")
-    return EXIT_PROBLEMS if problems else 0
-
-
-def _list(arguments: list[str]) -> int:
-    kinds = {"suites": _suite_names, "recipes": _recipe_names, "policies": _policy_names}
-    if len(arguments) != 1 or arguments[0] not in kinds:
-        got = " ".join(arguments) or "nothing"
-        near = nearest(arguments[0], kinds) if arguments else ""
-        raise UserError(f"list what? Got {got!r}; expected one of: {', '.join(kinds)}.{near}")
-    print("\n".join(kinds[arguments[0]]()))
-    return 0
-
-
-def _suite_names() -> list[str]:
-    from simplevla.suites.registry import FACTORIES
-
-    return list(FACTORIES)
-
-
-def _recipe_names() -> list[str]:
-    from simplevla import recipes
-
-    kinds: dict[str, Iterable[str]] = {
-        "demos": recipes.DEMOS,
-        "sft": recipes.SFT,
-        "train": recipes.TRAIN,
-        "continual": recipes.CONTINUAL,
-    }
-    return [f"{command:<6} {name}" for command, known in kinds.items() for name in known]
-
-
-def _policy_names() -> list[str]:
-    from simplevla.policies.registry import listed
-
-    return listed()
-
-
-def _adapters(arguments: list[str]) -> int:
-    from simplevla.adapters.commands import main as run
-
-    run(arguments)
-    return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoArguments:
-    """The main job from nothing: demonstrations, SFT, RL, evaluation and report on the embedded suite."""
-
-    run: Path = Path("runs/demo")
-    """Folder for everything; an interrupted demo goes on where it stopped."""
-    seed: int = 0
-
-
-def _demo(arguments: list[str]) -> int:
-    parsed = tyro.cli(DemoArguments, prog="simplevla demo", args=arguments)
-
-    from simplevla.recipes.demo import demo
-
-    demo(parsed.run, parsed.seed)
-    return 0
-
-
-def _bench(arguments: list[str]) -> int:
-    script = Path(__file__).parents[2] / "benchmarks" / "bench.py"
-    if not script.is_file():
-        raise UserError(
-            f"no {script}: the benchmarks are part of the repository, not of the package. "
-            "Run this from a checkout that was installed with: pip install -e ."
-        )
-    return subprocess.run([sys.executable, str(script), *arguments]).returncode
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
@@ -172,12 +87,12 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (evaluate_command, "measure closed-loop success on held-out initial states"),
     "compare": (compare_command, "compare two evaluations on the same initial states"),
     "report": (report_command, "write one HTML page about a run"),
-    "adapters": (_adapters, "list, show, export, add, merge or route the adapters of a policy"),
+    "adapters": (adapters_command, "list, show, export, add, merge or route the adapters of a policy"),
     "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint to a policy folder"),
-    "check-suite": (_check_suite, "find mistakes in a suite of your own"),
-    "demo": (_demo, "run the main job on the embedded suite, from nothing to a report"),
-    "bench": (_bench, "measure rollouts and updates side by side with how others do them"),
-    "list": (_list, "list suites, recipes or policies"),
+    "check-suite": (check_suite_command, "find mistakes in a suite of your own"),
+    "demo": (demo_command, "run the main job on the embedded suite, from nothing to a report"),
+    "bench": (bench_command, "measure rollouts and updates side by side with how others do them"),
+    "list": (list_command, "list suites, recipes or policies"),
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tyro
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
+from simplevla.terminal import Console
 
 if TYPE_CHECKING:
     from simplevla.policies.base import Policy
@@ -22,9 +23,9 @@ class PlanArguments:
     """
 
     config: Annotated[TrainConfig, UNPREFIXED]
-    """Its `policy` is a saved policy to plan for instead of the recipe's own."""
+    """Recipe; its `policy` is a saved policy to plan for instead of the recipe's own."""
     gpus: int
-    """0: a CPU machine like the one that was measured."""
+    """Number of GPUs; 0 is a CPU machine like the one that was measured."""
     memory: float
     """GB (1e9 bytes) of each GPU, or of the host without one."""
     cores: int = 0
@@ -50,8 +51,6 @@ def plan_command(arguments: list[str]) -> int:
         adapter_rank=recipes.ADAPTER_RANKS.get(name or "", 0),
     )
     parsed = tyro.cli(PlanArguments, prog="simplevla plan", args=rest, default=default)
-
-    from rich.console import Console
 
     from simplevla.adapters.config import AdapterConfig
     from simplevla.adapters.load import add_trained_adapter, load_unfilled

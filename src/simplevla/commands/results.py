@@ -8,6 +8,8 @@ import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
+from simplevla.errors import printable
+from simplevla.terminal import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,6 @@ class EvalArguments:
 
 
 def evaluate_command(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from simplevla import recipes
     from simplevla.recipes.openvla_oft import PUBLISHED
     from simplevla.recipes.parity import parity
@@ -54,8 +54,8 @@ def evaluate_command(arguments: list[str]) -> int:
         write_result(parsed.out, result)
     if result.errors.counts:
         given_up = "".join(f"\n  {task}, initial state {state}: {reason}" for task, state, reason in result.broken)
-        print(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}")
-        print(f"the last error was:\n{result.errors.last_error}")
+        print(printable(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}"))
+        print(printable(f"the last error was:\n{result.errors.last_error}"))
     if name in PUBLISHED:
         print(parity(name, result))
     if result.unmeasured:
@@ -78,8 +78,6 @@ class CompareArguments:
 
 def compare_command(arguments: list[str]) -> int:
     parsed = tyro.cli(CompareArguments, prog="simplevla compare", args=arguments)
-
-    from rich.console import Console
 
     from simplevla.evaluation.compare import compare_files, comparison_table
     from simplevla.storage import require_writable, write_json

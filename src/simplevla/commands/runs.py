@@ -164,3 +164,21 @@ def continual_command(arguments: list[str]) -> int:
     )
     print(f"{shown} points; {run / 'continual.json'}, report {write_continual_report(run)}")
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """The main job from nothing: demonstrations, SFT, RL, evaluation and report on the embedded suite."""
+
+    run: Path = Path("runs/demo")
+    """Folder for everything; an interrupted demo goes on where it stopped."""
+    seed: int = 0
+
+
+def demo_command(arguments: list[str]) -> int:
+    parsed = tyro.cli(DemoArguments, prog="simplevla demo", args=arguments)
+
+    from simplevla.recipes.demo import demo
+
+    demo(parsed.run, parsed.seed)
+    return 0

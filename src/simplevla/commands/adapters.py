@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.files import UNKNOWN, AdapterCard, layout, list_cards, read_card
 from simplevla.errors import UserError
-from simplevla.storage import atomic_folder
+from simplevla.terminal import Console
 
 if TYPE_CHECKING:
     from simplevla.adapters.bank import AdapterBank
+    from simplevla.adapters.files import AdapterCard
 
 POLICY = tyro.conf.Positional[Path]
 
@@ -28,6 +26,8 @@ class List:
     folder: tyro.conf.Positional[Path]
 
     def run(self) -> None:
+        from simplevla.adapters.files import list_cards
+
         table = Table("name", "kind", "rank", "modules", "instructions", "success", "seed", "frozen", "base")
         for card in list_cards(self.folder):
             table.add_row(*_row(card))
@@ -41,6 +41,8 @@ class Show:
     folder: tyro.conf.Positional[Path]
 
     def run(self) -> None:
+        from simplevla.adapters.files import UNKNOWN, layout, read_card
+
         card = read_card(self.folder)
         unknown = UNKNOWN if card.base_sha256 is None else None
         shown = {"layout": layout(self.folder), "unknown": unknown, **dataclasses.asdict(card)}
@@ -181,12 +183,12 @@ Command = (
 )
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run one subcommand."""
+def adapters_command(arguments: list[str]) -> int:
     tyro.cli(Command, prog="simplevla adapters", args=arguments).run()
+    return 0
 
 
-def _row(card: AdapterCard) -> list[str]:
+def _row(card: "AdapterCard") -> list[str]:
     success = f"{card.solved} of {card.n}" if card.n else "–"
     seed = "–" if card.seed is None else str(card.seed)
     instructions = "; ".join(card.instructions) or "–"
@@ -197,6 +199,8 @@ def _row(card: AdapterCard) -> list[str]:
 
 def _save(bank: "AdapterBank", out: Path) -> None:
     """Base and adapters together or not at all."""
+    from simplevla.storage import atomic_folder
+
     with atomic_folder(out) as temporary:
         bank.save(temporary)
 

@@ -1,0 +1,31 @@
+"""The check of a suite."""
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from simplevla.commands.arguments import EXIT_PROBLEMS, take_name
+from simplevla.config import SuiteConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSuiteArguments:
+    """Find mistakes in a suite: simplevla check-suite NAME|package.module:factory."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+
+
+def check_suite_command(arguments: list[str]) -> int:
+    name, rest = take_name(arguments)
+    config = SuiteConfig() if name is None else SuiteConfig(name=name)
+    default = CheckSuiteArguments(suite=config)
+    parsed = tyro.cli(CheckSuiteArguments, prog="simplevla check-suite", args=rest, default=default)
+
+    from simplevla.suites.checker import check_suite
+    from simplevla.suites.registry import make_suite
+
+    problems = check_suite(make_suite(parsed.suite))
+    for problem in problems:
+        print(printable(problem))
+    print(f"{parsed.suite.name}: {len(problems)} problems found")
+    return EXIT_PROBLEMS if problems else 0
