@@ -40,7 +40,7 @@ def main(arguments: Arguments) -> None:
     result = read_json(arguments.run / "continual.json")
     suite = make_suite(config.train.suite)
     base = Path(config.train.policy)
-    observations = first_observations(load_policy(base), suite)
+    observations = first_observations(suite)
 
     def actions(policy: Policy) -> np.ndarray:
         generators = [np.random.default_rng(row) for row in range(len(observations.instructions))]

@@ -1,4 +1,6 @@
-"""The schedule of the reference system (SPEC 6) over our environments and policy, for comparison only.
+"""The schedule of the reference system over our environments and policy, for comparison only.
+
+The reference is SimpleVLA-RL's public code, verl/workers/rollout/rob_rollout.py.
 
 A batch of siblings runs in lock-step, one process per episode. Each waste is a switch, so that its price can be measured
 alone. D decisions, T decisions per padded episode, U units.
@@ -176,11 +178,7 @@ class _Run:
 
 def batch_of(seen: Sequence[Observation], tasks: Sequence[Task]) -> ObservationBatch:
     """One row per observation."""
-    return ObservationBatch(
-        images={name: torch.from_numpy(np.stack([one.images[name] for one in seen])) for name in seen[0].images},
-        state=torch.from_numpy(np.stack([one.state for one in seen])),
-        instructions=[task.instruction for task in tasks],
-    )
+    return ObservationBatch.stacked(seen, [task.instruction for task in tasks])
 
 
 def longest(episodes: Sequence[Episode]) -> int:
@@ -190,7 +188,7 @@ def longest(episodes: Sequence[Episode]) -> int:
 
 
 NORMALISATIONS = 2
-"""The reference keeps each image in two of them (SPEC 6)."""
+"""Normalisations in which the reference keeps each image (SimpleVLA-RL, verl/workers/rollout/rob_rollout.py)."""
 
 
 def stored_bytes(episodes: Sequence[Episode]) -> int:

@@ -83,7 +83,7 @@ def measure(size: str, way: str) -> dict:
     found["million_trained"] = sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6
     found["loaded_gb"] = memory_gb()
 
-    batch = first_observations(policy, suite)
+    batch = first_observations(suite)
     batch = replace(
         batch,
         images={camera: image[:1] for camera, image in batch.images.items()},

@@ -14,6 +14,7 @@ from simplevla.config import SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.types import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,21 @@ class ObservationBatch:
     """float32 [B, S], in the suite's units (the policy normalises)."""
     instructions: list[str]
     index: Tensor | None = None
-    """int64 [D], of D decisions the observation that each looks at; None: each its own, in order."""
+    """Row of the observation that each of D decisions looks at, int64 [D]; None: each has its own, in order."""
+
+    @classmethod
+    def stacked(
+        cls, seen: Sequence[Observation], instructions: list[str], index: Tensor | None = None
+    ) -> "ObservationBatch":
+        """The batch of these observations, which are copied, and of as many instructions."""
+        return cls(
+            images={
+                camera: torch.from_numpy(np.stack([one.images[camera] for one in seen])) for camera in seen[0].images
+            },
+            state=torch.from_numpy(np.stack([one.state for one in seen])),
+            instructions=instructions,
+            index=index,
+        )
 
     def __len__(self) -> int:
         """B, which isn't D where several look at one."""
@@ -138,7 +153,7 @@ class Policy(nn.Module, ABC):
     not_decayed: tuple[str, ...] = ()
     """Endings of the names of embeddings and the like, which weight decay spares."""
     adapter_bank: Adapters | None = None
-    """Its adapters, which are saved with it."""
+    """Adapters of the policy, which are saved with it."""
     cameras: tuple[str, ...]
     """Names of the cameras it looks through; observations may have more."""
     state_dim: int

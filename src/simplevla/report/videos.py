@@ -20,7 +20,7 @@ from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.rollout.workers import check_result
 from simplevla.storage import read_as, write_atomically, write_json
 from simplevla.suites.base import Environment, Suite
-from simplevla.types import Observation, Task
+from simplevla.types import Task
 
 HOLD_S = 0.6
 """The last picture stays this long, so that the outcome can be seen in a loop."""
@@ -161,7 +161,7 @@ def _film(environment: Environment, policy: Policy, task: Task, initial_state: i
     # The evaluation's own: a diffusion head starts from noise even where it is greedy.
     generators = [evaluation_request(task, initial_state, EvalConfig().seed).generator()]
     while not success and len(pictures) <= task.horizon:
-        batch = _one(observation, task.instruction).to(device)
+        batch = ObservationBatch.stacked([observation], [task.instruction]).to(device)
         with torch.no_grad():
             chunk = policy.act(batch, Sampling(greedy=True), generators).actions[0]
         for action in chunk[: task.horizon + 1 - len(pictures)]:
@@ -172,11 +172,3 @@ def _film(environment: Environment, policy: Policy, task: Task, initial_state: i
             if success:
                 break
     return pictures, success
-
-
-def _one(observation: Observation, instruction: str) -> ObservationBatch:
-    return ObservationBatch(
-        images={camera: torch.from_numpy(image.copy())[None] for camera, image in observation.images.items()},
-        state=torch.from_numpy(observation.state)[None],
-        instructions=[instruction],
-    )

@@ -1,13 +1,12 @@
-"""From the slots' shared memory to what the policy sees: siblings that begin with the same observation share it."""
+"""Batches of observations from the slots' shared memory; siblings that begin with the same observation share it."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from simplevla.policies.base import ObservationBatch, shared_index
 from simplevla.rollout.workers import SlotArrays
-from simplevla.types import EpisodeRequest
+from simplevla.types import EpisodeRequest, Observation
 
 View = tuple[SlotArrays, int]
 """A worker's shared memory and the slot's row in it."""
@@ -34,16 +33,12 @@ def observe(views: Sequence[View], requests: Sequence[EpisodeRequest], alone: Se
         if place == len(copied):
             copied.append(decision)
         index.append(place)
-    chosen = [views[decision] for decision in copied]
-    return ObservationBatch(
-        images={
-            camera: torch.from_numpy(np.stack([arrays.images[camera][slot] for arrays, slot in chosen]))
-            for camera in views[0][0].images
-        },
-        state=torch.from_numpy(np.stack([arrays.state[slot] for arrays, slot in chosen])),
-        instructions=[requests[decision].task.instruction for decision in copied],
-        index=shared_index(index, len(copied)),
-    )
+    seen = [
+        Observation(images={name: images[slot] for name, images in arrays.images.items()}, state=arrays.state[slot])
+        for arrays, slot in (views[decision] for decision in copied)
+    ]
+    instructions = [requests[decision].task.instruction for decision in copied]
+    return ObservationBatch.stacked(seen, instructions, shared_index(index, len(copied)))
 
 
 def _equal(one: View, other: View) -> bool:

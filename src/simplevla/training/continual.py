@@ -17,10 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from rich.console import Console
-
 from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.load import load_policy
@@ -39,6 +35,7 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
+from simplevla.terminal import Console
 from simplevla.training.health import history
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
@@ -178,7 +175,7 @@ def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, n
     name = _adapter_name(config, task)
     instruction = suite.task(task).instruction
     if config.structure == "merge_then_new" and number > 1:
-        fold(bank, config.tasks[number - 2], first_observations(policy, suite))
+        fold(bank, config.tasks[number - 2], first_observations(suite))
     if name in bank.names:
         bank.add_instructions(name, [instruction])
     else:
@@ -199,8 +196,11 @@ def _warm_up(config: ContinualConfig, only: SuiteConfig, folder: Path, start: Pa
 
 
 def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:
-    """As it would be used: with `per_task` each row has its own task's adapter, or the base where there is none yet;
-    otherwise what was trained last serves all tasks."""
+    """The policy as it would be used.
+
+    With `per_task` each row has its own task's adapter, or the base while there is none; otherwise what was trained
+    last serves all tasks.
+    """
     if config.structure != "per_task" or policy.adapter_bank is None:
         return policy
     bank = bank_of(policy)
@@ -209,7 +209,7 @@ def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Polic
     return RoutedPolicy(bank, TaskRouter(routes))
 
 
-def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
+def first_observations(suite: Suite) -> ObservationBatch:
     """First observations of a few train states of every task."""
     environment = suite.make_environment()
     seen, instructions = [], []
@@ -220,14 +220,7 @@ def first_observations(policy: Policy, suite: Suite) -> ObservationBatch:
                 instructions.append(task.instruction)
     finally:
         environment.close()
-    return ObservationBatch(
-        images={
-            camera: torch.from_numpy(np.stack([observation.images[camera] for observation in seen]))
-            for camera in policy.cameras
-        },
-        state=torch.from_numpy(np.stack([observation.state for observation in seen])),
-        instructions=instructions,
-    )
+    return ObservationBatch.stacked(seen, instructions)
 
 
 def _doubts(row: EvaluationResult) -> list[str]:

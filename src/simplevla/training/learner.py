@@ -17,7 +17,7 @@ from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import add_up, exchange, place_among_ranks
-from simplevla.types import Episode
+from simplevla.types import Episode, Observation
 
 REUSED_LOGPROB_GAP = 0.005
 """Nats. Up to this mean gap the rollout's log-probabilities are used as they are; above (bfloat16 rollouts, another
@@ -63,15 +63,11 @@ class Decisions:
 
     def observations(self) -> ObservationBatch:
         """Observations of the decisions; images stay uint8."""
-        cameras = self.where[0][0].images
-        return ObservationBatch(
-            images={
-                name: torch.from_numpy(np.stack([episode.images[name][t] for episode, t in self.where]))
-                for name in cameras
-            },
-            state=torch.from_numpy(np.stack([episode.state[t] for episode, t in self.where])),
-            instructions=[episode.request.task.instruction for episode, _ in self.where],
-        )
+        seen = [
+            Observation(images={name: images[t] for name, images in episode.images.items()}, state=episode.state[t])
+            for episode, t in self.where
+        ]
+        return ObservationBatch.stacked(seen, [episode.request.task.instruction for episode, _ in self.where])
 
     def trace(self) -> Tensor:
         """Sampled traces of the decisions, [D, ...]."""
@@ -264,7 +260,7 @@ class Learner:
         return totals
 
     def _observations(self, part: Decisions) -> ObservationBatch:
-        """On the policy's device; equal ones once, such as the first of siblings, if the policy can do with that."""
+        """Observations on the policy's device; equal ones (the first of siblings) once if the policy allows it."""
         observations = part.observations()
         if self.policy.shares_observations:
             observations = observations.distinct()
