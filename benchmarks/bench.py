@@ -51,7 +51,7 @@ class Benchmark:
     """What the two sides are."""
 
 
-REFERENCE = "ours against the reference's schedule (SPEC 6, benchmarks/reference.py)"
+REFERENCE = "ours against the reference's schedule (benchmarks/reference.py)"
 BENCHMARKS = {
     "rollout_tabletop_vs_reference": Benchmark(
         "episodes/s", rollout_benchmarks.tabletop_vs_reference, wanted=10, note=REFERENCE

@@ -81,7 +81,7 @@ def page(result: dict) -> str:
     return f"""# What each waste of the reference costs
 
 Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop`, half-trained nano policy, groups of 8; median of {result["repetitions"]} interleaved repetitions
-after one unmeasured. The reference's schedule is SPEC 6's, written anew in benchmarks/reference.py. Data: `wastes.json`.
+after one unmeasured. The reference's schedule is that of SimpleVLA-RL's public code, written anew in benchmarks/reference.py. Data: `wastes.json`.
 
 ## Rollouts
 

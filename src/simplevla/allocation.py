@@ -1,10 +1,10 @@
-"""How this process keeps freed memory."""
+"""Settings by which the C library keeps freed memory in this process."""
 
 import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt."""
+"""Parameter numbers of glibc's mallopt."""
 LARGEST_KEPT = 32 * 2**20
 """The most that glibc allows for M_MMAP_THRESHOLD."""
 

@@ -25,9 +25,9 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Processes = Annotated[int, Ge(0), Le(4096)]
 Layers = Annotated[int, Ge(1), Le(512)]
 Width = Annotated[int, Ge(1), Le(2**20)]
-"""Of a layer, or of a vocabulary."""
+"""Number of channels of a layer, or of entries of a vocabulary."""
 Dimensions = Annotated[int, Ge(1), Le(10_000)]
-"""Of state, action or chunk."""
+"""Number of values in a state or an action, or of actions in a chunk."""
 Pixels = Annotated[int, Ge(1), Le(8192)]
 """Side of an image."""
 NotNegative = Annotated[float, Ge(0)]
@@ -54,14 +54,14 @@ WORDS = {
     "List should have": "expected",
     " after validation": "",
 }
-"""pydantic's words, and ours."""
+"""Error messages: pydantic's words -> ours."""
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], source: str = "") -> T:
     """A checked dataclass from JSON's types, as `dataclasses.asdict` gives them; errors name `source`.
 
     Raises:
-        UserError: a value of another type or out of range, an unknown key, with the nearest known one, or a missing one.
+        UserError: a value of another type or out of range, an unknown key (names the nearest), or a missing one.
     """
     try:
         return _adapter(typing.cast(Any, cls)).validate_json(json.dumps(values))

@@ -42,7 +42,7 @@ Device = Annotated[str, AfterValidator(_computes)]
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
-    """Which tasks, and under which protocol."""
+    """A suite: its tasks and its protocol."""
 
     name: str = "tabletop"
     """A registered suite (`simplevla list suites`) or `package.module:factory` for one of your own."""
@@ -51,12 +51,12 @@ class SuiteConfig:
     image_size: Pixels | None = None
     """Side of the square camera images in pixels; None is the suite's default."""
     horizon: str | None = None
-    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and `metaworld`
-    (500); None is the suite's default."""
+    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and
+    `metaworld` (500); None is the suite's default."""
     visuals: str | None = None
-    """Visual mode: LIBERO has `stock` and `lite`, Meta-World `stock`, `fast` and `lite`; None is the suite's default."""
+    """Visual mode: LIBERO has `stock` and `lite`, Meta-World also `fast`; None is the suite's default."""
     stepping: str | None = None
-    """Stepping mode: LIBERO has `stock` and `fast` (contact forces solved once per physics step); None is the suite's default."""
+    """Stepping mode: LIBERO has `stock` and `fast` (contacts solved once a physics step); None: the default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class DemosConfig:
     noise_probability: Share = 0.3
     """Probability that an env step is disturbed."""
     levels: Count = 0
-    """Commands per direction that the demonstrator has, as on a key pad: labels are rounded to 1 / levels; 0 is no rounding."""
+    """Levels of a command per direction, as on a key pad: labels are rounded to 1 / levels; 0 is no rounding."""
     hesitation: Share = 0.0
     """Probability that the demonstrator moves at half speed for an env step, as people do; the label is halved too."""
     workers: Processes = 0
@@ -90,13 +90,13 @@ class RolloutConfig:
     chunk_timeout_s: Above0 = 120.0
     """A worker that needs longer for one chunk counts as hung and is replaced."""
     bfloat16: bool = False
-    """Run the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before the
-    update."""
+    """Run the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before
+    the update."""
     compile: bool = False
-    """Run the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it needs a
-    C++ compiler on CPU."""
+    """Run the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it
+    needs a C++ compiler on CPU."""
     max_attempts: Annotated[int, Ge(1), Le(1000)] = 3
-    """How often an episode is run at most when its environment crashes."""
+    """Most attempts at an episode whose environment crashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,52 +104,53 @@ class RayConfig:
     """Rollouts on the actors of a Ray cluster; needs the extra `ray`."""
 
     actors: Processes = 0
-    """Processes with environments and a replica of the policy each; 0: everything stays on this machine, without Ray."""
+    """Processes with environments and a replica of the policy each; 0 keeps everything on this machine, without Ray."""
     cpus: Above0 = 1.0
     """CPUs that Ray reserves for an actor, whose `rollout.workers` then share them."""
     gpus: NotNegative = 0.0
     """GPUs, or a part of one, that Ray reserves for an actor; its policy is there then, else on the CPU."""
     address: str = ""
-    """Of a running cluster, `auto` for the one that this machine belongs to; empty starts one for the run."""
+    """Address of a running cluster; `auto` is the one that this machine belongs to, empty starts one for the run."""
     answer_timeout_s: Above0 = 600.0
     """An actor that says nothing for so long is replaced, and its episodes are run again."""
     simulators: Processes = 0
-    """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no actors; 0:
-    `rollout.workers` processes beside each policy."""
+    """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no
+    actors; 0: `rollout.workers` processes beside each policy."""
     simulator_cpus: NotNegative = 1.0
     learners: Processes = 0
     """Processes that train the policy together; 0: this one, alone."""
     learner_cpus: NotNegative = 1.0
     learner_gpus: NotNegative = 0.0
-    """What Ray reserves for each of them; with a GPU they train there."""
+    """GPUs that Ray reserves for each learner, which then trains there; 0 trains on CPUs."""
     divide: Literal["full", "copies"] = "full"
     """`full`: each learner keeps its part of parameters and optimizer (FSDP2); `copies`: all of them keep all (DDP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What is sampled for one update."""
+    """Sampling of the episodes of one update."""
 
     groups: Positive = 64
-    """Mixed groups that make one update (SPEC 1.5)."""
+    """Mixed groups that make one update; SimpleVLA-RL's code uses 64."""
     group_size: Annotated[int, Ge(2), Le(10**6)] = 8
     """Siblings per group; at least two, since an advantage is relative to siblings."""
     temperature: Above0 = 1.0
-    """Sampling temperature in training, of a token head; evaluation is greedy. The paper's pretrained 7B policy is so certain
-    that it takes 1.6; a policy from scratch then samples far worse than it acts greedily."""
+    """Sampling temperature in training, of a token head; evaluation is greedy. The paper's pretrained 7B policy is so
+    certain that it takes 1.6; a policy from scratch then samples far worse than it acts greedily."""
     eta: Share = 1.0
-    """Of a diffusion head's DDIM steps in training: 0 is deterministic but for the floor, 1 the full variance (SPEC 4)."""
+    """Noise of a diffusion head's DDIM steps in training (arXiv 2010.02502): 0 is deterministic but for the floor
+    `sigma_min`, 1 the full variance."""
     sigma_min: Above0 = 0.1
-    """Floor of a diffusion head's std at each denoising step, in normalised actions (SPEC 4); without one the last step has no
-    density."""
+    """Floor of a diffusion head's std at each denoising step, in normalised actions, as in DPPO (arXiv 2409.00588).
+    Without it the last step has no density."""
     dynamic: bool = True
     """Replace groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
     filter_high: Share = 0.9
     states: Literal["uniform", "posterior"] = "uniform"
-    """Which train states groups start from: each once per epoch, or first those that are likely to give a mixed group."""
+    """Order of the train states of groups: each once per epoch, or first those likely to give mixed groups."""
     max_oversampling: Annotated[float, Ge(1)] = 4.0
-    """At most this many groups are sampled per group wanted; then the update trains on what is mixed, or the run stops."""
+    """Most groups sampled per group wanted; then the update trains on what is mixed, or the run stops."""
 
     def __post_init__(self) -> None:
         _require(
@@ -160,7 +161,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """PPO clipping without KL and without entropy (SPEC 1.4)."""
+    """PPO clipping without KL and without entropy, as in SimpleVLA-RL (arXiv 2509.09674)."""
 
     clip_low: Annotated[float, Gt(0), Lt(1)] = 0.2
     clip_high: Above0 = 0.28
@@ -169,16 +170,16 @@ class LossConfig:
 
 
 CHUNK_CLIP = 0.05
-"""A larger clip range never binds on a ratio that is the mean over a chunk (SPEC 4 uses 0.01)."""
+"""Largest sensible clip range of a ratio that is the mean over a chunk: larger ones never bind. DPPO uses 0.01."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig:
-    """RL on a diffusion head: denoising steps as decisions (SPEC 4). A token head has none of this."""
+    """RL on a diffusion head: denoising steps as decisions (DPPO, arXiv 2409.00588). A token head has none of this."""
 
     ratio: Literal["entry", "chunk"] = "entry"
-    """What a probability ratio is of: one `entry` of the chunk at one denoising step, with clips as of tokens (0.2 / 0.28),
-    or a whole `chunk`, by the mean over its entries, with clips of about 0.01. The two need their own clips."""
+    """Unit of a probability ratio. `entry`: one entry of the chunk at one denoising step, with the clips of tokens (0.2
+    and 0.28). `chunk`: the whole chunk, by the mean over its entries, with clips of about 0.01."""
     discount: ShareAbove0 = 0.99
     """Factor of the advantage for each denoising step before the last."""
     last_steps: Count = 0
@@ -229,8 +230,8 @@ class SFTConfig:
     chunk_length: Dimensions = 5
     """Actions per decision of a new policy; a saved one keeps its own."""
     bounds: Literal["min_max", "quantile"] = "min_max"
-    """The range of a new policy's actions: the demonstrations' extremes, or their 1 % and 99 % quantiles. With quantiles,
-    demonstrated actions outside become the outermost bin, and the state is measured without its tails too."""
+    """The range of a new policy's actions: the demonstrations' extremes, or their 1 % and 99 % quantiles. With
+    quantiles, demonstrated actions outside become the outermost bin, and the state is cut off alike."""
     batches: Positive = 1500
     batch_size: Annotated[int, Ge(1), Le(10**6)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))
@@ -246,7 +247,7 @@ class SFTConfig:
     eval_episodes_per_task: Count = 0
     """Closed-loop episodes per task at each validation, on train states; 0 switches them off."""
     suite: SuiteConfig = field(default_factory=SuiteConfig)
-    """Where they take place."""
+    """Suite of these episodes."""
     seed: Seed = 0
 
 
@@ -271,7 +272,7 @@ class TrainConfig:
     """Compute activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rollouts_ahead: bool = False
-    """Roll out for the next update while this one trains, with weights that are one update old; the ratio is to them."""
+    """Rolls out for the next update while this one trains, with weights one update old; the ratio is to them."""
     ray: RayConfig = field(default_factory=RayConfig)
     eval_every: Count = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""
@@ -280,7 +281,7 @@ class TrainConfig:
     """Stop once an evaluation on train states reaches this success rate; None goes on to the last update."""
     checkpoint_every: Positive = 1
     keep_checkpoints: Annotated[int, Ge(2), Le(10**6)] = 3
-    """At least two, so that one damaged checkpoint can be survived."""
+    """Number of latest checkpoints to keep; at least two, so that a run survives a damaged one."""
     seed: Seed = 0
     device: Device = "cpu"
 

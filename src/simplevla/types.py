@@ -19,16 +19,16 @@ class Task:
     name: str
     """Identifier, unique in its suite."""
     instruction: str
-    """What the policy is told, lower case, no final stop."""
+    """Instruction to the policy, lower case, no final stop."""
     horizon: int
     """Env steps after which an unsolved episode ends as TIMEOUT."""
     horizon_reason: str
-    """Why this horizon; printed in the protocol."""
+    """Reason for this horizon; printed in the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What the policy sees before a decision."""
+    """Observation of the policy before a decision."""
 
     images: dict[str, np.ndarray]
     """Camera name -> uint8 [height, width, 3], RGB, upright (row 0 is the top)."""
@@ -37,7 +37,7 @@ class Observation:
 
 
 class ChunkResult:
-    """What came of one executed action chunk.
+    """Result of one executed action chunk.
 
     Args:
         observation: after the last executed action, the only one that is rendered; or a function that renders it, which
@@ -60,7 +60,7 @@ class ChunkResult:
 
 
 class EpisodeStatus(StrEnum):
-    """How an episode ended. ENV_ERROR has no reward: it says nothing about the policy."""
+    """End of an episode. ENV_ERROR has no reward: it says nothing about the policy."""
 
     SUCCESS = "success"
     TIMEOUT = "timeout"
@@ -77,7 +77,7 @@ class EpisodeRequest:
     seed: tuple[int, ...]
     """Entropy of the episode's own random generator, for example (run seed, update, group, sibling)."""
     group: int = 0
-    """Which group this episode is a sibling of."""
+    """Number of the group that this episode belongs to."""
 
     def generator(self) -> np.random.Generator:
         """A new one at its beginning: it depends on the seed alone, so a second run of the episode equals the first."""
@@ -108,6 +108,6 @@ class Episode:
 
     @property
     def reward(self) -> float:
-        """1 or 0 for the whole episode (SPEC 1.2); an ENV_ERROR has none."""
+        """Outcome reward of the whole episode, 1 or 0 (arXiv 2509.09674); an ENV_ERROR has none."""
         assert self.status is not EpisodeStatus.ENV_ERROR, "an episode that the environment broke has no reward"
         return float(self.status is EpisodeStatus.SUCCESS)

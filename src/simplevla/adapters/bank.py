@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def prototype(self) -> np.ndarray | None:
-        """float32 [1024], from the instructions; None without any."""
+        """Mean embedding of the instructions, float32 [1024]; None without any."""
         return prototype(self.instructions) if self.instructions else None
 
 
@@ -91,7 +91,7 @@ class AdapterBank:
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they came."""
+        """Names of the adapters, in the order in which they came."""
         return list(self._entries)
 
     def entry(self, name: str) -> Entry:
@@ -240,7 +240,7 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def detached(self) -> Iterator[None]:
-        """Inside the block the policy is the plain base, its modules and parameters under their own names."""
+        """Context in which the policy is the plain base, its modules and parameters under their own names."""
         for module, base in self._base.items():
             self.policy.set_submodule(module, base)
         try:

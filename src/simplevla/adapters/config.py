@@ -25,7 +25,7 @@ class AdapterConfig:
     alpha: Above0 = 32.0
     """lora: strength; alpha / rank scales the change. No meaning for bottleneck."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """On the adapter's input, in training mode only. RL acts, scores and updates in evaluation mode."""
+    """Dropout on the adapter's input, in training mode only. RL acts, scores and updates in evaluation mode."""
     targets: Annotated[tuple[Annotated[str, Len(1)], ...], Len(1)] = ("language", "vision", "projector", "head")
     """Groups of the policy (all linear and convolution layers in them), names of modules, or patterns with `*` and `?`
     that stay within one group, such as `language.layers.*.attention.dense`. `sublayers` is where Houlsby puts
@@ -41,7 +41,7 @@ class ContinualConfig:
     train: TrainConfig
     """RL of one task: budget and stop rule. `train.policy` is the base; `train.suite` has the evaluated tasks."""
     tasks: tuple[str, ...]
-    """To be trained, in this order."""
+    """Tasks to train, in this order."""
     structure: Structure = "per_task"
     """`shared`: one adapter, trained on through all tasks; `per_task`: a new one for each, chosen by the task;
     `merge_then_new`: each is folded into the base before the next begins; `full`: no adapter, all parameters train."""

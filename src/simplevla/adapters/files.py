@@ -53,7 +53,7 @@ class AdapterCard:
     """It came from a folder that peft wrote: both sums are of the policy that it was then loaded onto, and nobody knows
     whether that is what it was trained on."""
     frozen: bool = False
-    """Not to be trained any more."""
+    """True if it is not to be trained any more."""
     sampling: dict[str, Any] | None = None
     """Sampling of the actions when `success` was measured: `temperature`, `greedy`."""
     seed: Seed | None = None
@@ -92,7 +92,7 @@ def read_card(folder: Path) -> AdapterCard:
 
 
 def layout(folder: Path) -> str:
-    """Who can read the parameters in `folder`.
+    """Layout of the parameters in `folder`.
 
     Raises:
         UserError: as `read_card`.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from simplevla.adapters.config import AdapterConfig
 
 KINDS = ("lora", "bottleneck")
-"""From the innermost wrapper around a base layer to the outermost."""
+"""Kinds of wrappers around a base layer, from the innermost to the outermost."""
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

@@ -1,4 +1,4 @@
-"""From a folder to a policy with its adapters."""
+"""Loading of a policy with its adapters from a folder."""
 
 from pathlib import Path
 

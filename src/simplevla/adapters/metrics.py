@@ -148,7 +148,7 @@ class SuccessMatrix:
         }
 
     def rate(self, i: int, task: str) -> float:
-        """c[i, j], j being the column of `task`."""
+        """Success rate c[i, j], j being the column of `task`."""
         j = self.tasks.index(task)
         return self.solved[i][j] / self.n[i][j]
 

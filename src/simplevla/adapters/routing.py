@@ -17,7 +17,7 @@ from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Samp
 
 
 class Router(Protocol):
-    """From an instruction to the name of an adapter; None is the base, chosen on purpose.
+    """Maps an instruction to an adapter's name; None is the base, chosen on purpose.
 
     Raises:
         UserError: nothing is known for this instruction.
@@ -27,7 +27,7 @@ class Router(Protocol):
 
 
 class TaskRouter:
-    """By the exact instruction: the task is known.
+    """Routes by the exact instruction: the task is known.
 
     Args:
         routes: instruction -> adapter, or None for the base.
@@ -66,7 +66,7 @@ class TaskRouter:
 
 
 class NearestRouter:
-    """By the nearest prototype: the task may be worded in another way, or be a new one.
+    """Routes by the nearest prototype: the task may be worded in another way, or be a new one.
 
     Args:
         names: the adapters to choose from; all that have instructions if None.

@@ -1,4 +1,4 @@
-"""From an adapter's targets to the modules that get it."""
+"""Search for the modules that an adapter's targets name."""
 
 import difflib
 import fnmatch
@@ -101,7 +101,7 @@ def _match(target: str, layers: Mapping[str, nn.Module], groups: dict[str, list[
 
 
 def _exclusive(groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Without groups that are parts of others (`sublayers` of `language`)."""
+    """Groups that are not parts of others, as `sublayers` is of `language`."""
     return {
         group: names
         for group, names in groups.items()

@@ -6,9 +6,10 @@ from simplevla.errors import UserError
 
 
 def group_relative_advantages(rewards_GN: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """How much better each sibling did than its group: `(R - mean) / (std + epsilon)`, float32 [G, N].
+    """Group-relative advantages of all siblings: `(R - mean) / (std + epsilon)`, float32 [G, N].
 
-    The std is the unbiased one (divides by N - 1), as in SimpleVLA-RL's code (SPEC 1.2). A group of equal rewards gets zeros.
+    GRPO's advantage (arXiv 2402.03300), with the unbiased std (divides by N - 1) as in SimpleVLA-RL's code. A group of
+    equal rewards gets zeros.
 
     >>> import torch
     >>> group_relative_advantages(torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]]))[0, :2].round(decimals=3).tolist()

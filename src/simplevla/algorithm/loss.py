@@ -12,7 +12,7 @@ def unit_weights(mask_DU: Tensor, episode_D: Tensor, episodes: int, aggregation:
     """The weight of each unit in the mini-batch loss, float32 [D, U]; zero where masked; the sum is 1.
 
     `"episode"` is the mean over an episode's valid units, then over the mini-batch's episodes: 1 / (|a_i| E)
-    (SimpleVLA-RL's code, SPEC 1.4). `"unit"` is DAPO's mean over all valid units: 1 / sum |a_i|.
+    (SimpleVLA-RL's code). `"unit"` is DAPO's mean over all valid units: 1 / sum |a_i|.
 
     Args:
         mask_DU: bool [D, U], true for units of executed actions.
@@ -47,7 +47,9 @@ def clipped_policy_loss(
     clip_high: Tensor | float,
     discount_U: Tensor | float = 1.0,
 ) -> PolicyLoss:
-    """`sum w max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r = exp(logprob - old_logprob)` (SPEC 1.4).
+    """`sum w max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` with `r = exp(logprob - old_logprob)`.
+
+    PPO's clipped loss (arXiv 1707.06347) with DAPO's higher upper clip (arXiv 2503.14476), as in arXiv 2509.09674.
 
     Args:
         logprobs_DU: of the policy that is trained, with gradients.
@@ -56,7 +58,7 @@ def clipped_policy_loss(
         weights_DU: from `unit_weights`; masked units have weight 0.
         clip_low: one for all units, or [U].
         clip_high: likewise.
-        discount_U: factor of the advantage per unit (denoising steps, SPEC 4).
+        discount_U: factor of the advantage per unit (denoising steps, as in DPPO, arXiv 2409.00588).
     """
     log_ratio = torch.where(weights_DU > 0, logprobs_DU - old_logprobs_DU, 0.0)
     ratio = log_ratio.exp()

@@ -1,7 +1,7 @@
-"""The statistics that a new policy gets: measured over the frames, with extremes that don't take the others' room.
+"""Statistics of a new policy: measured over the frames, without extremes that leave the others no bins.
 
-A token head spreads its 256 bins over [min, max] of an action dimension, and the state is divided by its standard deviation.
-One value at 100 times the others' range would leave the others three bins.
+A token head spreads its 256 bins over [min, max] of an action dimension; the state is divided by its standard
+deviation. One value at 100 times the others' range would leave the others three bins.
 """
 
 import warnings
@@ -26,12 +26,17 @@ FEW_EPISODES, FEW_FRAMES = 2, 0.001
 FEWEST_FRAMES = 8
 """The fewest values that have a middle."""
 STRANGE, LARGEST_SHARE = 10.0, 0.1
-"""Without what is strange, which are so many of the different values at most or two episodes, the range would be so many times
-smaller. That may be meant, so it is a warning. Degrees among radians make it 57 times as large."""
+"""Limits of strange values: they widen the range so many times, and are at most this share of the different values.
+
+The values of two episodes may be strange too. All may be meant, so it is a warning. Degrees among radians make a range
+57 times as large.
+"""
 
 ROUNDING = {"min": 1e-6, "max": 1e-6, "mean": 1e-4, "std": 3e-3}
-"""How far a measure in `stats.json` may lie from the frames', in the largest absolute value: LeRobot computes in float32,
-the std from mean squares. Its quantiles are means over the episodes' quantiles and aren't compared."""
+"""Largest difference of a measure in `stats.json` from the frames' own, as a share of their largest absolute value.
+
+LeRobot computes in float32, the std from mean squares. Its quantiles are means over the episodes' quantiles and aren't
+compared."""
 
 
 def statistics_of(rows: Rows) -> Statistics:
@@ -68,13 +73,13 @@ def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Stat
 
 
 def bounded_statistics(folder: Path, rows: Rows, bounds: Literal["min_max", "quantile"]) -> Statistics:
-    """The statistics that a new policy normalises with: `quantile` cuts the values off at their 1 % and 99 % quantiles first.
+    """Statistics by which a new policy normalises; `quantile` cuts values off at their 1 % and 99 % quantiles first.
 
-    Dimensions that stay at one value, or switch between two, keep their extremes: a gripper that hardly ever closes must
-    still be able to.
+    Dimensions that stay at one value, or switch between two, keep their extremes: a gripper that hardly ever closes
+    must still be able to.
 
     Raises:
-        UserError: a few extremes take the others' room; names dimension, frame and episode, and what to do.
+        UserError: a few extremes leave the others hardly any bins; names dimension, frame and episode, and what to do.
     """
     parts = {}
     for name, values in (("state", rows.state), ("action", rows.actions)):
@@ -144,7 +149,7 @@ def _stretched(column: np.ndarray, spread: Callable[[np.ndarray], Any]) -> np.nd
 
 
 def _without_strangers(column: np.ndarray, episode_index: np.ndarray) -> np.ndarray | None:
-    """The sorted rest of the values if what lies behind a gap, or in the two episodes that reach furthest, isn't like it."""
+    """Sorted rest of the values, if those behind a gap, or in the two episodes that reach furthest, are unlike it."""
     distinct = np.unique(column)
     edges = distinct[1:][np.diff(distinct) > np.ptp(column) / STRANGE]
     part = np.searchsorted(edges, column, side="right")

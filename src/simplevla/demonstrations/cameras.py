@@ -17,11 +17,11 @@ class Camera:
     """One camera in colour."""
 
     key: str
-    """Its feature in `info.json`."""
+    """Camera's feature in `info.json`."""
     size: tuple[int, int]
     """(height, width)."""
     video: bool
-    """In video files, not in the parquet files."""
+    """True if the pictures are in video files, not in the parquet files."""
 
 
 def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str, Camera]:

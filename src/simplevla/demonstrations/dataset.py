@@ -89,10 +89,10 @@ class LeRobotDataset:
         return measured
 
     def statistics_for_policy(self, bounds: Literal["min_max", "quantile"]) -> Statistics:
-        """The statistics that a new policy normalises with; `quantile` takes the 1 % and 99 % quantiles for the extremes.
+        """Statistics by which a new policy normalises; `quantile` takes the 1 % and 99 % quantiles for the extremes.
 
         Raises:
-            UserError: a few extremes would leave the other values hardly any room.
+            UserError: a few extremes would leave the other values hardly any bins.
         """
         bounded = bounded_statistics(self.folder, self.rows, bounds)
         return self.statistics if bounds == "min_max" else bounded

@@ -22,7 +22,7 @@ def read_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> 
     """uint8 [height, width, 3] of PNG or JPEG `data`; `where` names the frame in errors.
 
     Raises:
-        UserError: the picture is damaged, or its header says another `size` (height, width), before anything is decoded.
+        UserError: the picture is damaged, or its header, read first, says another `size` (height, width).
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

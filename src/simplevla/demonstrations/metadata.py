@@ -16,7 +16,7 @@ from simplevla.storage import read_json
 
 DATA_FIELDS = r"\{(chunk_index|file_index)(:0?\d{1,2}d?)?\}"
 VIDEO_FIELDS = DATA_FIELDS + r"|\{video_key\}"
-"""What a path in info.json may have filled in."""
+"""Patterns of the fields that a path in info.json may contain."""
 
 
 @part(frozen=True, kw_only=True)

@@ -49,8 +49,8 @@ def read_rows(
         fps: check the timestamps against this; None where no picture depends on them.
 
     Raises:
-        UserError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't its
-            frame's, an instruction isn't its episode's, or a file is damaged; says where.
+        UserError: rows are missing, doubled, out of order or no finite numbers of these dimensions, a timestamp isn't
+            its frame's, an instruction isn't its episode's, or a file is damaged; says where.
     """
     lengths = np.array([episode["length"] for episode in episodes])
     named = [
@@ -106,7 +106,7 @@ def _read_file(path: Path, dimensions: dict[str, int], fps: float | None) -> dic
 
 
 def _counts(folder: Path, files: dict[Path, dict[str, np.ndarray]], lengths: np.ndarray) -> np.ndarray:
-    """How many wanted rows there are of each episode."""
+    """Number of wanted rows of each episode."""
     counts = np.zeros(len(lengths), np.int64)
     for path, columns in files.items():
         episode = columns["episode_index"][columns["wanted"]]

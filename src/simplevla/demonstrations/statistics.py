@@ -13,9 +13,9 @@ from simplevla.policies.normalization import Statistics, measure
 SAMPLED_EPISODES, SAMPLED_FRAMES, SAMPLED_SIDE = 64, 8, 64
 """Image statistics come from evenly spaced episodes, frames and pixel rows, about this many; LeRobot samples too."""
 EPISODE_FRAMES, EPISODE_SIDE = 2, 32
-"""For one episode's own image statistics."""
+"""Sampled frames, and pixels of the longer side, for one episode's own image statistics."""
 EPISODE_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-"""As LeRobot 0.6 writes them."""
+"""Quantiles that LeRobot 0.6 writes."""
 
 
 def dataset_stats(
@@ -39,8 +39,9 @@ def dataset_stats(
 def episode_stats(vectors: dict[str, np.ndarray], images: dict[str, list[bytes]]) -> dict[str, Any]:
     """The columns `stats/FEATURE/MEASURE` of one episode's row in `meta/episodes`.
 
-    LeRobot's tools aggregate them into a new `stats.json` (`aggregate_stats` in its `compute_stats.py`), so measures and
-    shapes are LeRobot's: one number per dimension, [3][1][1] for images, whose `count` is that of the sampled frames.
+    LeRobot's tools aggregate them into a new `stats.json` (`aggregate_stats` in its `compute_stats.py`), so measures
+    and shapes are LeRobot's: one number per dimension, [3][1][1] for images, whose `count` is that of the sampled
+    frames.
 
     Args:
         vectors: feature -> [F, D].

@@ -16,8 +16,8 @@ def video_places(
     """Video file -> (episode, the second of the file where it begins), for the camera feature `key`.
 
     Raises:
-        UserError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes overlap by
-            half a frame or more.
+        UserError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes
+            overlap by half a frame or more.
     """
     names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     places: dict[Path, list[tuple[int, float]]] = {}
@@ -59,7 +59,8 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
     """Decode the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
 
     Raises:
-        UserError: the file is missing or damaged, its frames have another size or are to be turned, or none is within half a frame of a time.
+        UserError: the file is missing or damaged, its frames have another size or are to be turned, or none is within
+            half a frame of a time.
     """
     import av
 

@@ -234,7 +234,7 @@ class DatasetWriter:
 
 
 def changed(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two nested JSON values differ, as `key: old, now new`."""
+    """Differences between two nested JSON values, as `key: old, now new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         return [line for key in keys for line in changed(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]

@@ -46,7 +46,7 @@ class _Replica:
     """The future of its `take`, if one is out, and when it was asked for."""
     asked: float = 0.0
     outstanding: dict[Key, EpisodeRequest] = field(default_factory=dict)
-    """Given to it and not yet back."""
+    """Requests given to the actor whose episodes are not yet back."""
     stats: RolloutStats = field(default_factory=RolloutStats)
     version: tuple[int, ...] | None = None
     """Version of the actor's weights; None: those that it was made with."""
@@ -103,7 +103,7 @@ class RayEngine:
         self.stats = RolloutStats()
 
     def run(self, policy: Policy, sampling: Sampling, source: Source, sink: Sink, record: bool = True) -> None:
-        """See `RolloutEngine.run`; `sink` gets the episodes in the order in which they come back.
+        """Rolls out as `RolloutEngine.run`; `sink` gets the episodes in the order in which they come back.
 
         Raises:
             UserError: actors keep dying, or what the local engine raises.

@@ -121,7 +121,7 @@ class RemoteWorker(Worker):
 
     @property
     def executing(self) -> int | None:
-        """Not known from here."""
+        """None: the executing slot is not known from here."""
         return None
 
     def _alive_at(self) -> float:

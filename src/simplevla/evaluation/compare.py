@@ -18,9 +18,9 @@ class Paired:
 
     both: int
     only_a: int
-    """b of McNemar's test."""
+    """Pairs solved by `a` alone: b of McNemar's test."""
     only_b: int
-    """c of McNemar's test."""
+    """Pairs solved by `b` alone: c of McNemar's test."""
     neither: int
 
     @property
@@ -150,7 +150,7 @@ def compare_files(path_a: Path, path_b: Path) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """For the terminal: a row per task and one for all."""
+    """Table for the terminal: a row per task and one for all."""
     left_out = f"; {comparison.unpaired} pairs broken by an environment, left out" if comparison.unpaired else ""
     table = Table(
         title=f"{comparison.suite} · {comparison.split} initial states",

@@ -95,7 +95,7 @@ class EvaluationResult:
     """Sampling temperature; None if greedy."""
     seed: Seed
     episodes: tuple[Outcome, ...]
-    """In the order of tasks, then initial states; episodes that the environment broke are not here."""
+    """Outcomes by task, then initial state; episodes that the environment broke are not here."""
     broken: tuple[Broken, ...] = ()
     errors: Errors = field(default_factory=Errors)
     """All that broke, also where the episode was run again and went well."""
@@ -243,7 +243,7 @@ def read_result(path: Path) -> EvaluationResult:
 
 
 def result_table(result: EvaluationResult) -> Table:
-    """For the terminal: a row per task and one for all, with what makes the rate comparable in title and caption."""
+    """Table for the terminal: a row per task and one for all; title and caption say what makes the rate comparable."""
     protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
     errors = f" · {result.env_errors} episodes broken by the environment, not in n" if result.env_errors else ""
     table = Table(

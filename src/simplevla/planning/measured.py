@@ -19,7 +19,7 @@ class Measured:
     machine: str
     cores: int
     simulators: dict[str, SimulatorCost]
-    """By `simulator_key`."""
+    """Costs of simulators, by `simulator_key`."""
     worker_mb: dict[str, float]
     """Memory of a worker process, by `simulator_key`, with as many environments as the recipe gives it."""
     nano: PolicyCost

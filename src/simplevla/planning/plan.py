@@ -41,7 +41,7 @@ class Machine:
     memory_gb: Above0
     """Memory of each GPU, or of the host if there is none; GB of 1e9 bytes."""
     cores: Count = 0
-    """0: two without a GPU, else 16 per GPU."""
+    """CPU cores; 0 means two without a GPU, else 16 per GPU."""
     simulators: Count = 0
     """Environments in all; 0: what the recipe says, for each GPU."""
     tflops: Above0 = TFLOPS

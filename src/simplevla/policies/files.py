@@ -23,7 +23,7 @@ FILES = ("config.json", "statistics.json", "tokenizer.json", "model.safetensors"
 BESIDE = ("config.json", "statistics.json", "tokenizer.json", FILE)
 """The metadata of model.safetensors hold the sha256 of each, so that another policy's of the same sizes is noticed."""
 METADATA = "simplevla"
-"""Their only key."""
+"""Only key of the metadata of `model.safetensors`."""
 
 
 @dataclass(frozen=True, kw_only=True)

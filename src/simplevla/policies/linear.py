@@ -51,7 +51,7 @@ class Linear(nn.Linear):
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `torch.nn.functional.linear`."""
+    """Linear map, as `torch.nn.functional.linear`."""
     by_onednn = (
         input.device.type == "cpu"
         and input.dtype == weight.dtype == torch.float32

@@ -55,7 +55,7 @@ def check_fits_suite(policy: Policy, spec: Shapes) -> None:
 
 
 def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_dim: int, owner: str) -> None:
-    """As `check_fits_suite`, for anything that has cameras, states and actions; `owner` names it in the message."""
+    """Checks as `check_fits_suite`, for anything with cameras, states and actions; `owner` names it in the error."""
     problems = []
     missing = [camera for camera in policy.cameras if camera not in cameras]
     if missing:

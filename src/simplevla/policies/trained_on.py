@@ -14,7 +14,7 @@ from simplevla.storage import read_as
 from simplevla.types import Split, Task
 
 FILE = "trained_on.json"
-"""In a policy folder; those of earlier versions have none."""
+"""Name of the file in a policy folder; folders of earlier versions have none."""
 SILENT = {
     "published": "the published checkpoint was trained on",
     "sft": "demonstrations from elsewhere came from",

@@ -26,7 +26,7 @@ TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "paper": TrainConfig,
     **openvla_oft.recipes(),
 }
-"""`paper` holds the published hyper-parameters (SPEC 1.5) for a 7B policy; the others scale them down."""
+"""`paper` holds the published hyper-parameters (arXiv 2509.09674) for a 7B policy; the others scale them down."""
 
 ADAPTER_RANKS = {openvla_oft.LORA_24GB: openvla_oft.ADAPTER_RANK}
 """Recipes that are meant for a policy with an adapter -> its rank."""

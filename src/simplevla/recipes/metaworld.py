@@ -1,4 +1,4 @@
-"""The nano policy on five tasks of Meta-World, `lite` visuals. The numbers are LIBERO's recipe's where nothing else is said."""
+"""The nano policy on five tasks of Meta-World, `lite` visuals; numbers without a comment are LIBERO's."""
 
 from simplevla.config import (
     DemosConfig,
@@ -11,8 +11,10 @@ from simplevla.config import (
 )
 
 TASKS = ("button-press-v3", "coffee-button-v3", "dial-turn-v3", "peg-unplug-side-v3", "sweep-into-v3")
-"""Of different kinds, and not to be solved blindly: the expert's actions from one layout, repeated in others, solve one to three
-of 16 (docs/results/metaworld_expert.md)."""
+"""Tasks of different kinds that can't be solved blindly.
+
+The expert's actions from one layout, repeated in others, solve one to three of 16 (docs/results/metaworld_expert.md).
+"""
 SUITE = SuiteConfig(name="metaworld", tasks=TASKS, visuals="lite", image_size=64)
 
 
@@ -27,9 +29,9 @@ def sft() -> SFTConfig:
 
 
 def train() -> TrainConfig:
-    """A scene takes 22 MB, so a process holds many.
+    """RL on Meta-World, with twice LIBERO's groups, on chosen states; a process holds many scenes of 22 MB.
 
-    Twice LIBERO's groups, on chosen initial states: most layouts are always or never solved, so that of uniformly chosen ones only
+    Most layouts are always or never solved, so that of uniformly chosen ones only
     two in five give a signal, and gradients of 16 groups wandered (docs/log.md).
     """
     return TrainConfig(

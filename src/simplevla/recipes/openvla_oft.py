@@ -1,7 +1,7 @@
-"""The paper's LIBERO experiments with OpenVLA-OFT (arXiv 2509.09674; SPEC 1.5 and 1.6), for a GPU and the published checkpoints.
+"""The paper's LIBERO experiments with OpenVLA-OFT (arXiv 2509.09674), for a GPU and the published checkpoints.
 
-What isn't set here is the default of TrainConfig, which is the paper's: 64 groups of 8, clips 0.2 and 0.28, four optimizer steps
-per update, no KL, no entropy, evaluation every fourth update.
+What isn't set here is the default of TrainConfig, which is the paper's: 64 groups of 8, clips 0.2 and 0.28, four
+optimizer steps per update, no KL, no entropy, evaluation every fourth update.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ PUBLISHED_EPISODES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Success in %, of `PUBLISHED_EPISODES` (the paper's tables; SPEC 1.6): on the initial states that it trained on."""
+    """Success in % of `PUBLISHED_EPISODES` on the train states, from the tables of arXiv 2509.09674."""
 
     sft: float
     rl: float
@@ -42,7 +42,7 @@ PUBLISHED = {
 
 
 def suite(name: str) -> SuiteConfig:
-    """Stock pictures of 256 pixels, 512 env steps on every suite (SPEC 1.7): what the checkpoints know."""
+    """Stock pictures of 256 pixels, 512 env steps on every suite: what the checkpoints know."""
     return SuiteConfig(name=SUITES[name], visuals="stock", horizon="simplevla", image_size=256)
 
 
@@ -61,9 +61,9 @@ def full(name: str) -> TrainConfig:
 
 
 def lora_24gb() -> TrainConfig:
-    """libero_spatial on one card of 24 GB, with an adapter (`simplevla adapters new`, rank 32) and an update of a quarter.
+    """RL on libero_spatial on a card of 24 GB, by an adapter (`simplevla adapters new`, rank 32), in quarter updates.
 
-    The learning rate is the adapters' of arXiv 2603.11653 (SPEC 5); not tried on a GPU by us.
+    The learning rate is the adapters' of arXiv 2603.11653; not tried on a GPU by us.
     """
     return replace(
         full("spatial"),
@@ -74,7 +74,7 @@ def lora_24gb() -> TrainConfig:
 
 
 def recipes() -> dict[str, Callable[[], TrainConfig]]:
-    """By name: the demonstrations are in the checkpoint, so `one_demo` and `all_demos` are the same numbers."""
+    """Recipes by name: the demonstrations are in the checkpoint, so `one_demo` and `all_demos` are the same numbers."""
 
     def of(name: str) -> Callable[[], TrainConfig]:
         return lambda: full(name.split("_")[1])

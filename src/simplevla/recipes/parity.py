@@ -1,4 +1,4 @@
-"""Whether a checkpoint is as good here as where it was published: to be seen before any RL, which would hide what differs."""
+"""Check that a checkpoint is as good here as where it was published, before RL hides a difference."""
 
 from scipy.stats import fisher_exact
 
@@ -10,7 +10,7 @@ UNLIKELY = 0.01
 
 
 def parity(name: str, result: EvaluationResult) -> str:
-    """How an evaluation with the settings of recipe `name` compares with the published successes (Fisher's exact test)."""
+    """Compares an evaluation by recipe `name` with the published successes (Fisher's exact test), in words."""
     got, published = result.overall, PUBLISHED[name]
     if result.split != "all" or got.n != PUBLISHED_EPISODES:
         return (

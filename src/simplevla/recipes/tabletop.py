@@ -1,4 +1,4 @@
-"""The nano policy on the embedded suite: minutes on two cores. Numbers without a source were swept; docs/log.md says how."""
+"""The nano policy on the embedded suite: minutes on two cores. Numbers without a source were swept (docs/log.md)."""
 
 from dataclasses import replace
 
@@ -16,8 +16,11 @@ SUITE = SuiteConfig(name="tabletop")
 
 
 def demos() -> DemosConfig:
-    """Rarely disturbed, with clean labels, so that the policy sees recoveries; and hesitant, so that there is something to
-    gain: the imitator is as slow as its teacher and often runs out of time, while faster is possible."""
+    """Demonstrations that are rarely disturbed, with clean labels, and hesitant.
+
+    Disturbances show recoveries. Hesitation leaves something to gain: the imitator is as slow as its teacher and often
+    runs out of time, while faster is possible.
+    """
     return DemosConfig(suite=SUITE, episodes=900, noise=1.0, noise_probability=0.08, levels=4, hesitation=0.6)
 
 
@@ -35,7 +38,7 @@ def sft() -> SFTConfig:
 
 
 def train() -> TrainConfig:
-    """SPEC 1.5 with fewer groups and a learning rate for a million parameters."""
+    """The hyper-parameters of arXiv 2509.09674 with fewer groups and a learning rate for a million parameters."""
     return TrainConfig(
         suite=SUITE,
         updates=30,
@@ -48,10 +51,10 @@ def train() -> TrainConfig:
 
 
 def diffusion_sft() -> SFTConfig:
-    """As with tokens, batch by batch."""
+    """SFT as with tokens, batch by batch."""
     return replace(sft(), head="diffusion")
 
 
 def diffusion_train() -> TrainConfig:
-    """As with tokens, but for a third of the learning rate: a chunk has five times as many units, one per denoising step."""
+    """RL as with tokens, at a third of the learning rate for five times as many units: one per denoising step."""
     return replace(train(), optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10))

@@ -27,9 +27,9 @@ class Choice:
     """States to film, and how many there are of each kind."""
 
     neutral: list[State]
-    """By `NEUTRAL_RULE`."""
+    """States chosen by `NEUTRAL_RULE`."""
     of_kind: dict[str, State | None]
-    """By `KIND_RULE`; one of `neutral` where all of a kind are there, None where there is none."""
+    """States chosen by `KIND_RULE`; one of `neutral` where all of a kind are there, None where there is none."""
     counts: dict[str, int]
     """Kind -> states, of all that both evaluations have."""
 

@@ -153,7 +153,7 @@ def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:
 
 
 def short_names(tasks: Sequence[str]) -> list[str]:
-    """Without the words that all of them begin or end with, as far as each keeps one.
+    """Names without the words that all begin or end with, as far as each keeps one.
 
     >>> short_names(["pick_up_the_milk_and_go", "pick_up_the_tomato_sauce_and_go"])
     ['milk', 'tomato_sauce']

@@ -1,4 +1,4 @@
-"""Groups of siblings that make one update, sampled until enough of them carry a signal: dynamic sampling, arXiv 2509.09674."""
+"""Groups of one update, sampled until enough of them carry a signal: dynamic sampling (arXiv 2509.09674)."""
 
 import math
 import threading
@@ -34,13 +34,13 @@ class Collection:
     """Kept groups of N complete siblings, in the order in which they were asked for."""
     sampled: int = 0
     mixed: int = 0
-    """With both outcomes, within the filter."""
+    """Groups with both outcomes, within the filter."""
     all_failed: int = 0
     all_solved: int = 0
     outside: int = 0
-    """With both outcomes, but a mean success outside the filter."""
+    """Groups with both outcomes, but a mean success outside the filter."""
     broken: int = 0
-    """Dropped because a sibling ended ENV_ERROR."""
+    """Groups dropped because a sibling ended ENV_ERROR."""
     success_by_task: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Task -> (solved, n) over all sampled episodes that have a reward."""
     stats: RolloutStats = field(default_factory=RolloutStats)

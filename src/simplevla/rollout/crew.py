@@ -26,14 +26,14 @@ class Loss:
     """A worker that died or hung, and has been replaced; its commands get no reply."""
 
     error: str
-    """In a few words."""
+    """Error in a few words."""
     executing: int | None = None
     """The slot whose command broke it; None if that isn't known."""
     starting: bool = False
-    """It was still starting, so that no command broke it."""
+    """True if the worker was still starting, so that no command broke it."""
 
     def blames(self, slot: int) -> bool:
-        """Whether the slot's command may have broken it."""
+        """True if the slot's command may have broken the worker."""
         return not self.starting and self.executing in (None, slot)
 
     @property
@@ -163,7 +163,7 @@ class Errors:
         )
 
     def metrics(self) -> dict[str, Any]:
-        """`errors` (kind -> how often) and `last_error` (its last lines) for a row of the run's log; empty if nothing broke."""
+        """`errors` (kind -> count) and `last_error` (its last lines) for the run's log; empty if nothing broke."""
         return {"errors": self.counts, "last_error": last_lines(self.last_error, SHOWN_LINES)} if self.counts else {}
 
     @property

@@ -37,7 +37,7 @@ MakeWorker = Callable[[SuiteConfig, SuiteSpec, int, int], Worker]
 
 
 class Engine(Protocol):
-    """What rolls episodes out: the one below, or one on other machines."""
+    """Engine that rolls episodes out: the one below, or one on other machines."""
 
     stats: "RolloutStats"
 
@@ -51,10 +51,12 @@ class Engine(Protocol):
 
 
 SLOW_RESET_TURNS = 24
-"""Turns of its half that a slot which changes its task may miss, where that is slow, before the others wait for it: about as
-long as building a scene of LIBERO takes, but counted in turns, so that timing still decides nothing."""
+"""Turns of its half that a slot may miss while it changes its task, where that is slow, before the others wait for it.
+
+That is about as long as building a scene of LIBERO takes, but counted in turns, so that timing decides nothing.
+"""
 LOOK_AHEAD = 8
-"""Requests per slot among which a slot looks for its own task, where changing the task is slow: a group of the paper."""
+"""Requests per slot among which a slot looks for its own task, where changing it is slow: one group of the paper."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ class RolloutStats:
     unlike_starts: int = 0
     """Episodes whose first observation isn't that of another one from the same initial state."""
     policy_s: float = 0.0
-    """In the policy, copies to and from its device included."""
+    """Seconds in the policy, copies to and from its device included."""
     wait_s: float = 0.0
     """Waiting for simulators."""
     wall_s: float = 0.0
@@ -139,7 +141,7 @@ class _Slot:
     """A command is out."""
     reply: Reply = field(default_factory=lambda: Reply("done"))
     task: str = ""
-    """Of the last episode."""
+    """Task of the last episode."""
     away: int = 0
     """Turns that it may still miss."""
 
@@ -304,8 +306,10 @@ class RolloutEngine:
             self._waiting.append(request)
 
     def _choose(self, slot: _Slot) -> int:
-        """Which waiting request the slot takes: the first; where changing the task is slow, one of its own task, else
-        one of a task that no slot has, else the first, so that nobody idles."""
+        """Index of the waiting request that the slot takes: usually the first.
+
+        Where changing the task is slow, a request of the slot's own task goes before, then one of a task that no slot
+        has; else the first, so that no slot idles."""
         if not self._keep_tasks:
             return 0
         tasks = [request.task.name for request in self._waiting]
@@ -388,7 +392,7 @@ class RolloutEngine:
             episode.actions.append(actions[row])
 
     def _compare_starts(self, slots: list[_Slot]) -> None:
-        """Count episodes that begin unlike their siblings: their rewards would be compared as if only the actions differed."""
+        """Counts episodes that begin unlike their siblings, since rewards are compared as if only actions differed."""
         for slot in slots:
             assert slot.running is not None
             if slot.running.env_steps == 0:

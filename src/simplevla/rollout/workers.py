@@ -30,11 +30,11 @@ from simplevla.suites.registry import make_suite
 from simplevla.types import ChunkResult, Observation
 
 STARTUP_TIMEOUT_S = 600.0
-"""For importing a simulator and building the first environment, which may fill caches on disk."""
+"""Limit for importing a simulator and building the first environment, which may fill caches on disk."""
 REPLY_INTERVAL_S = 0.02
 """Replies to commands that came together travel together, but none waits longer than this for a later one."""
 CLOSE_TIMEOUT_S = 5.0
-"""For closing the environments; after that a worker is killed."""
+"""Limit for closing the environments; after that a worker is killed."""
 WORKER_VARIABLES = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 """One thread per worker, in BLAS and in the software renderer: there is a worker for each core already."""
 
@@ -57,7 +57,7 @@ class Step(NamedTuple):
     slot: int
     length: int
     last: bool = False
-    """They reach the horizon."""
+    """True if these actions reach the horizon."""
 
 
 class Job(Protocol):
@@ -86,7 +86,7 @@ Command = Reset | Step | Run
 
 
 class Reply(NamedTuple):
-    """What came of a command; its observation lies in shared memory if the kind is `done`."""
+    """Answer to a command; its observation lies in shared memory if the kind is `done`."""
 
     kind: Literal["ready", "done", "env_error", "suite_error"]
     slot: int = 0
@@ -309,8 +309,9 @@ def serve(
 def _end_with_parent() -> None:
     """Let this process end when its parent is gone, even in the middle of a chunk.
 
-    On Linux the kernel kills it, since a thread would wait for C code that keeps Python's lock. The signal comes when the pipe
-    from the parent closes, and so with the parent's process; PR_SET_PDEATHSIG comes with the thread that started this one.
+    On Linux the kernel kills it, since a thread would wait for C code that keeps Python's lock. The signal comes when
+    the pipe from the parent closes, and so with the parent's process; PR_SET_PDEATHSIG comes with the thread that
+    started this one.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -329,7 +330,7 @@ def _exit_with(sentinel: int) -> None:
 
 @contextlib.contextmanager
 def worker_surroundings() -> Iterator[None]:
-    """What a process started inside inherits: thread limits, a blocked Ctrl-C (the parent ends it), no `__main__`.
+    """Sets what processes started inside inherit: thread limits, a blocked Ctrl-C (the parent ends it), no `__main__`.
 
     multiprocessing would import the parent's main script in the worker, and with it torch.
     """
@@ -356,7 +357,7 @@ class Worker:
     """The parent's end of one worker process, which it can kill and replace; shared memory outlives the process."""
 
     shares_cores = True
-    """Whether it is on this machine, where the policy must leave it a core."""
+    """True if the worker is on this machine, where the policy must leave it a core."""
 
     def __init__(self, config: SuiteConfig, spec: SuiteSpec, slots: int, chunk_length: int) -> None:
         self._context = multiprocessing.get_context("spawn")

@@ -14,19 +14,22 @@ class Environment(ABC):
 
     @abstractmethod
     def reset(self, task: Task, initial_state: int) -> Observation:
-        """Put the scene into initial state number `initial_state` of `task`; the same pair always gives the same scene."""
+        """Puts the scene into initial state `initial_state` of `task`; the same pair always gives the same scene."""
 
     def reset_unseen(self, task: Task, initial_state: int) -> Observation | None:
-        """As `reset`, for a sibling of an episode that this process has begun: None says that the observation is the same to
-        the last bit and needn't be rendered again. Worth overriding where episodes are short."""
+        """Resets for a sibling of an episode that this process has begun.
+
+        None says that the observation is the same to the last bit and needn't be rendered again.
+        Worth overriding where episodes are short.
+        """
         return self.reset(task, initial_state)
 
     @abstractmethod
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """Execute float32 `actions` [h, A] one after another, h >= 1, stopping at the first env step that solves the task.
+        """Executes float32 `actions` [h, A], h >= 1, up to the first env step that solves the task.
 
-        Renders only after the last executed action, best in a function that the result carries, since nobody looks at the
-        end of an episode. The caller keeps the horizon by shortening `actions`.
+        Renders only after the last executed action, best in a function that the result carries, since nobody looks at
+        the end of an episode. The caller keeps the horizon by shortening `actions`.
         """
 
     @abstractmethod

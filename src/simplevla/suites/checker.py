@@ -205,7 +205,7 @@ def _chunk_problems(suite: Suite, environment: Environment, actions: np.ndarray)
 
 
 def _difference(a: Observation, b: Observation) -> str:
-    """Which part of the observation differs, in words; empty if none does."""
+    """The part of the observation that differs, in words; empty if none does."""
     for name, image in a.images.items():
         other = b.images.get(name)
         if other is None or not np.array_equal(image, other):

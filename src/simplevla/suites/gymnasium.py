@@ -88,7 +88,7 @@ class GymnasiumEnvironment(Environment):
         self._make_env, self._observe, self._success_key = make_env, observe, success_key
         self._built: dict[str, gymnasium.Env] = {}
         self.task: Task | None = None
-        """Of the last reset."""
+        """Task of the last reset."""
         self._last: Any = None
         self._terminated = False
 

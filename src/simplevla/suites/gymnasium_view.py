@@ -15,9 +15,9 @@ from simplevla.types import Observation, Split
 class SuiteEnv(gymnasium.Env):
     """One environment of a suite.
 
-    Observation: a dict with `state` float32 [S], `task` (number in the suite; `instructions` has its words) and an image
-    uint8 [height, width, 3] per camera. Reward: 1 at the env step that solves the task, which terminates; the task's
-    horizon truncates.
+    Observation: a dict with `state` float32 [S], `task` (number in the suite; `instructions` has its words) and an
+    image uint8 [height, width, 3] per camera. Reward: 1 at the env step that solves the task, which terminates; the
+    task's horizon truncates.
 
     Args:
         suite: which tasks, under which protocol.

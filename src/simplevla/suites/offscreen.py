@@ -1,4 +1,4 @@
-"""Which renderer draws without a screen, and its context."""
+"""Choice of the renderer that draws without a screen, and its context."""
 
 import os
 from typing import Any

@@ -28,7 +28,7 @@ class Augmentation:
     shift: np.ndarray
     """int64 [B, 2]: pixels by which the picture moves up and to the left, -p .. p."""
     largest_shift: int
-    """p."""
+    """Largest shift p, pixels."""
     colours: np.ndarray
     """uint8 [B, 256]: the new value of each pixel value."""
 

@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def deterministic(device: str = "cpu") -> Iterator[None]:
-    """Inside, torch's operations on CPU give the same bits every time, whatever the number of threads.
+    """Context in which torch's operations on CPU give the same bits every time, whatever the number of threads.
 
     Without it, sums over threads (the backward pass of indexing, for one) come out in the order in which threads
     finish, and a resumed run is not the uninterrupted one. On other devices nothing changes.

@@ -38,7 +38,7 @@ LOG_EVERY = 25
 """Batches per line of metrics.jsonl."""
 
 VALIDATION_CHUNKS = 2048
-"""At most this many chunks, evenly spread over the held-out demonstrations, make the validation loss."""
+"""Most chunks of the validation loss, evenly spread over the held-out demonstrations."""
 
 KEEP_CHECKPOINTS = 2
 

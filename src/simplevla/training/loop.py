@@ -42,7 +42,7 @@ class Outcome:
     update: int
     """Updates done."""
     message: str
-    """For the user: what happened and what to do."""
+    """Message to the user: what happened and what to do."""
 
 
 EXTENDING = dict.fromkeys(

@@ -131,7 +131,7 @@ class OpenVLAOFT(Policy):
         return score_tokens(self._logits(batch), trace.to(self.device), sampling)
 
     def _logits(self, batch: ObservationBatch) -> Tensor:
-        """For each decision, [D, U, 256]."""
+        """Logits of each decision, [D, U, 256]."""
         batch = batch.to(self.device)
         return batch.per_decision(self(batch))
 

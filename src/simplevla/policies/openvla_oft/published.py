@@ -272,7 +272,7 @@ def _check_gripper(action: Measured, mask: tuple[bool, ...], file: Path) -> None
 
 
 def _statistics(measured: PublishedStatistics, config: OpenVLAOFTConfig) -> Statistics:
-    """In the suite's units, which for the gripper aren't the model's."""
+    """Statistics in the suite's units, which for the gripper aren't the model's."""
     action = {name: list(getattr(measured.action, name)) for name in MEASURES}
     if config.gripper == "libero":
         last = {name: 1 - 2 * action[name][-1] for name in MEASURES} | {"std": 2 * action["std"][-1]}

@@ -1,4 +1,4 @@
-"""From the names and shapes of a published OpenVLA-OFT checkpoint, timm's among them, to the policy's."""
+"""Names and shapes of a published OpenVLA-OFT checkpoint, timm's among them, as the policy's."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,7 +108,7 @@ def _siglip_source(name: str) -> Source:
 
 
 def _block_source(prefix: str, rest: str, attention: str, out: str) -> Source:
-    """timm keeps query, key and value in one matrix."""
+    """Source of a tensor of a timm block, which keeps query, key and value in one matrix."""
     module, _, kind = rest.rpartition(".")
     for third, which in enumerate(("q_proj", "k_proj", "v_proj")):
         if module == f"{attention}.{which}":

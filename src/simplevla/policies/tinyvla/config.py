@@ -70,7 +70,7 @@ class UnetConfig:
     """The conditional 1-D U-Net of the diffusion head; the defaults are TinyVLA's."""
 
     channels: Annotated[tuple[Width, ...], Len(1, 32)] = (256, 512, 1024)
-    """Per level; the chunk's length halves from each to the next, rounded up."""
+    """Channels per level; the chunk's length halves from each to the next, rounded up."""
     kernel: Annotated[int, Ge(1), Le(101)] = 5
     """Actions that one convolution sees, odd."""
     groups: Width = 8
@@ -119,7 +119,7 @@ class LanguageConfig:
     heads: Width = 4
     mlp_size: Width = 256
     vocab_size: Width = 512
-    """At creation: the largest vocabulary the tokenizer may learn; in a saved policy: rows of the word embedding."""
+    """Largest vocabulary that the tokenizer may learn; in a saved policy the rows of the word embedding."""
     max_instruction_tokens: Annotated[int, Ge(1), Le(100_000)] = 64
     init_std: Annotated[float, Ge(0), Le(100)] = 0.06
     """Std of the initial weights; GPT-NeoX's own 0.02 is meant for wide models."""

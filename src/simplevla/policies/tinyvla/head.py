@@ -51,18 +51,18 @@ class TokenHead(nn.Module):
 
     @property
     def unit_action_index(self) -> np.ndarray:
-        """int64 [U]."""
+        """Action in the chunk of each unit, int64 [U]."""
         length, action_dim = self.shape
         return np.repeat(np.arange(length), action_dim)
 
     @property
     def unit_discount(self) -> np.ndarray:
-        """float32 [U]: every unit gets the whole advantage."""
+        """Factors of the advantage, float32 [U]: every unit gets the whole."""
         return np.ones(len(self.unit_action_index), np.float32)
 
     @property
     def unit_clip_scale(self) -> np.ndarray:
-        """float32 [U]: and the whole clip range."""
+        """Factors of the clip range, float32 [U]: every unit gets the whole."""
         return self.unit_discount
 
     def set_denoising(self, denoising: DenoisingConfig) -> None:

@@ -33,7 +33,7 @@ SMALLEST_STD = 1e-3
 
 
 LARGEST_STATE = 10.0
-"""In standard deviations. A state far from all demonstrations must not drown the images."""
+"""Largest normalised state, standard deviations. A state far from all demonstrations must not drown the images."""
 
 LARGEST_ACTION = 1 + 1e-3
 """Normalised. Demonstrated actions beyond become the outermost; the rest is for rounding."""
@@ -165,7 +165,9 @@ class TinyVLA(Policy):
         return self.head.unit_clip_scale
 
     def prepare_for_rl(self, config: TrainConfig) -> None:
-        """See the base class; with a frozen backbone a trace ends with the condition, and only the U-Net trains.
+        """Prepares for RL as in the base class.
+
+        With a frozen backbone a trace ends with the condition, and only the U-Net trains.
 
         Raises:
             UserError: a frozen backbone for a token head or where only the backbone trains, or too many steps.

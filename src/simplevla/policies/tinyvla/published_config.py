@@ -23,9 +23,9 @@ PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
     "polite answers to the user's questions. USER: <image>\n{instruction} ASSISTANT: <|endoftext|>"
 )
-"""As in its evaluation. Its training has a second space before the last token."""
+"""Prompt as in the evaluation of TinyVLA's code. Its training has a second space before the last token."""
 PROMPT_TOKENS = 512
-"""At most, after the views."""
+"""Most tokens of a prompt, after the views."""
 
 LANGUAGE_SETTINGS: dict[str, Any] = {
     "rotary_pct": 0.25,

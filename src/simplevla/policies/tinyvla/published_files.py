@@ -32,7 +32,7 @@ class PublishedCheckpoint:
     preprocessor: dict[str, Any] | None
     """The image processor's settings, if they are there."""
     tensors: dict[str, Tensor]
-    """By the names that they have in the model without adapter."""
+    """Tensors by the names that they have in the model without adapter."""
     merged: int
     """Matrices that the adapter changed."""
 

@@ -66,9 +66,11 @@ class Camera:
         return np.ascontiguousarray(pixels[::-1, ::-1])
 
     def _outside(self, camera: int) -> np.ndarray:
-        """Visual shapes whose bounding sphere lies outside the camera's square view, beyond one of its four sides or behind
-        it: leaving them out changes no pixel, and a wrist camera sees a third of the triangles. None where a shadow or a
-        mirror could bring them back into the picture."""
+        """Visual shapes whose bounding sphere lies outside the camera's view: beyond one of its four sides or behind.
+
+        Leaving them out changes no pixel, and a wrist camera sees a third of the triangles. There are none where a
+        shadow or a mirror could bring them back into the picture.
+        """
         model, data, shown = self._model, self._data, self._shown
         place = (data.geom_xpos[shown] - data.cam_xpos[camera]) @ data.cam_xmat[camera].reshape(3, 3)
         depth, half = -place[:, 2], np.deg2rad(model.cam_fovy[camera]) / 2

@@ -1,4 +1,4 @@
-"""Which tasks the LIBERO suites have, where their files lie, and how long an episode may last. No simulator here."""
+"""Tasks of the LIBERO suites, the places of their files, and horizons. No simulator here."""
 
 from pathlib import Path
 
@@ -16,7 +16,8 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero
 INITIAL_STATES = 50
 """Official initial states per task."""
 TRAIN_STATES = 40
-"""The first 40 are for training, the last 10 are held out; published systems train and test on all 50 (SPEC 1.7)."""
+"""The first 40 are for training, the last 10 are held out; published systems train and test on all 50
+(PRIME-RL/SimpleVLA-RL, issue 34)."""
 
 OPENVLA_HORIZONS = {
     "libero_spatial": 220,
@@ -30,7 +31,7 @@ HORIZON_PROTOCOLS = ("openvla", "simplevla")
 
 
 def horizon(suite: str, protocol: str) -> tuple[int, str]:
-    """Env steps of an episode in `suite` under `protocol`, and why that many (SPEC 1.7).
+    """Env steps of an episode in `suite` under `protocol`, and why that many.
 
     Raises:
         UserError: unknown protocol.
@@ -47,7 +48,7 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
 
 
 def instruction(task_name: str) -> str:
-    """What the benchmark tells the policy: the task's name without its scene, as words.
+    """Instruction that the benchmark gives the policy: the task's name without its scene, as words.
 
     >>> instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
     'close the top drawer of the cabinet'

@@ -34,7 +34,7 @@ FINGER_SPAN = 0.072
 FINGER_OPEN = 0.036
 """A finger joint beyond this (m) counts as open."""
 GRASP_DEPTH = 0.03
-"""How far below an object's top the fingertips close, m."""
+"""Depth below an object's top at which the fingertips close, m."""
 RIM_DEPTH = 0.02
 TIP = 0.013
 """Lowest height of the grasp point above what the object stands on, m: the fingertips reach 1.1 cm below it."""
@@ -47,9 +47,9 @@ SIDESTEP = 0.025
 CHOICE_KEPT = 0.06
 """A place is chosen anew as long as the hand is further than this from the object, m."""
 ALIGNED = np.array([0.02, 0.013, 0.01])
-"""How near the hand comes to a grasp before it closes, m; least matters x, along the width of the fingertips."""
+"""Largest distance of the hand from a grasp when it closes, m; x, along the width of the fingertips, matters least."""
 CLOSING_SLACK = 2.5
-"""While the fingers close they may drag the object this many times further without the grasp being given up."""
+"""Factor by which closing fingers may drag the object further without the grasp being given up."""
 PLACE_ALIGNED = {"on": 0.012, "in": 0.02}
 """Distance from the target's centre, m, at which the object is let go; LIBERO's `on` wants less than 3 cm."""
 PATIENCE = 70
@@ -123,7 +123,7 @@ class PickAndPlace(Expert):
         return self._command(hand, _across(hand, grasp[:2], over, max(hand[2], grasp[2]), aside), OPEN)
 
     def _grasp(self, hand: np.ndarray) -> np.ndarray:
-        """Where the grasp point of the hand goes, [3] m: across the object if it is narrow, else a side of its rim.
+        """Target of the grasp point of the hand, [3] m: across the object if it is narrow, else a side of its rim.
 
         Of several such places those come first where the open hand would touch nothing else; each failed attempt moves
         on to the next. A choice is kept while the hand is near it.

@@ -1,11 +1,11 @@
-"""Where the things of a scene are, for experts: axis-aligned boxes around collision shapes, and contacts."""
+"""Geometry of a scene for experts: axis-aligned boxes around collision shapes, and contacts."""
 
 import numpy as np
 
 from simplevla.suites.libero.simulation import Simulation
 
 HAND_HALF_WIDTH = 0.06
-"""How far beside its path the open hand may touch something, m."""
+"""Half the width that the open hand needs beside its path, m."""
 OPEN_HAND = np.array(
     [
         (x, side * y, z)
@@ -30,11 +30,11 @@ class SceneGeometry:
     target: np.ndarray
     """[3] m, the point over which the object is let go."""
     target_high: float
-    """m, the top of the thing that the target belongs to."""
+    """Top of the thing that the target belongs to, m."""
     pinched: bool
     """Both fingers touch the object."""
     touched: bool
-    """At least one finger touches the object."""
+    """True if at least one finger touches the object."""
     item_on_target: bool
     """The object touches the thing that the target belongs to."""
 
@@ -88,7 +88,7 @@ class SceneGeometry:
         return float(highest)
 
     def collisions(self, hand: np.ndarray) -> int:
-        """How many of the open hand's sample points would lie inside other things with the hand at `hand` [3] m."""
+        """Number of the open hand's sample points that lie inside other things with the hand at `hand` [3] m."""
         rotation = self._data.geom_xmat[self._others].reshape(-1, 3, 3)
         bounds = self._model.geom_aabb[self._others]
         points = (hand + OPEN_HAND)[:, None] - self._data.geom_xpos[self._others]
@@ -103,13 +103,13 @@ class SceneGeometry:
         return (centre - half).min(0), (centre + half).max(0)
 
     def _touch(self, pairs: np.ndarray, other: np.ndarray) -> bool:
-        """Whether a contact joins the item and a geom of the mask `other`."""
+        """True if a contact joins the item and a geom of the mask `other`."""
         first, second = pairs[:, 0], pairs[:, 1]
         return bool(((self._is_item[first] & other[second]) | (other[first] & self._is_item[second])).any())
 
 
 def _crosses(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether the segment from `start` to `end` meets the rectangle `low` to `high`, all [2]."""
+    """True if the segment from `start` to `end` meets the rectangle `low` to `high`, all [2]."""
     way = end - start
     enter, leave = 0.0, 1.0
     for axis in range(2):

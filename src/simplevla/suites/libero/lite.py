@@ -24,7 +24,7 @@ FORMAT = "2"
 
 
 def cache_folder() -> Path:
-    """Where converted assets are kept: SIMPLEVLA_CACHE, else the XDG cache folder."""
+    """Folder of converted assets: SIMPLEVLA_CACHE, else the XDG cache folder."""
     chosen = os.environ.get("SIMPLEVLA_CACHE")
     if chosen:
         return Path(chosen) / "libero_lite"

@@ -26,7 +26,7 @@ SEED = 0
 """Fixtures move with the seed; the official evaluation uses 0."""
 SETTLING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 SETTLING_STEPS = 10
-"""Objects fall into place after a state is set; not counted as env steps (SPEC 1.7)."""
+"""No-op steps in which objects fall after a state is set; not counted as env steps, as in OpenVLA-OFT's evaluation."""
 
 
 class Simulation:
@@ -113,8 +113,8 @@ class Simulation:
     def step(self, action: np.ndarray) -> bool:
         """One env step of 50 ms; True if the task is solved after it.
 
-        Equal up to rounding to robosuite's own step, which recomputes positions and velocities three times per physics step.
-        Only its constraint solver profits from that (each pass starts warm from the last), so only the solver is
+        Equal up to rounding to robosuite's own step, which recomputes positions and velocities three times per physics
+        step. Only its constraint solver profits from that (each pass starts warm from the last), so only the solver is
         repeated here. A new controller computes its first torques from the arm's pose before the initial state was set;
         robosuite does so, and recorded demonstrations carry the effect.
 
@@ -163,7 +163,7 @@ class Simulation:
 
     @property
     def gripper_command(self) -> float:
-        """What the fingers are told, -1 (open) to 1 (closed); it moves by 0.25 per env step."""
+        """Command to the fingers, -1 (open) to 1 (closed); it moves by 0.25 per env step."""
         return float(self._gripper.current_action[-1])
 
     @property

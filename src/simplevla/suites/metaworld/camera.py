@@ -11,12 +11,14 @@ from simplevla.suites.metaworld.simulation import Simulation
 from simplevla.suites.offscreen import make_context
 
 CAMERAS = {"fixed": "corner4", "wrist": "gripperPOV"}
-"""Our camera name -> the benchmark's. corner4 is the near one of its front views: the whole work space fills the picture."""
+"""Our camera name -> the benchmark's. corner4 is its near front view: the whole work space fills the picture."""
 UPSIDE_DOWN = {"corner4"}
 """Cameras that the benchmark mounted upside down; their pictures are turned by 180 degrees."""
 VISUALS = ("stock", "fast", "lite")
-"""`fast`: no multisampling, shadows, reflections; `lite`: also fewer faces and smaller textures. Pixels differ, so results name the
-mode; the physics is the same in all."""
+"""Visual modes. `fast`: no multisampling, shadows, reflections; `lite`: also fewer faces and smaller textures.
+
+Pixels differ, so results name the mode; the physics is the same in all.
+"""
 VIDEO_SIZE = 256
 """Side in pixels of the pictures for people."""
 

@@ -1,4 +1,4 @@
-"""Which tasks Meta-World has, what the policy is told, how long an episode may last. No simulator here."""
+"""Tasks of Meta-World, their instructions and horizons. No simulator here."""
 
 from simplevla.errors import UserError
 from simplevla.types import Split, Task

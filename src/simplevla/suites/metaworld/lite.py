@@ -1,7 +1,7 @@
 """Visual mode `lite`: fewer faces and smaller textures in a copy of a model that is only uploaded to a renderer.
 
-A renderer draws the physics' own model and takes from the copy what was uploaded, by mesh and texture number. So the physics is
-stock bit for bit, and nothing is converted on disk.
+A renderer draws the physics' own model and takes from the copy what was uploaded, by mesh and texture number. So the
+physics is stock bit for bit, and nothing is converted on disk.
 """
 
 import mujoco
@@ -45,7 +45,7 @@ def simplify_meshes(model: mujoco.MjModel) -> None:
 
 
 def shrink_textures(model: mujoco.MjModel) -> None:
-    """Average square textures down to `TEXTURE_SIZE` where that is a whole fraction; stock ones take 25 MB per task once uploaded."""
+    """Averages square textures down to `TEXTURE_SIZE` where that is a whole fraction; stock ones take 25 MB a task."""
     for texture in range(model.ntex):
         height, width = model.tex_height[texture], model.tex_width[texture]
         if height != width or width <= TEXTURE_SIZE or width % TEXTURE_SIZE:

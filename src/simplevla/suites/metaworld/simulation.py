@@ -1,4 +1,4 @@
-"""One task's scene: Meta-World's own environment class with its own physics and success, and layouts that follow from a seed."""
+"""Scene of one task: Meta-World's own environment class, physics and success, with layouts that follow from a seed."""
 
 import mujoco
 import numpy as np
@@ -30,7 +30,7 @@ class Simulation:
         self._layouts: dict[int, np.ndarray] = {}
 
     def reset(self, initial_state: int) -> None:
-        """The layout (positions of objects and goal) that the benchmark draws first when it is seeded with `initial_state`."""
+        """Layout (positions of objects and goal) that the benchmark draws first when seeded with `initial_state`."""
         env = self.env
         if initial_state not in self._layouts:
             env.seed(initial_state)

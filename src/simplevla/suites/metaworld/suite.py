@@ -17,16 +17,16 @@ from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
 IMAGE_SIZE = 128
-"""Default side of the camera images in pixels: a goal marker of 4 cm is 4 pixels wide in the fixed view, at 64 it is 2."""
+"""Default side of the images, pixels: a goal marker of 4 cm is 4 pixels wide in the fixed view, at 64 it is 2."""
 SMALLEST_IMAGE = 16
 
 
 class MetaworldSuite(Suite):
     """50 tasks of one arm; objects and goals differ, so image and instruction tell the task.
 
-    The goal is never in the state. Where no object shows it, the benchmark's marker does (a ball of 2 cm radius), which is
-    drawn in every mode. `sweep-v3` is the exception: its marker stays under the robot, and the goal is the table's edge
-    beside the block.
+    The goal is never in the state. Where no object shows it, the benchmark's marker does (a ball of 2 cm radius), which
+    is drawn in every mode. `sweep-v3` is the exception: its marker stays under the robot, and the goal is the table's
+    edge beside the block.
     """
 
     name = "metaworld"

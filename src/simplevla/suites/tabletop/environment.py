@@ -16,7 +16,7 @@ from simplevla.types import ChunkResult, Observation, Task
 SUBSTEPS = 20
 """Physics substeps of 5 ms per env step: 10 Hz control."""
 MAX_DELTA_M = 0.03
-"""What an action of 1 moves the hand's target, relative to its measured position, along one axis."""
+"""Distance by which an action of 1 moves the hand's target from its measured position, along one axis."""
 FINGER_OPEN_M = 0.05
 FINGERS = ("left", "right")
 
@@ -42,7 +42,7 @@ def shared_renderer(size: int) -> mujoco.Renderer:
 
 
 def close_renderers() -> None:
-    """Free the contexts while their display is there; left to the interpreter's end they come too late, and complain."""
+    """Frees the contexts while their display is there; at the interpreter's end it is too late, and they complain."""
     while renderers:
         renderers.popitem()[1].close()
 
@@ -50,8 +50,8 @@ def close_renderers() -> None:
 class TabletopEnvironment(Environment):
     """A position-controlled gripper with 3 translations over a table.
 
-    Action float32 [4] in [-1, 1]: hand target = measured hand position + 3 cm x action[:3] (world frame, so the task is Markov
-    in the observation); action[3] > 0 closes the gripper, else opens it.
+    Action float32 [4] in [-1, 1]: hand target = measured hand position + 3 cm x action[:3] (world frame, so the task is
+    Markov in the observation); action[3] > 0 closes the gripper, else opens it.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -91,7 +91,7 @@ class TabletopEnvironment(Environment):
         return self._image("fixed", 256)
 
     def success(self) -> bool:
-        """Whether the current task is solved in the current state."""
+        """True if the current task is solved in the current state."""
         return SUCCESS[self._task](self)
 
     def hand(self) -> np.ndarray:
@@ -117,7 +117,7 @@ class TabletopEnvironment(Environment):
         return self.joint("left") + self.joint("right")
 
     def finger_contacts(self, block: str) -> int:
-        """How many fingers touch the block: 0, 1 or 2."""
+        """Number of fingers that touch the block: 0, 1 or 2."""
         geom, touching = self._block_geom[block], set()
         for a, b in self.data.contact.geom:
             if a == geom and b in self._fingers:

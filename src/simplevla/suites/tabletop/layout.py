@@ -1,4 +1,4 @@
-"""Where things lie at the start: seeded, non-overlapping, reachable."""
+"""Layout of the things at the start: seeded, non-overlapping, reachable."""
 
 from dataclasses import dataclass
 
@@ -35,8 +35,9 @@ class Layout:
 def sample_layout(seed: tuple[int, ...]) -> Layout:
     """Draw the layout of one initial state; the same seed gives the same layout.
 
-    Fixtures stand at the back, blocks and plate in front, the strip along the right. Distances leave room for the open gripper
-    (12 cm wide), and the blue block's straight way to the strip is clear, so every task can be solved from every layout.
+    Fixtures stand at the back, blocks and plate in front, the strip along the right. Distances leave room for the open
+    gripper (12 cm wide), and the blue block's straight way to the strip is clear, so every task can be solved from
+    every layout.
     """
     rng = np.random.default_rng(seed)
     while True:
@@ -53,7 +54,7 @@ def sample_layout(seed: tuple[int, ...]) -> Layout:
 
 
 def _clear(positions: dict[str, np.ndarray]) -> np.ndarray:
-    """Which candidates, given as xy [C, 2] per thing, are usable: bool [C]."""
+    """True for each usable candidate, bool [C]; candidates are given as xy [C, 2] per thing."""
 
     def apart(a: str, b: str, least: float) -> np.ndarray:
         return np.linalg.norm(positions[a] - positions[b], axis=1) > least
