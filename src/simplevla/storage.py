@@ -34,7 +34,7 @@ ADVICE = {
 
 
 class FolderLock:
-    """Holds a folder, which is made, for this process alone until it is closed or the process ends, however that happens.
+    """Makes and holds a folder for this process alone, until it is closed or the process ends, however that happens.
 
     Raises:
         UserError: another process holds it, named by pid and host.
@@ -172,8 +172,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove in `folder`, which this process holds, what killed processes had begun to write; folders with a lock of their
-    own are left alone."""
+    """Removes from `folder`, which this process holds, what killed processes had begun to write.
+
+    Folders with a lock of their own are left alone.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.endswith(".replaced.tmp"):
             _put_back(path, path.with_name(path.name[1:].removesuffix(".replaced.tmp")))
@@ -233,8 +235,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """`value` as indented JSON, atomically; NaN is refused, since JSON has none."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Writes `value` as JSON, atomically: a line for each entry of an object, and lists of numbers or words on one line.
+
+    NaN is refused, since JSON has none.
+    """
+    write_atomically(path, (_lines(value, "") + "\n").encode())
+
+
+def _lines(value: Any, indent: str) -> str:
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        entries = [f"{inner}{json.dumps(str(key))}: {_lines(entry, inner)}" for key, entry in value.items()]
+        return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(entry, dict) for entry in value):
+        return "[\n" + ",\n".join(inner + _lines(entry, inner) for entry in value) + f"\n{indent}]"
+    return json.dumps(value, allow_nan=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -251,7 +266,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes | str, source: str) -> dict[str, Any]:
-    """As `read_json`, from `text`; errors name `source`."""
+    """Reads JSON as `read_json`, from `text`; errors name `source`."""
     try:
         value = from_json(text)
     except ValueError as error:
