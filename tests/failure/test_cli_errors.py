@@ -89,8 +89,8 @@ def test_a_device_that_is_not_there(
     run = tmp_path / "run"
     for command in (("train", *SMALL, "--run", str(run)), ("eval", "--suite.name", "fake_suite:make")):
         line = error_of(capsys, *command, "--policy", policy, "--device", device)
-        assert f"device is {device!r}, which PyTorch" in line
-        assert "give --device cpu" in line
+        assert f"device is {device!r}" in line
+        assert "give --device cpu" in line or "expected one that computes: cpu" in line
     assert not (run / "policy").exists()
 
 
@@ -148,7 +148,7 @@ def test_no_run_folder_given(capsys: pytest.CaptureFixture[str], policy: str) ->
     ("flags", "says"),
     [
         (["--loss.clip-hihg", "0.3"], "--loss.clip-high"),
-        (["--sampling.group-size", "1"], "group_size is 1; expected at least"),
+        (["--sampling.group-size", "1"], "SamplingConfig.group_size is 1;"),
         (["--updates", "many"], "many"),
     ],
 )

@@ -1,10 +1,37 @@
 import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from simplevla.adapters.config import AdapterConfig, ContinualConfig
 from simplevla.checked import from_dict
-from simplevla.config import LossConfig, SamplingConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.config import (
+    DemosConfig,
+    DenoisingConfig,
+    EvalConfig,
+    LossConfig,
+    OptimizerConfig,
+    RayConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    SuiteConfig,
+    TrainConfig,
+    to_dict,
+)
 from simplevla.errors import UserError
+from simplevla.policies.openvla_oft.config import LlamaSizes, OpenVLAOFTConfig, TowerConfig
+from simplevla.policies.tinyvla.config import (
+    DiffusionConfig,
+    LanguageConfig,
+    TinyVLAConfig,
+    UnetConfig,
+    VisionConfig,
+)
 
 
 def test_unknown_key_names_the_nearest() -> None:
@@ -54,3 +81,68 @@ def test_defaults_are_the_paper_s() -> None:
     assert (config.sampling.groups, config.sampling.group_size, config.sampling.temperature) == (64, 8, 1.0)
     assert (config.loss.clip_low, config.loss.clip_high, config.loss.aggregation) == (0.2, 0.28, "episode")
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.minibatches) == (None, 0.01, 4)
+
+
+OUT_OF_RANGE = [
+    (OptimizerConfig, "max_grad_norm", -1.0, "above 0"),
+    (OptimizerConfig, "max_grad_norm", 0.0, "above 0"),
+    (OptimizerConfig, "lr", math.inf, "a finite number"),
+    (OptimizerConfig, "lr", math.nan, "a finite number"),
+    (SFTConfig, "validate_every", 0, "at least 1"),
+    (SFTConfig, "validation_fraction", 2.0, "below 1"),
+    (SFTConfig, "colour_jitter", -1.0, "at least 0"),
+    (SFTConfig, "eval_episodes_per_task", -1, "at least 0"),
+    (TrainConfig, "eval_every", -1, "at least 0"),
+    (TrainConfig, "seed", -1, "at least 0"),
+    (TrainConfig, "updates", "5", "a whole number"),
+    (SuiteConfig, "image_size", 0, "at least 1"),
+    (RolloutConfig, "chunk_timeout_s", -1.0, "above 0"),
+    (RolloutConfig, "slots_per_worker", 10**9, "at most 4096"),
+    (AdapterConfig, "alpha", math.inf, "a finite number"),
+    (LanguageConfig, "layers", 1_000_000, "at most 512"),
+    (VisionConfig, "image_size", 0, "at least 1"),
+    (SuiteConfig, "tasks", "lift", "a tuple"),
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "value", "expected"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_named(cls: Any, name: str, value: Any, expected: str) -> None:
+    message = re.escape(f"{cls.__name__}.{name} is {value!r}; expected {expected}")
+    with pytest.raises(UserError, match=message):
+        cls(**{name: value})
+
+
+def test_a_copy_and_a_part_of_a_file_are_checked_too() -> None:
+    with pytest.raises(UserError, match=r"TrainConfig.updates is -1; expected at least 0"):
+        replace(TrainConfig(), updates=-1)
+    with pytest.raises(UserError, match=r"run.json: TrainConfig.sampling.groups is 0; expected at least 1"):
+        from_dict(TrainConfig, {"sampling": {"groups": 0}}, source="run.json")
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:x", "", "cpu\n"])
+def test_a_device_that_computes_nothing_is_refused(device: str) -> None:
+    with pytest.raises(UserError, match="expected one that computes: cpu, cuda, cuda:N or mps"):
+        TrainConfig(device=device)
+
+
+def test_every_number_of_every_config_has_a_range() -> None:
+    def bare(cls: Any) -> Iterator[str]:
+        hints = get_type_hints(cls, include_extras=True)
+        for name, hint in hints.items():
+            numbers = [part for part in (hint, *get_args(hint)) if part in (int, float)]
+            if numbers and get_origin(hint) is not Annotated:
+                yield f"{cls.__name__}.{name}"
+
+    classes = (
+        TrainConfig,
+        SFTConfig,
+        DemosConfig,
+        EvalConfig,
+        SuiteConfig,
+        SamplingConfig,
+        LossConfig,
+        DenoisingConfig,
+    )
+    classes += (OptimizerConfig, RolloutConfig, RayConfig, AdapterConfig, ContinualConfig, LanguageConfig, VisionConfig)
+    classes += (DiffusionConfig, UnetConfig, TinyVLAConfig, OpenVLAOFTConfig, LlamaSizes, TowerConfig)
+    assert [name for cls in classes for name in bare(cls)] == []

@@ -6,6 +6,7 @@ import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, take_name
 from simplevla.config import SuiteConfig
+from simplevla.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)

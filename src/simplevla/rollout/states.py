@@ -1,4 +1,4 @@
-"""Which initial states an update's groups start from."""
+"""Choice of the initial states that an update's groups start from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from simplevla.suites.base import Suite
 from simplevla.types import Task
 
 DECAY = 0.8
-"""What an outcome counts after one more update: the policy that it tells of is gone."""
+"""Factor of the weight of an outcome per later update: it tells of an older policy."""
 TASK_WEIGHT = 4.0
-"""How many episodes the task's success rate counts as in the estimate for one of its states."""
+"""Number of episodes that the task's success rate counts as in the estimate for one of its states."""
 
 
 class StateSampler:
@@ -44,7 +44,7 @@ class StateSampler:
         """Called before the rollouts of an update."""
 
     def observe(self, outcomes: Sequence[tuple[Task, int, Sequence[float]]]) -> None:
-        """Told (task, initial state, rewards) of an update's groups afterwards, in the order in which they were asked for."""
+        """Receives (task, initial state, rewards) of an update's groups, in the order in which they were asked for."""
 
     def state_dict(self) -> dict[str, Any]:
         """The position, as plain JSON."""
@@ -62,6 +62,8 @@ class StateSampler:
                     f"the saved sampler has {name} {state[name]}, this one {mine}; "
                     "resume with the same suite, tasks and seed"
                 )
+        if not 0 <= state["position"] <= self._size:
+            raise UserError(f"the saved sampler is at position {state['position']}; expected 0 to {self._size}")
         self._go_to(state["epoch"], state["position"])
 
     def _go_to(self, epoch: int, position: int) -> None:
@@ -80,9 +82,9 @@ class PosteriorSampler(StateSampler):
     """Prefers states whose group is likely to have both outcomes, so that fewer are sampled in vain.
 
     A state's chance of success p has the posterior Beta(1 + TASK_WEIGHT * rate + solved, 1 + TASK_WEIGHT * (1 - rate) +
-    failed), with the task's success rate and the state's outcomes, both decayed. Before each update one p is drawn per state
-    (Thompson sampling, which explores what is uncertain), and states come in the order of 1 - p^N - (1 - p)^N, the
-    probability that N siblings have both outcomes.
+    failed), with the task's success rate and the state's outcomes, both decayed. Before each update one p is drawn per
+    state (Thompson sampling, which explores what is uncertain), and states come in the order of 1 - p^N - (1 - p)^N,
+    the probability that N siblings have both outcomes.
     """
 
     def __init__(self, suite: Suite, seed: int) -> None:
