@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from machine import this_machine
+from reliability_disk import full_disk
 from reliability_kills import SEED, kills
 from reliability_page import page
+from reliability_soak import soak
 from reliability_tally import Tally
+from reliability_workers import worker_faults
 
 from simplevla.evaluation.provenance import commit
 
@@ -49,6 +52,12 @@ def counted(part: Callable[[Path], Tally]) -> Callable[[Path], dict[str, Any]]:
     return lambda work: asdict(part(work))
 
 
+def bad_inputs(_: Path) -> dict[str, Any]:
+    from bad_inputs import campaign
+
+    return campaign(SEED)
+
+
 def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The numbers of all parts together; null where a part hasn't been run."""
 
@@ -76,6 +85,10 @@ def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
         "kills": counted(lambda work: kills(work, arguments.kill_points)),
+        "workers": counted(worker_faults),
+        "disk": counted(full_disk),
+        "inputs": bad_inputs,
+        "soak": lambda work: soak(work, arguments.soak_minutes),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))

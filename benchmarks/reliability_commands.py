@@ -41,12 +41,14 @@ class Case:
     """A run that has begun goes on with --resume; otherwise with the same command."""
     order: dict[str, Any] = field(default_factory=dict)
     """More for `reliability_fork.py`."""
+    file: str = ""
+    """In the folder, which the flag names instead."""
 
     def command(self, folder: Path) -> list[str]:
         """The arguments with which somebody would start it, or go on with what is there."""
         if self.resumes and (folder / "config.json").exists():
-            return [self.name, "--resume", str(folder)]
-        return [*self.arguments, self.flag, str(folder)]
+            return [self.name, "--resume", str(folder), "--trust-suite"]
+        return [*self.arguments, self.flag, str(folder / self.file)]
 
 
 def cases(policy: Path, dataset: Path) -> list[Case]:
@@ -184,25 +186,25 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def end_of(folder: Path) -> dict[str, str]:
-    """What a finished command left, less what the clock decides: file -> hash of its content."""
+def end_of(folder: Path, ignored: re.Pattern[str] = BY_THE_CLOCK) -> dict[str, str]:
+    """What a finished command left, less the keys that are ignored: file -> hash of its content."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {str(path.relative_to(folder)): path for path in files}
-    return {name: _hash(path) for name, path in names.items() if not any(part in name for part in UNCOMPARED)}
+    return {name: _hash(path, ignored) for name, path in names.items() if not any(part in name for part in UNCOMPARED)}
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, ignored: re.Pattern[str]) -> str:
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
         lines = content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]
-        content = json.dumps([_timeless(json.loads(line)) for line in lines]).encode()
+        content = json.dumps([_less(json.loads(line), ignored) for line in lines]).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _timeless(value: Any) -> Any:
+def _less(value: Any, ignored: re.Pattern[str]) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(other) for key, other in value.items() if not BY_THE_CLOCK.fullmatch(key)}
-    return [_timeless(other) for other in value] if isinstance(value, list) else value
+        return {key: _less(other, ignored) for key, other in value.items() if not ignored.fullmatch(key)}
+    return [_less(other, ignored) for other in value] if isinstance(value, list) else value
 
 
 def differences(end: dict[str, str], expected: dict[str, str]) -> list[str]:

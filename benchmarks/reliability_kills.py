@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reliability_commands import Case, Commands, cases, differences, end_of, leftovers, prepare, remove
+from reliability_commands import BY_THE_CLOCK, Case, Commands, cases, differences, end_of, leftovers, prepare, remove
 from reliability_tally import Tally
 
 NEW_PROCESSES = 2
@@ -43,14 +44,21 @@ def reference(commands: Commands, case: Case, folder: Path) -> Reference:
     return Reference(ends[1][0], ends[1][1], counts["all"], counts["before_checkpoint"] or counts["all"])
 
 
-def finish(commands: Commands, case: Case, folder: Path, expected: dict[str, str], tally: Tally) -> list[str]:
+def finish(
+    commands: Commands,
+    case: Case,
+    folder: Path,
+    expected: dict[str, str],
+    tally: Tally,
+    ignored: re.Pattern[str] = BY_THE_CLOCK,
+) -> list[str]:
     """Go on with what a killed or failed command left; the problems, counted where they are losses."""
     ended = commands.run(case.command(folder), **case.order)
     problems = tally.look_at(ended)
     if ended.code != 0:
         tally.results_lost += 1
         return [*problems, f"doesn't go on (exit code {ended.code}): {ended.last}"]
-    if wrong := differences(end_of(folder), expected):
+    if wrong := differences(end_of(folder, ignored), expected):
         tally.results_lost += 1
         problems.append(f"ends otherwise: {', '.join(wrong[:5])}")
     if left := leftovers(folder):

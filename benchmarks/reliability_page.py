@@ -34,6 +34,21 @@ def page(result: dict[str, Any]) -> str:
         if "by_kind" in record:
             lines += ["| kind | survived | tried |", "|---|---|---|"]
             lines += [f"| {kind} | {kept} | {tried} |" for kind, (kept, tried) in record["by_kind"].items()]
+        if name == "soak":
+            lines += soak_lines(record)
         lines += [f"- Not survived: {failure}" for failure in record.get("failures", [])]
         lines += ["", f"`{record['command']}`, commit {record['commit'][:12]}, {record['minutes']:.0f} minutes."]
     return "\n".join([*lines, "", f"Measured on {result['machine']}, seed {result['seed']}.", ""])
+
+
+def soak_lines(record: dict[str, Any]) -> list[str]:
+    """What happened to memory, descriptors and threads."""
+    return [
+        f"`train` for {record['soak_minutes']:g} minutes, {record['updates']} updates, with its workers, sampled {record['samples']} times. "
+        f"After the first fifth: {record['megabytes_per_hour']:+.1f} MB, {record['descriptors_per_hour']:+.1f} file descriptors and "
+        f"{record['threads_per_hour']:+.1f} threads an hour: {'flat' if record['flat'] else 'not flat'}.",
+        "",
+        "| minute | resident MB | descriptors | threads |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(map(str, row))} |" for row in record["table"]),
+    ]
