@@ -21,7 +21,12 @@ def one_line(text: str) -> str:
     """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST * 3 // 4]} ... {text[-LONGEST // 4 :]}"
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """`text` with question marks for control characters, but for line breaks and tabs."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
 def brief(value: object) -> str:

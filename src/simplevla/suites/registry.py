@@ -1,4 +1,4 @@
-"""From a suite's name to the suite. Each suite's stack is imported only when that suite is asked for."""
+"""Suites by name; each suite's stack is imported only when that suite is asked for."""
 
 import difflib
 import importlib
@@ -27,8 +27,8 @@ def make_suite(config: SuiteConfig) -> Suite:
     """Build the suite that `config` names, restricted to `config.tasks` where given.
 
     Raises:
-        UserError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong; its stack is
-            not installed, with the extra that brings it.
+        UserError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong; its
+            stack is not installed, with the extra that brings it.
     """
     if ":" in config.name:
         location, extra = config.name, ""
@@ -41,7 +41,15 @@ def make_suite(config: SuiteConfig) -> Suite:
             f"Unknown suite {config.name!r}.{hint} List them: simplevla list suites. "
             "A suite of your own is named package.module:factory."
         )
-    suite = _load(location, extra)(config)
+    factory = _load(location, extra)
+    try:
+        suite = factory(config)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # anybody's code
+        raise UserError(f"suite {location!r}: its factory raised {_said(error)}") from error
+    if not isinstance(suite, Suite):
+        raise UserError(f"suite {location!r}: its factory made a {type(suite).__name__}; expected a Suite")
     if config.tasks:
         suite.tasks = tuple(suite.task(name) for name in config.tasks)
     _require_countable(suite)
@@ -85,6 +93,10 @@ def _require_countable(suite: Suite) -> None:
         )
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__} ({error}). SIMPLEVLA_DEBUG=1 shows where"
+
+
 def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:
     module_name, _, attribute = location.partition(":")
     try:
@@ -92,7 +104,9 @@ def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:
     except ImportError as error:
         remedy = f"install it with: pip install 'simplevla-rl[{extra}]'" if extra else "is it on PYTHONPATH?"
         raise UserError(f"suite {location!r} can't be imported ({error}); {remedy}") from error
+    except Exception as error:  # anybody's code, or no name of a module
+        raise UserError(f"suite {location!r} can't be imported: it raised {_said(error)}") from error
     factory = getattr(module, attribute, None)
-    if factory is None:
+    if not callable(factory):
         raise UserError(f"module {module_name!r} has no {attribute!r}; expected a factory SuiteConfig -> Suite")
     return factory

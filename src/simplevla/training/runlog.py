@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -21,6 +21,7 @@ from simplevla.checked import Count, from_dict, part
 from simplevla.errors import UserError, brief
 from simplevla.evaluation import provenance
 from simplevla.storage import LONGEST_JSON, parse_json, storage_errors
+from simplevla.terminal import Console
 from simplevla.training.health import HealthWarning
 
 METRICS = "metrics.jsonl"
@@ -157,9 +158,7 @@ class RunLog(MetricsFile):
         for warning in warnings:
             if warning.metric not in self._warned:
                 self._warned.add(warning.metric)
-                self._console.print(
-                    f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
-                )
+                self._console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(*(heading for _, heading, _ in COLUMNS))
