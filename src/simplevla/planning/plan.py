@@ -16,6 +16,7 @@ from simplevla.planning.memory import Memory, Sizes, device_memory, sizes_of, st
 from simplevla.planning.tracing import Trace, trace_rollout, trace_update
 from simplevla.planning.unfilled import supervised
 from simplevla.policies.base import Policy
+from simplevla.policies.load import check_fits_suite
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 
@@ -111,6 +112,7 @@ class Plan:
 def traced(config: TrainConfig, policy: Policy, machine: Machine) -> Traced:
     """Sizes and batches of a policy on the meta device."""
     suite = make_suite(config.suite)
+    check_fits_suite(policy, suite.spec)
     policy.prepare_for_rl(config)
     instruction = max((task.instruction for task in suite.tasks), key=len)
     rows, checkpointing = config.microbatch_decisions, config.gradient_checkpointing
