@@ -157,7 +157,7 @@ class Commands:
         if not select.select([self._forker.stdout], [], [], max(0.0, timeout_s))[0]:
             return ""
         line = self._forker.stdout.readline().decode()
-        assert line, "the forking process died; see forker.log"
+        assert line, f"the forking process died: {(self.work / 'forker.log').read_text()[-1000:]}"
         return line
 
     @staticmethod
