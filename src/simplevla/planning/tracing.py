@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -149,5 +148,8 @@ def _fused_attention() -> Iterator[None]:
         out: Tensor = fused(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
         return out
 
-    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
+    torch.nn.functional.scaled_dot_product_attention = attention
+    try:
         yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = plain
