@@ -138,7 +138,7 @@ def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray,
 
 
 def _stretched(column: np.ndarray, spread: Callable[[np.ndarray], Any]) -> np.ndarray | None:
-    """The sorted middle of the values if a few extremes take its room."""
+    """Sorted middle of the values, if a few extremes would leave it hardly any bins."""
     ordered, distinct = np.sort(column), np.unique(column)
     middle, tail = _middle(ordered), int(np.ceil(TAIL * len(distinct)))
     # The second condition spares what rests most of the time: its values are few, but spread over the range.
