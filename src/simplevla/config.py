@@ -1,4 +1,4 @@
-"""Every setting of a run, in frozen keyword-only dataclasses, one per package. Recipes are functions that return these."""
+"""Settings of a run, in frozen keyword-only dataclasses, one per package. Recipes are functions that return these."""
 
 import dataclasses
 import re

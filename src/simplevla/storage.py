@@ -235,7 +235,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes `value` as JSON, atomically: a line for each entry of an object, and lists of numbers or words on one line.
+    """Writes `value` as JSON, atomically: a line per entry of an object, and lists of numbers or words on one line.
 
     NaN is refused, since JSON has none.
     """
