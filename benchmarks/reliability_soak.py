@@ -1,5 +1,6 @@
 """Watches memory, file descriptors and threads of a long `train`, its workers included."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -22,9 +23,12 @@ def sample(leader: int) -> tuple[float, int, int]:
     megabytes, descriptors, threads = 0.0, 0, 0
     for pid in session(leader):
         process = Path(f"/proc/{pid}")
-        megabytes += int((process / "statm").read_text().split()[1]) * PAGE_MB
-        descriptors += len(list((process / "fd").iterdir()))
-        threads += len(list((process / "task").iterdir()))
+        # One that ends meanwhile counts as gone.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            counts = [len(list((process / kind).iterdir())) for kind in ("fd", "task")]
+            megabytes += int((process / "statm").read_text().split()[1]) * PAGE_MB
+            descriptors += counts[0]
+            threads += counts[1]
     return megabytes, descriptors, threads
 
 
