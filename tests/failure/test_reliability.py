@@ -1,5 +1,7 @@
 """The campaign of benchmarks/reliability.py, cut short: real processes that are killed, and then go on."""
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from reliability_commands import Case, Commands, remove
 from reliability_kills import finish, reference
 from reliability_tally import Tally
 
+from simplevla import cli
 from small_tinyvla import for_fake_suite
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see other processes")
@@ -42,3 +45,11 @@ def test_kills_before_file_operations_change_nothing_and_leave_nothing(
         assert (killed.code, tally.look_at(killed)) == (-9, [])
         tally.add("kill", finish(commands, train, folder, straight.end, tally))
     assert (tally.tried, tally.survived, tally.failures) == (3, 3, [])
+
+
+def test_the_benchmarks_run_in_the_process_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    become: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: become.append((path, arguments)))
+    cli.main(["bench", "--only", "rollout"])
+    script = str(Path(__file__).parents[2] / "benchmarks" / "bench.py")
+    assert become == [(sys.executable, [sys.executable, script, "--only", "rollout"])]

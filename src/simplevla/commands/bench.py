@@ -1,6 +1,6 @@
 """The benchmarks, which are part of the repository alone."""
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -14,4 +14,6 @@ def bench_command(arguments: list[str]) -> int:
             f"no {script}: the benchmarks are part of the repository, not of the package. "
             "Run this from a checkout that was installed with: pip install -e ."
         )
-    return subprocess.run([sys.executable, str(script), *arguments]).returncode
+    sys.stdout.flush()
+    # In this very process, so that nothing of it is left when it is killed.
+    os.execv(sys.executable, [sys.executable, str(script), *arguments])
