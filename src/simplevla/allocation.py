@@ -10,7 +10,7 @@ LARGEST_KEPT = 32 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Let freed tensors be used again instead of going back to the system, which clears every new page (Linux, glibc).
+    """Lets freed tensors be used again instead of going back to the system, which clears every new page (Linux, glibc).
 
     A policy's forward pass on a batch of 32 spent a third of its time on that.
     """

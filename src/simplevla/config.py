@@ -90,10 +90,10 @@ class RolloutConfig:
     chunk_timeout_s: Above0 = 120.0
     """A worker that needs longer for one chunk counts as hung and is replaced."""
     bfloat16: bool = False
-    """Run the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before
+    """Runs the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before
     the update."""
     compile: bool = False
-    """Run the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it
+    """Runs the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it
     needs a C++ compiler on CPU."""
     max_attempts: Annotated[int, Ge(1), Le(1000)] = 3
     """Most attempts at an episode whose environment crashes."""
@@ -144,7 +144,7 @@ class SamplingConfig:
     """Floor of a diffusion head's std at each denoising step, in normalised actions, as in DPPO (arXiv 2409.00588).
     Without it the last step has no density."""
     dynamic: bool = True
-    """Replace groups without signal by fresh ones; off, every sampled group trains."""
+    """Replaces groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
     filter_high: Share = 0.9
     states: Literal["uniform", "posterior"] = "uniform"
@@ -183,10 +183,10 @@ class DenoisingConfig:
     discount: ShareAbove0 = 0.99
     """Factor of the advantage for each denoising step before the last."""
     last_steps: Count = 0
-    """Train only the last so many denoising steps; 0 means all."""
+    """Trains only the last so many denoising steps; 0 means all."""
     frozen_backbone: bool = False
-    """Train the head alone: what the vision-language model saw is stored with each decision (kilobytes), and the update
-    never runs it."""
+    """Trains the head alone: the condition that it reads is stored with each decision (kilobytes), and the update
+    never runs the vision-language model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ class TrainConfig:
     microbatch_decisions: Positive = 256
     """Decisions in one forward-backward; changes memory, not the result."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Computes activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rollouts_ahead: bool = False
     """Rolls out for the next update while this one trains, with weights one update old; the ratio is to them."""
@@ -278,7 +278,7 @@ class TrainConfig:
     """Updates between evaluations on train states (never on test); 0 switches them off."""
     eval_episodes_per_task: Positive = 10
     stop_at: ShareAbove0 | None = None
-    """Stop once an evaluation on train states reaches this success rate; None goes on to the last update."""
+    """Stops once an evaluation on train states reaches this success rate; None goes on to the last update."""
     checkpoint_every: Positive = 1
     keep_checkpoints: Annotated[int, Ge(2), Le(10**6)] = 3
     """Number of latest checkpoints to keep; at least two, so that a run survives a damaged one."""

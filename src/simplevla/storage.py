@@ -55,13 +55,13 @@ class FolderLock:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder; may be called more than once."""
+        """Lets go of the folder; may be called more than once."""
         if self._open:
             os.close(self._descriptor)
             self._open = False
 
     def check(self) -> None:
-        """Raise OSError if the folder has been deleted, moved or replaced since."""
+        """Raises OSError if the folder has been deleted, moved or replaced since."""
         if not self._in_place():
             raise OSError(
                 f"{self.folder} has been deleted or moved while this process was writing into it; nothing more is written. "
@@ -101,7 +101,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Let an error of the disk say in one sentence what was written, what went wrong, and what to do."""
+    """Lets an error of the disk say in one sentence what was written, what went wrong, and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -191,7 +191,7 @@ def is_leftover(path: Path) -> bool:
 
 
 def require_writable(target: Path, overwrite: bool = False) -> None:
-    """Refuse a file for a result before the work that gives it.
+    """Refuses a file for a result before the work that gives it.
 
     Raises:
         UserError: it exists, without `overwrite`.
@@ -209,7 +209,7 @@ def require_writable(target: Path, overwrite: bool = False) -> None:
 
 
 def _put_back(replaced: Path, target: Path) -> None:
-    """Undo, or complete, the exchange of a folder that already existed."""
+    """Undoes, or completes, the exchange of a folder that already existed."""
     if replaced.exists() and not target.exists():
         os.rename(replaced, target)
     shutil.rmtree(replaced, ignore_errors=True)
@@ -229,7 +229,7 @@ def _flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` is the old file or the whole new one, even if the process is killed."""
+    """Writes `data` so that `path` is the old file or the whole new one, even if the process is killed."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 

@@ -149,7 +149,7 @@ class AdapterBank:
         self._entries[name] = dataclasses.replace(entry, instructions=known)
 
     def activate(self, name: str | None, *, training: bool) -> None:
-        """Let the adapter `name` compute, or the base (None), and let exactly its parameters be trained, or none.
+        """Lets the adapter `name` compute, or the base (None), and lets exactly its parameters be trained, or none.
 
         Raises:
             UserError: there is no such adapter, it is frozen, or the base is to be trained.
@@ -167,7 +167,7 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def selected(self, name: str | None) -> Iterator[None]:
-        """Let another adapter, or the base (None), compute inside the block; what may be trained stays as it is."""
+        """Lets another adapter, or the base (None), compute inside the block; what may be trained stays as it is."""
         if name is not None:
             self.entry(name)
         self._compute_with(name)
@@ -255,12 +255,12 @@ class AdapterBank:
             return tensors_sha256(self.policy.state_dict())
 
     def save_base(self, folder: Path) -> None:
-        """Write the policy without adapters, byte for byte what it was before it got a bank."""
+        """Writes the policy without adapters, byte for byte what it was before it got a bank."""
         with self.detached():
             self.policy.save_alone(folder)
 
     def save(self, folder: Path) -> None:
-        """Write the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
+        """Writes the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
         self.save_base(folder)
         base = self.base_sha256()
         with atomic_folder(folder / BANK.parent) as temporary:
@@ -279,7 +279,7 @@ class AdapterBank:
         seed: int | None = None,
         success: tuple[int, int] | None = None,
     ) -> None:
-        """Write the adapter `name` into the new folder `folder`; peft reads a LoRA from there, `load` both kinds.
+        """Writes the adapter `name` into the new folder `folder`; peft reads a LoRA from there, `load` both kinds.
 
         Args:
             sampling: how actions were drawn when success was measured.
@@ -304,7 +304,7 @@ class AdapterBank:
         self._entries[name] = entry
 
     def load(self, folder: Path, name: str | None = None) -> str:
-        """Add the adapter that `export`, or peft's `save_pretrained`, wrote, inactive; returns its name.
+        """Adds the adapter that `export`, or peft's `save_pretrained`, wrote, inactive; returns its name.
 
         A folder that peft wrote is called as the folder is. It doesn't say which base it was trained on: a warning says
         so, and only the modules and the shapes are compared.
@@ -391,7 +391,7 @@ class AdapterBank:
                 parameter.requires_grad_(True)
 
     def _place(self, module: str) -> None:
-        """Put the base layer of `module`, inside the carriers around it, into the policy."""
+        """Puts the base layer of `module`, inside the carriers around it, into the policy."""
         layer = self._base[module]
         for kind in KINDS:
             carrier = self._carriers[module].get(kind)
@@ -449,7 +449,7 @@ def bank_of(policy: Policy) -> AdapterBank:
 
 
 def restore_bank(policy: Policy, folder: Path) -> None:
-    """Give `policy`, just loaded from `folder`, the adapters saved beside it, the same one active.
+    """Gives `policy`, just loaded from `folder`, the adapters saved beside it, the same one active.
 
     Raises:
         UserError: an adapter is damaged or missing, or there is one too many.

@@ -70,7 +70,7 @@ class AdapterCard:
 
 
 def write_adapter(folder: Path, card: AdapterCard, tensors: dict[str, Tensor]) -> None:
-    """Write an adapter's files into the existing, empty `folder`."""
+    """Writes an adapter's files into the existing, empty `folder`."""
     content = {"format": FORMAT, **dataclasses.asdict(card), "tensors_sha256": tensors_sha256(tensors)}
     content["card_sha256"] = json_sha256(content)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -146,7 +146,7 @@ def list_cards(folder: Path) -> list[AdapterCard]:
 
 
 def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
-    """Compare an adapter's parameters with what its config makes of the policy.
+    """Compares an adapter's parameters with what its config makes of the policy.
 
     Raises:
         UserError: naming the first three that differ.
@@ -194,7 +194,7 @@ def _card_of_peft(folder: Path) -> AdapterCard:
 
 
 def _check_peft_config(folder: Path, card: AdapterCard) -> None:
-    """Compare what peft would go by with the card: both must compute the same."""
+    """Compares what peft would go by with the card: both must compute the same."""
     config = card.config
     expected = {
         "r": config.rank,

@@ -55,7 +55,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 def add_to_layer(layer: nn.Module, carrier: Any, name: str, config: AdapterConfig) -> Any:
-    """Put the adapter `name`, freshly initialised and inactive, on the base layer `layer`.
+    """Puts the adapter `name`, freshly initialised and inactive, on the base layer `layer`.
 
     Args:
         carrier: the peft layer of this kind that already wraps it, or None.

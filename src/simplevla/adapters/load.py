@@ -42,7 +42,7 @@ def load_unfilled(folder: Path) -> Policy:
 
 
 def add_trained_adapter(policy: Policy, config: AdapterConfig) -> None:
-    """Give `policy` one adapter, which alone is trained."""
+    """Gives `policy` one adapter, which alone is trained."""
     bank = AdapterBank(policy)
     bank.add("planned", config)
     bank.activate("planned", training=True)

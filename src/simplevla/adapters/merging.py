@@ -34,7 +34,7 @@ class Difference:
 
 
 def difference(bank: AdapterBank, first: str | None, second: str | None, observations: ObservationBatch) -> Difference:
-    """Compare two adapters, or an adapter and the base (None), on `observations`; leaves the policy in eval mode."""
+    """Compares two adapters, or an adapter and the base (None), on `observations`; leaves the policy in eval mode."""
     with bank.selected(first):
         before = _Behaviour.of(bank, observations)
     with bank.selected(second):
@@ -51,7 +51,7 @@ def merge(
     kind: Literal["linear", "svd"] = "linear",
     rank: int | None = None,
 ) -> float:
-    """Add the LoRA adapter `into` whose weight change is `sum_i weights[i] * (alpha_i / rank_i) B_i A_i`.
+    """Adds the LoRA adapter `into` whose weight change is `sum_i weights[i] * (alpha_i / rank_i) B_i A_i`.
 
     linear: that sum exactly, by putting the factors side by side; its rank is the sum of the ranks. svd: its best
     approximation of rank `rank` in the Frobenius norm (Eckart and Young). The sum is of the changes B A, not of A and

@@ -28,7 +28,7 @@ TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_p
 def write_lora(
     folder: Path, config: AdapterConfig, modules: Sequence[str], tensors: dict[str, Tensor], card: str
 ) -> None:
-    """Write both files into `folder`.
+    """Writes both files into `folder`.
 
     Args:
         tensors: by module and part, such as `head.linear.lora_A.weight`.

@@ -112,7 +112,7 @@ class RoutingAccuracy:
 
 
 def routing_accuracy(router: Router, pairs: Sequence[tuple[str, str | None]]) -> RoutingAccuracy:
-    """Try `router` on pairs (instruction, right adapter), paraphrases among them; a refusal counts as a mistake."""
+    """Tries `router` on pairs (instruction, right adapter), paraphrases among them; a refusal counts as a mistake."""
     mistakes = []
     for instruction, expected in pairs:
         try:

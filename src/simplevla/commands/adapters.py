@@ -51,7 +51,7 @@ class Show:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write one adapter of a saved policy into a folder of its own; a LoRA's is peft's layout, so peft reads it too."""
+    """Writes one adapter of a saved policy into its own folder; a LoRA's is peft's layout, so peft reads it too."""
 
     policy: POLICY
     name: tyro.conf.Positional[str]
@@ -66,7 +66,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class New:
-    """Write a copy of a policy with a new adapter; `simplevla train --policy OUT` then trains that adapter alone."""
+    """Writes a copy of a policy with a new adapter; `simplevla train --policy OUT` then trains that adapter alone."""
 
     policy: POLICY
     out: tyro.conf.Positional[Path]
@@ -96,7 +96,7 @@ class New:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Add:
-    """Write a copy of a policy with an exported adapter, or a LoRA that peft saved, beside its own.
+    """Writes a copy of a policy with an exported adapter, or a LoRA that peft saved, beside its own.
 
     Another base or other statistics are refused; peft's folders don't say theirs, and a warning says so.
     """
@@ -120,7 +120,7 @@ class Add:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Write a copy of a policy with one more adapter, the weighted sum of others."""
+    """Writes a copy of a policy with one more adapter, the weighted sum of others."""
 
     policy: POLICY
     names: tyro.conf.Positional[tuple[str, ...]]

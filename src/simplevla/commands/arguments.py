@@ -56,7 +56,7 @@ def new_run(run: Path | None) -> Path:
 
 
 def require_consent(suite: str, arguments: list[str], trusted: bool) -> None:
-    """Ask before a suite that a run folder names runs its code: the folder may be somebody else's.
+    """Asks before a suite that a run folder names runs its code: the folder may be somebody else's.
 
     `package.module:factory` is consented to by --trust-suite, by its name among the arguments, or in a terminal.
 

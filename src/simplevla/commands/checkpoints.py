@@ -12,7 +12,7 @@ from simplevla.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
-    """Convert a TinyVLA checkpoint to a policy folder: simplevla import tinyvla DIR OUT --cameras NAME [NAME ...].
+    """Converts a TinyVLA checkpoint to a policy folder: simplevla import tinyvla DIR OUT --cameras NAME [NAME ...].
 
     Nothing in the checkpoint is run, and nothing is written unless all of it fits.
     """

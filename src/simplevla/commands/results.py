@@ -27,7 +27,7 @@ class EvalArguments:
     out: Path | None = None
     """New JSON file for the result; `simplevla compare` reads two of them."""
     overwrite: bool = False
-    """Replace the file that `out` names."""
+    """Replaces the file that `out` names."""
     device: str = "cpu"
 
 
@@ -66,14 +66,14 @@ def evaluate_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
-    """Compare two results of `simplevla eval` on the same initial states (McNemar's exact test)."""
+    """Compares two results of `simplevla eval` on the same initial states (McNemar's exact test)."""
 
     a: tyro.conf.Positional[Path]
     b: tyro.conf.Positional[Path]
     out: Path | None = None
     """New JSON file for the comparison."""
     overwrite: bool = False
-    """Replace the file that `out` names."""
+    """Replaces the file that `out` names."""
 
 
 def compare_command(arguments: list[str]) -> int:
@@ -93,7 +93,7 @@ def compare_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Write RUN/report.html: one page with curves, tables, configuration and videos.
+    """Writes RUN/report.html: one page with curves, tables, configuration and videos.
 
     A finished run is first evaluated on all held-out initial states, before and after RL, and filmed.
     """

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """Improve a supervised policy by RL: simplevla train [RECIPE] --policy DIR --run RUN, or train --resume RUN."""
+    """Improves a supervised policy by RL: simplevla train [RECIPE] --policy DIR --run RUN, or train --resume RUN."""
 
     config: Annotated[TrainConfig, UNPREFIXED] = field(default_factory=TrainConfig)
     run: Path | None = None
     """New folder for everything about the run; the result is RUN/policy."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
+    """Goes on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
     trust_suite: bool = False
     """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 
@@ -83,7 +83,7 @@ class SFTArguments:
     run: Path | None = None
     """New folder for everything about the run; the result is RUN/policy."""
     resume: Path | None = None
-    """Go on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
+    """Goes on with this run from its newest checkpoint; the config is the run's own, but for how long it lasts."""
     trust_suite: bool = False
     """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 
@@ -106,7 +106,7 @@ def sft_command(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class DemosArguments:
-    """Write demonstrations by a suite's scripted expert: simplevla demos SUITE|RECIPE --episodes N --out DIR."""
+    """Writes demonstrations by a suite's scripted expert: simplevla demos SUITE|RECIPE --episodes N --out DIR."""
 
     config: Annotated[DemosConfig, UNPREFIXED] = field(default_factory=DemosConfig)
     out: Path
@@ -137,13 +137,13 @@ def continual_command(arguments: list[str]) -> int:
 
     @dataclass(frozen=True, kw_only=True)
     class ContinualArguments:
-        """Train tasks one after another: simplevla continual RECIPE --train.policy DIR --run RUN, or --resume RUN."""
+        """Trains tasks one after another: simplevla continual RECIPE --train.policy DIR --run RUN, or --resume RUN."""
 
         config: Annotated[ContinualConfig, UNPREFIXED]
         run: Path | None = None
         """New folder for everything; RUN/continual.json and RUN/continual.html are the result."""
         resume: Path | None = None
-        """Go on with this run wherever it stopped; the config is the run's own."""
+        """Goes on with this run wherever it stopped; the config is the run's own."""
         trust_suite: bool = False
         """Consent to run the code of a suite `package.module:factory` that the resumed run's folder names."""
 

@@ -11,7 +11,7 @@ from simplevla.errors import printable
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSuiteArguments:
-    """Find mistakes in a suite: simplevla check-suite NAME|package.module:factory."""
+    """Finds mistakes in a suite: simplevla check-suite NAME|package.module:factory."""
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
 

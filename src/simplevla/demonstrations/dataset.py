@@ -115,7 +115,7 @@ class LeRobotDataset:
         return known if len(known) == len(self._episodes) else None
 
     def load_all(self, progress: bool = False) -> Frames:
-        """Decode the whole dataset into memory: F x height x width x 3 bytes per camera."""
+        """Decodes the whole dataset into memory: F x height x width x 3 bytes per camera."""
         rows = self.rows
         try:
             images = {name: np.empty((self.num_frames, *size, 3), np.uint8) for name, size in self.cameras.items()}
@@ -152,7 +152,7 @@ class LeRobotDataset:
     def _fill_from_parquet(
         self, cameras: dict[str, Camera], frames: Frames, path: Path, places: np.ndarray, threads: ThreadPoolExecutor
     ) -> None:
-        """Decode the images of one data file to the frames `places`."""
+        """Decodes the images of one data file to the frames `places`."""
         try:
             with pq.ParquetFile(path) as file:
                 for camera in cameras.values():

@@ -42,7 +42,7 @@ def read_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> 
 
 
 def decode_image(data: bytes, target: np.ndarray, where: str) -> None:
-    """Decode PNG or JPEG `data` into `target` uint8 [height, width, 3]."""
+    """Decodes PNG or JPEG `data` into `target` uint8 [height, width, 3]."""
     height, width, _ = target.shape
     pixels = read_image(data, where, (height, width))
     if pixels.shape != target.shape:

@@ -40,7 +40,7 @@ def read_rows(
     instructions: Sequence[str],
     fps: float | None,
 ) -> Rows:
-    """Find every episode's rows by what the data files hold, whatever `meta/episodes` says about where they lie.
+    """Finds every episode's rows by what the data files hold, whatever `meta/episodes` says about where they lie.
 
     Args:
         episodes: the rows of `meta/episodes`.
@@ -178,7 +178,7 @@ def _check_finite(folder: Path, rows: Rows) -> None:
 
 
 def _check_tasks(folder: Path, rows: Rows, episodes: Sequence[dict[str, Any]], instructions: Sequence[str]) -> None:
-    """Compare the frames' instructions with those that `meta/episodes` lists for the episode, if it does."""
+    """Compares the frames' instructions with those that `meta/episodes` lists for the episode, if it does."""
     for number, task in np.unique(np.stack([rows.episode_index, rows.task_index]), axis=1).T.tolist():
         listed = episodes[number].get("tasks")
         if listed and instructions[task] not in (listed if isinstance(listed, list) else [listed]):

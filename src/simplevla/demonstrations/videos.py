@@ -56,7 +56,7 @@ def video_places(
 
 
 def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, target: np.ndarray) -> None:
-    """Decode the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
+    """Decodes the pictures nearest to `times` [n] (seconds in the file) into `target[rows]`, reading the file once.
 
     Raises:
         UserError: the file is missing or damaged, its frames have another size or are to be turned, or none is within

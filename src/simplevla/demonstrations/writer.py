@@ -89,7 +89,7 @@ class DatasetWriter:
         return len(self.episodes) + len(self._pending)
 
     def add(self, episode: DemonstrationEpisode) -> None:
-        """Append an episode; it is on the disk once its data file is full or `finish` was called."""
+        """Appends an episode; it is on the disk once its data file is full or `finish` was called."""
         frames = len(episode.state)
         assert len(episode.actions) == frames > 0, "an episode has one action per state"
         assert list(episode.images) == self.cameras, f"got cameras {list(episode.images)}, expected {self.cameras}"
@@ -100,7 +100,7 @@ class DatasetWriter:
             self._write_pending()
 
     def finish(self) -> Statistics:
-        """Write the rest, the statistics and the totals, and give the folder its final name."""
+        """Writes the rest, the statistics and the totals, and gives the folder its final name."""
         if self._pending:
             self._write_pending()
         assert self.episodes, "a dataset has at least one episode"
@@ -115,7 +115,7 @@ class DatasetWriter:
         return statistics
 
     def close(self) -> None:
-        """Let go of the folder; a partial one without any complete data file is removed."""
+        """Lets go of the folder; a partial one without any complete data file is removed."""
         if self.partial.is_dir() and not self.episodes:
             shutil.rmtree(self.partial)
         self._lock.close()

@@ -61,14 +61,14 @@ class RolloutActor:
         return self._engine.slots
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Replace the named parameters."""
+        """Replaces the named parameters."""
         parameters = dict(self._policy.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
 
     def run(self, number: int, sampling: Sampling, record: bool) -> None:
-        """Roll out what `give` brings until `stop` of this number, which may come before."""
+        """Rolls out what `give` brings until `stop` of this number, which may come before."""
         self._engine.reset_stats()
         while True:
             with self._changed:
@@ -78,7 +78,7 @@ class RolloutActor:
             self._engine.run(self._policy, sampling, self._next, self._finish, record)
 
     def give(self, requests: list[EpisodeRequest]) -> None:
-        """Take on more requests."""
+        """Takes on more requests."""
         with self._changed:
             self._requests.extend(requests)
             self._changed.notify_all()
@@ -93,7 +93,7 @@ class RolloutActor:
         return Finished(episodes=episodes, stats=stats)
 
     def stop(self, number: int) -> None:
-        """Let the `run` of this number return; nothing may be in flight."""
+        """Lets the `run` of this number return; nothing may be in flight."""
         with self._changed:
             self._ended = number
             self._changed.notify_all()

@@ -15,7 +15,7 @@ RENDERING = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 
 
 def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
-    """Refuse at once what the cluster could never place.
+    """Refuses at once what the cluster could never place.
 
     Raises:
         UserError: naming what is missing.
@@ -50,7 +50,7 @@ def surroundings(variables: Mapping[str, str] | None = None) -> dict[str, dict[s
 
 
 def connect(settings: RayConfig) -> None:
-    """Join the cluster at `settings.address`, or start one, unless this process has one already.
+    """Joins the cluster at `settings.address`, or starts one, unless this process has one already.
 
     Raises:
         UserError: there is none.

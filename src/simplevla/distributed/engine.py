@@ -91,7 +91,7 @@ class RayEngine:
         self.close()
 
     def close(self) -> None:
-        """End the actors, and the cluster if this engine started it."""
+        """Ends the actors, and the cluster if this engine started it."""
         if ray.is_initialized():
             for replica in self._replicas:
                 ray.kill(replica.handle)
@@ -130,7 +130,7 @@ class RayEngine:
             self.stats.wall_s += time.perf_counter() - started
 
     def _start(self, replica: _Replica, rollout: "_Rollout") -> None:
-        """Bring the actor's weights up to date and let it begin; replace it if it was lost meanwhile."""
+        """Brings the actor's weights up to date and lets it begin; replaces it if it was lost meanwhile."""
         try:
             if replica.version != self._version:
                 ray.get(replica.handle.load_weights.remote(self._weights), timeout=self._settings.answer_timeout_s)
@@ -152,7 +152,7 @@ class RayEngine:
             replica.answer = None
 
     def _fill(self, rollout: "_Rollout") -> None:
-        """Give the actors as many requests as their slots and `AHEAD` hold, the emptiest first."""
+        """Gives the actors as many requests as their slots and `AHEAD` hold, the emptiest first."""
         given: dict[_Replica, list[EpisodeRequest]] = {}
         while room := [r for r in self._replicas if r.starting is None and len(r.outstanding) < r.slots + AHEAD]:
             request = rollout.waiting.pop(0) if rollout.waiting else rollout.source()
@@ -166,7 +166,7 @@ class RayEngine:
             replica.handle.give.remote(requests)
 
     def _turn(self, rollout: "_Rollout") -> None:
-        """Wait for an answer, and handle those that are there; replace actors that died or don't answer."""
+        """Waits for an answer, and handles those that are there; replaces actors that died or don't answer."""
         for replica in self._replicas:
             if replica.answer is None and replica.outstanding:
                 replica.answer, replica.asked = replica.handle.take.remote(), time.monotonic()
@@ -194,7 +194,7 @@ class RayEngine:
         self._require_one(rollout)
 
     def _require_one(self, rollout: "_Rollout") -> None:
-        """Wait for lost actors to be placed again, but not for ever if all of them are lost."""
+        """Waits for lost actors to be placed again, but not for ever if all of them are lost."""
         if any(replica.starting is None for replica in self._replicas):
             rollout.alone_since = time.monotonic()
         elif time.monotonic() - rollout.alone_since > STARTUP_TIMEOUT_S:
@@ -224,7 +224,7 @@ class RayEngine:
                 rollout.waiting.append(request)
 
     def _renew(self, replica: _Replica, reason: str) -> str:
-        """Ask for a new actor in the place of one that is lost; returns a sentence about it."""
+        """Asks for a new actor in the place of one that is lost; returns a sentence about it."""
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
             raise UserError(
@@ -254,7 +254,7 @@ class RayEngine:
         return remote.remote(config, settings, self._files, device)
 
     def _greet(self, replica: _Replica) -> None:
-        """Wait until the actor is ready.
+        """Waits until the actor is ready.
 
         Raises:
             RayActorError: it is lost.

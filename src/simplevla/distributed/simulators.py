@@ -41,7 +41,7 @@ class Simulator:
         self._making = suite, spec, slots, chunk_length
 
     def ready(self) -> Reply:
-        """Build the first environment."""
+        """Builds the first environment."""
         config, spec, slots, chunk_length = self._making
         try:
             suite = make_same_suite(config, spec)
@@ -85,7 +85,7 @@ class RemoteWorker(Worker):
         self.start()
 
     def start(self) -> None:
-        """Ask Ray for an actor; its first reply is `ready` or the reason why not."""
+        """Asks Ray for an actor; its first reply is `ready` or the reason why not."""
         self._begin()
         self.connection, theirs = multiprocessing.Pipe()
         self._actor = self._remote.remote(*self._making)
@@ -93,7 +93,7 @@ class RemoteWorker(Worker):
         threading.Thread(target=self._serve, args=(self._actor, self._commands, theirs), daemon=True).start()
 
     def flush(self) -> None:
-        """Send what is queued, in one message; a dead actor is noticed at the next `receive`."""
+        """Sends what is queued, in one message; a dead actor is noticed at the next `receive`."""
         if self._outbox:
             actions = {
                 command.slot: self.arrays.actions[command.slot, : command.length].copy()

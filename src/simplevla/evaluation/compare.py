@@ -80,7 +80,7 @@ class Comparison:
 
 
 def compare(a: EvaluationResult, b: EvaluationResult, name_a: str = "A", name_b: str = "B") -> Comparison:
-    """Pair the episodes of `a` and `b` by (task, initial state).
+    """Pairs the episodes of `a` and `b` by (task, initial state).
 
     Raises:
         UserError: they differ in suite, split, protocol, horizons or initial states, naming the difference; or no

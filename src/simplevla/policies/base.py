@@ -188,7 +188,7 @@ class Policy(nn.Module, ABC):
         return np.ones(self.units, np.float32)
 
     def prepare_for_rl(self, config: TrainConfig) -> None:
-        """Take what of the settings concerns the policy's head; called before RL.
+        """Takes what of the settings concerns the policy's head; called before RL.
 
         Raises:
             UserError: a setting that this policy can't have.
@@ -203,7 +203,7 @@ class Policy(nn.Module, ABC):
         return torch.zeros(rows, self.units, dtype=torch.int64)
 
     def check_observations(self, batch: ObservationBatch) -> None:
-        """Refuse observations that this policy wasn't made for.
+        """Refuses observations that this policy wasn't made for.
 
         Raises:
             UserError: a camera is missing, or the state has another size.
@@ -222,18 +222,18 @@ class Policy(nn.Module, ABC):
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
-        """Draw one chunk per decision; each uses its own generator, so results don't depend on the batch."""
+        """Draws one chunk per decision; each uses its own generator, so results don't depend on the batch."""
 
     @abstractmethod
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         """(logprobs [D, U], entropy [D, U]) of the decisions' `trace`, with gradients."""
 
     def checkpoint_activations(self) -> None:
-        """Compute activations again in the next backward passes, until `eval()` or `train()` is called."""
+        """Computes activations again in the next backward passes, until `eval()` or `train()` is called."""
         raise UserError(f"{type(self).__name__} has no gradient checkpointing; leave gradient_checkpointing off")
 
     def compile_towers(self) -> None:
-        """Run the large modules through torch.compile from now on."""
+        """Runs the large modules through torch.compile from now on."""
         raise UserError(f"{type(self).__name__} can't be compiled; leave rollout.compile off")
 
     def adapter_groups(self) -> dict[str, list[str]]:
@@ -248,7 +248,7 @@ class Policy(nn.Module, ABC):
         """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H]."""
 
     def save(self, folder: Path) -> None:
-        """Write the policy into `folder`, with its adapters if it has any; `load_policy` reads it."""
+        """Writes the policy into `folder`, with its adapters if it has any; `load_policy` reads it."""
         if self.adapter_bank is None:
             self.save_alone(folder)
         else:
@@ -256,7 +256,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def save_alone(self, folder: Path) -> None:
-        """Write `model.safetensors`, `config.json`, `statistics.json` (and tokenizer files) into `folder`."""
+        """Writes `model.safetensors`, `config.json`, `statistics.json` (and tokenizer files) into `folder`."""
 
     @classmethod
     def load(cls, folder: Path) -> "Policy":

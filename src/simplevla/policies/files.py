@@ -103,7 +103,7 @@ def save_files(
     tensors: Mapping[str, Tensor],
     trained_on: tuple[TrainedOn, ...],
 ) -> None:
-    """Write a policy's files into `folder`, the tensors last."""
+    """Writes a policy's files into `folder`, the tensors last."""
     folder.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     contents = {
@@ -121,7 +121,7 @@ def save_files(
 
 
 def load_files(folder: Path) -> PolicyFiles:
-    """Read what `save_files` wrote.
+    """Reads what `save_files` wrote.
 
     Raises:
         UserError: a missing or damaged file.
@@ -166,7 +166,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def check_token_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer that gives ids of `vocab_size` or above, which have no row in the word embedding."""
+    """Refuses a tokenizer that gives ids of `vocab_size` or above, which have no row in the word embedding."""
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if largest >= vocab_size:
         raise UserError(

@@ -65,7 +65,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def through_onednn(module: nn.Module) -> None:
-    """Let all plain linear layers inside multiply so, those of transformers' models too; parameters and names stay."""
+    """Lets all plain linear layers inside multiply so, those of transformers' models too; parameters and names stay."""
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear

@@ -38,7 +38,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
-        """Read `statistics.json`."""
+        """Reads `statistics.json`."""
         if not path.exists():
             raise UserError(f"{path} is missing; every policy is saved with the statistics it was trained with")
         return read_as(path, cls)

@@ -19,7 +19,7 @@ LORA_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?
 
 
 def merge_lora(tensors: dict[str, Tensor], lora: dict[str, Tensor], config: dict[str, Any], origin: Path) -> int:
-    """Add `alpha / r * B @ A` to each weight W that the adapter changes, in float64, rounded once to float32.
+    """Adds `alpha / r * B @ A` to each weight W that the adapter changes, in float64, rounded once to float32.
 
     Args:
         tensors: the model's, changed in place.
@@ -81,7 +81,7 @@ def _adapted(target: str, modules: dict[str, dict[str, Tensor]]) -> bool:
 
 
 def check_plain_lora(config: dict[str, Any], file: Path, computed: tuple[str, ...] = ()) -> None:
-    """Refuse an adapter that computes anything but `W x + lora_alpha / r * B A x`, and options that aren't known here.
+    """Refuses an adapter that computes anything but `W x + lora_alpha / r * B A x`, and options that aren't known here.
 
     Args:
         config: the content of `file`, as peft writes it.
@@ -129,7 +129,7 @@ class LoraOptions:
 
 
 def _check_pattern(pattern: str) -> None:
-    """Refuse what is no regular expression, and repetitions of repetitions, which may take for ever."""
+    """Refuses what is no regular expression, and repetitions of repetitions, which may take for ever."""
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -12,7 +12,7 @@ MASKED = -1e9
 
 
 def checkpoint_towers(policy: nn.Module) -> None:
-    """Let every layer's activations be computed again in the backward pass, until `eval()` or `train()` is called."""
+    """Lets every layer's activations be computed again in the backward pass, until `eval()` or `train()` is called."""
     towers = [module for module in policy.modules() if isinstance(module, PreTrainedModel)]
     for tower in towers:
         tower.activation_checkpointing_enable({"use_reentrant": False})
@@ -22,7 +22,7 @@ def checkpoint_towers(policy: nn.Module) -> None:
 
 
 def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Run them through torch.compile from now on."""
+    """Runs them through torch.compile from now on."""
     # CUDA graphs need fixed shapes; on CPU one kernel for any batch is better.
     graphs = device.type == "cuda"
     for module in modules:

@@ -157,7 +157,7 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
 
 
 def warn_of_differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suite) -> None:
-    """Warn once of all `differences`: they may be meant, and they change what a success rate means."""
+    """Warns once of all `differences`: they may be meant, and they change what a success rate means."""
     found = differences(stages, cameras, suite)
     if found:
         warnings.warn(

@@ -40,7 +40,7 @@ class Choice:
 
 
 def choose_states(before: EvaluationResult, after: EvaluationResult) -> Choice:
-    """Choose from the states that have an outcome in both evaluations, in the order of `before`."""
+    """Chooses from the states that have an outcome in both evaluations, in the order of `before`."""
     solved_after = {(episode.task, episode.initial_state): episode.success for episode in after.episodes}
     outcomes: dict[State, tuple[bool, bool]] = {}
     first: dict[str, State] = {}

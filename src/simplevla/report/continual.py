@@ -22,7 +22,7 @@ METRICS = ("AVG", "NBT", "FWT", "ZS", "AUC")
 
 
 def write_continual_report(run: Path) -> Path:
-    """Write RUN/continual.html, one self-contained page, from RUN/continual.json, and return its path.
+    """Writes RUN/continual.html, one self-contained page, from RUN/continual.json, and returns its path.
 
     Raises:
         UserError: the run isn't finished, or its result is damaged.
@@ -125,7 +125,7 @@ def heat_map(result: Mapping[str, Any]) -> str:
 
 
 def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:
-    """Draw the heat map into `axes`; for figures that hold several."""
+    """Draws the heat map into `axes`; for figures that hold several."""
     columns = _columns(matrix)
     rates = [[100 * matrix.rate(i, task) for task in columns] for i in range(len(matrix.n))]
     axes.imshow(rates, cmap="cividis", vmin=0, vmax=100, aspect="auto")

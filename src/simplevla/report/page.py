@@ -40,8 +40,8 @@ class Run:
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report.html from config.json, environment.json, metrics.jsonl, eval/before.json, eval/after.json and
-    videos/, and return its path. The page says which of them are missing.
+    """Writes RUN/report.html from config.json, environment.json, metrics.jsonl, eval/before.json, eval/after.json and
+    videos/, and returns its path. The page says which of them are missing.
 
     Raises:
         UserError: the folder isn't one of a run, or a file in it is damaged; the message names it.

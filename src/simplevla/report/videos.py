@@ -56,7 +56,7 @@ def record_videos(
     prefix: str,
     policy_sha256: str | None = None,
 ) -> list[Clip]:
-    """Roll `policy` out greedily from each (task, initial state) in this process and film it.
+    """Rolls `policy` out greedily from each (task, initial state) in this process and films it.
 
     Writes `PREFIX_TASK_STATE.mp4` (or .webp where PyAV has no H.264 encoder) per pair and `PREFIX.json`, which lists
     them. A film whose environment breaks is left out, with a warning. Videos play in real time, at the suite's control

@@ -16,7 +16,7 @@ def check_sample(
     requests: Sequence[EpisodeRequest],
     state: np.ndarray,
 ) -> None:
-    """Refuse a policy's answer that no environment should execute: a fault of the policy, never a failure at its task.
+    """Refuses a policy's answer that no environment should execute: a fault of the policy, never a failure at its task.
 
     Args:
         actions: [D, H, A], with `chunk` = (H, A).

@@ -137,7 +137,7 @@ def collect_groups(
     update: int,
     cancelled: threading.Event | None = None,
 ) -> Collection:
-    """Sample groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
+    """Samples groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
 
     An episode's noise follows from (seed, update, group number, sibling). With `config.dynamic` off, exactly
     `config.groups` are sampled and every complete one trains.

@@ -74,12 +74,12 @@ class Crew:
             raise
 
     def flush(self) -> None:
-        """Send what is queued."""
+        """Sends what is queued."""
         for worker in self.workers:
             worker.flush()
 
     def receive(self) -> Iterator[tuple[Worker, Reply | Loss]]:
-        """Wait for at least one answer, or for the first worker to be overdue, and give what there is, one by one.
+        """Waits for at least one answer, or for the first worker to be overdue, and gives what there is, one by one.
 
         Raises:
             SuiteError: the suite breaks its contract, or can't be built.

@@ -100,7 +100,7 @@ class _Running:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what happened so far."""
+        """Forgets what happened so far."""
         self.generator = self.request.generator()
         self.env_steps = 0
         self.images: list[dict[str, np.ndarray]] = []
@@ -209,7 +209,7 @@ class RolloutEngine:
         self.close()
 
     def close(self) -> None:
-        """End the workers. May be called more than once."""
+        """Ends the workers. May be called more than once."""
         self._crew.close()
 
     @property
@@ -221,7 +221,7 @@ class RolloutEngine:
         self.stats = RolloutStats()
 
     def run(self, policy: Policy, sampling: Sampling, source: Source, sink: Sink, record: bool = True) -> None:
-        """Roll out what `source` asks for until nothing is in flight and `source` says None.
+        """Rolls out what `source` asks for until nothing is in flight and `source` says None.
 
         Any exception, Ctrl-C included, ends the workers and closes the engine.
 
@@ -277,7 +277,7 @@ class RolloutEngine:
             )
 
     def _fill(self, source: Source) -> None:
-        """Start requested episodes in free slots, where the fewest others run, as long as there are both."""
+        """Starts requested episodes in free slots, where the fewest others run, as long as there are both."""
         free = [slot for slot in self._slots if slot.running is None]
         self._ask(source, LOOK_AHEAD * len(self._slots) if self._keep_tasks else len(free))
         load: dict[object, int] = {}
@@ -296,7 +296,7 @@ class RolloutEngine:
         self._crew.flush()
 
     def _ask(self, source: Source, count: int) -> None:
-        """Ask for requests until `count` wait, or there are none now."""
+        """Asks for requests until `count` wait, or there are none now."""
         while len(self._waiting) < count and (request := source()) is not None:
             if request.task.name not in self._task_names:
                 raise UserError(
@@ -319,7 +319,7 @@ class RolloutEngine:
         return next((i for i, task in enumerate(tasks) if task not in taken), 0)
 
     def _turn(self, half: int) -> tuple[list[_Slot], list[Episode]]:
-        """Wait for the half's answers; returns the slots that need a decision and the episodes that ended."""
+        """Waits for the half's answers; returns the slots that need a decision and the episodes that ended."""
         started = time.perf_counter()
         slots = [slot for slot in self._halves[half] if slot.running is not None and slot.away == 0]
         for slot in self._halves[half]:
@@ -341,7 +341,7 @@ class RolloutEngine:
         return ready, finished
 
     def _advance(self, slot: _Slot) -> EpisodeStatus | None:
-        """Take the slot's answer into its episode; how the episode ended, or None if it goes on."""
+        """Takes the slot's answer into its episode; returns how the episode ended, or None if it goes on."""
         running, reply = slot.running, slot.reply
         assert running is not None
         if running.broken:
@@ -409,7 +409,7 @@ class RolloutEngine:
                     )
 
     def _receive(self) -> None:
-        """Wait for at least one answer or loss, and handle what there is."""
+        """Waits for at least one answer or loss, and handles what there is."""
         for worker, event in self._crew.receive():
             if isinstance(event, Loss):
                 self._recover(worker, event)
@@ -421,7 +421,7 @@ class RolloutEngine:
                 self._run_again(slot, event.text, failed=True)
 
     def _recover(self, worker: Worker, loss: Loss) -> None:
-        """Run the episodes of a worker that was replaced again.
+        """Runs the episodes of a replaced worker again.
 
         The command that it was executing broke it: only that episode has failed an attempt. With none, nobody is known
         to be innocent, and all have; while it was starting, none has.
@@ -433,7 +433,7 @@ class RolloutEngine:
                 self._run_again(slot, loss.text, failed=loss.blames(slot.index))
 
     def _run_again(self, slot: _Slot, reason: str, failed: bool) -> None:
-        """Start the slot's episode again, with the same seed, unless it has failed too often."""
+        """Starts the slot's episode again, with the same seed, unless it has failed too often."""
         running = slot.running
         assert running is not None
         slot.busy, slot.reply = False, Reply("done", slot.index)
@@ -457,7 +457,7 @@ def policy_threads(config: RolloutConfig) -> int:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Leave the workers their cores: torch's threads wait for one another, so one without a core stalls them all."""
+    """Leaves the workers their cores: torch's threads wait for one another, so one without a core stalls them all."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, count))
     try:

@@ -21,7 +21,7 @@ class Starts:
         self._seen: OrderedDict[tuple[str, int], dict[str, np.ndarray]] = OrderedDict()
 
     def difference(self, task: str, initial_state: int, arrays: SlotArrays, slot: int) -> str:
-        """Say what of the observation in `slot` isn't as in the first episode from there; empty where all is."""
+        """Says what of the observation in `slot` isn't as in the first episode from there; empty where all is."""
         new = {"state": arrays.state[slot], **{f"image {name!r}": rows[slot] for name, rows in arrays.images.items()}}
         known = self._seen.get((task, initial_state))
         if known is None:

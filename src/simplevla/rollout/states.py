@@ -51,7 +51,7 @@ class StateSampler:
         return {"epoch": self._epoch, "position": self._position, "size": self._size, "seed": self._seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Goes on where `state_dict` was taken.
 
         Raises:
             UserError: it was taken with another seed or over another number of train states.

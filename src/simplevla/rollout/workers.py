@@ -44,7 +44,7 @@ class SuiteError(UserError):
 
 
 class Reset(NamedTuple):
-    """Start an episode in a slot."""
+    """Starts an episode in a slot."""
 
     slot: int
     task: str
@@ -52,7 +52,7 @@ class Reset(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Execute the first `length` actions of the slot's chunk in shared memory."""
+    """Executes the first `length` actions of the slot's chunk in shared memory."""
 
     slot: int
     length: int
@@ -74,7 +74,7 @@ class Job(Protocol):
 
 
 class Run(NamedTuple):
-    """Let a job reset and step the slot's environment."""
+    """Lets a job reset and step the slot's environment."""
 
     slot: int
     task: str
@@ -133,7 +133,7 @@ class SlotArrays:
 
 
 def check_observation(observation: object, spec: SuiteSpec) -> None:
-    """Raise SuiteError unless `observation` has exactly the cameras, shapes and dtypes of `spec` and a finite state."""
+    """Raises SuiteError unless `observation` has the cameras, shapes and dtypes of `spec` and a finite state."""
     if not isinstance(observation, Observation):
         raise SuiteError(f"the observation is a {type(observation).__name__}; expected simplevla.types.Observation")
     if set(observation.images) != set(spec.cameras):
@@ -155,7 +155,7 @@ def check_observation(observation: object, spec: SuiteSpec) -> None:
 
 
 def check_result(result: object, count: int) -> None:
-    """Raise SuiteError unless `result` is a ChunkResult that `count` actions can have."""
+    """Raises SuiteError unless `result` is a ChunkResult that `count` actions can have."""
     if not isinstance(result, ChunkResult):
         raise SuiteError(f"step_chunk returned a {type(result).__name__}; expected simplevla.types.ChunkResult")
     if not isinstance(result.success, bool | np.bool_):
@@ -256,7 +256,7 @@ class SimulatorSlots:
         return observation
 
     def discard(self, slot: int) -> None:
-        """Close the slot's environment; the next reset builds a new one."""
+        """Closes the slot's environment; the next reset builds a new one."""
         environment, self.environments[slot] = self.environments[slot], None
         if environment is not None:
             # A broken simulator may not even close; the traceback that matters has been taken.
@@ -307,7 +307,7 @@ def serve(
 
 
 def _end_with_parent() -> None:
-    """Let this process end when its parent is gone, even in the middle of a chunk.
+    """Lets this process end when its parent is gone, even in the middle of a chunk.
 
     On Linux the kernel kills it, since a thread would wait for C code that keeps Python's lock. The signal comes when
     the pipe from the parent closes, and so with the parent's process; PR_SET_PDEATHSIG comes with the thread that
@@ -370,7 +370,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        """Start a process; its first reply is `ready` or the reason why not."""
+        """Starts a process; its first reply is `ready` or the reason why not."""
         self._begin()
         self.connection, theirs = self._context.Pipe()
         self.process = self._context.Process(target=serve, args=(theirs, *self._arguments), daemon=True)
@@ -395,7 +395,7 @@ class Worker:
         self._outbox.append(command)
 
     def flush(self) -> None:
-        """Send what is queued, in one message; a dead worker is noticed at the next `receive`."""
+        """Sends what is queued, in one message; a dead worker is noticed at the next `receive`."""
         if self._outbox:
             with contextlib.suppress(OSError):
                 self.connection.send(self._outbox)
@@ -434,7 +434,7 @@ class Worker:
         return max(self._heard, self._beaten.value)
 
     def kill(self) -> int | None:
-        """End the process at once; returns its exit code as it was found, None if it still ran."""
+        """Ends the process at once; returns its exit code as it was found, None if it still ran."""
         self.process.join(0.1 if self.process.exitcode is None else 0)
         exitcode = self.process.exitcode
         self.process.kill()
@@ -443,7 +443,7 @@ class Worker:
         return exitcode
 
     def ask_to_close(self) -> None:
-        """Let an idle worker close its environments; `kill` after `wait_closed` frees the rest."""
+        """Lets an idle worker close its environments; `kill` after `wait_closed` frees the rest."""
         if self.ready and not self.pending:
             with contextlib.suppress(OSError):
                 self.connection.send(None)
@@ -454,7 +454,7 @@ class Worker:
 
 
 def close_all(workers: list[Worker]) -> None:
-    """End the workers: idle ones close their environments, the others are killed. Leaves the list empty."""
+    """Ends the workers: idle ones close their environments, the others are killed. Leaves the list empty."""
     for worker in workers:
         worker.ask_to_close()
     deadline = time.monotonic() + CLOSE_TIMEOUT_S

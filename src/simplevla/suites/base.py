@@ -37,7 +37,7 @@ class Environment(ABC):
         """A picture for people, uint8 [height, width, 3], of the current state; used for videos only."""
 
     def close(self) -> None:
-        """Free the simulator's resources."""
+        """Frees the simulator's resources."""
         return None
 
 
@@ -46,7 +46,7 @@ class Expert(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget the last episode; called right after the environment's reset."""
+        """Forgets the last episode; called right after the environment's reset."""
 
     @abstractmethod
     def action(self) -> np.ndarray:
@@ -93,7 +93,7 @@ class Suite(ABC):
 
     @abstractmethod
     def make_environment(self) -> Environment:
-        """Build one environment; called inside the process that will use it."""
+        """Builds one environment; called inside the process that will use it."""
 
     def make_expert(self, environment: Environment) -> Expert | None:
         """The scripted expert that reads `environment`'s state, or None where the suite has none."""

@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 def make_suite(config: SuiteConfig) -> Suite:
-    """Build the suite that `config` names, restricted to `config.tasks` where given.
+    """Builds the suite that `config` names, restricted to `config.tasks` where given.
 
     Raises:
         UserError: unknown suite or task, with near names; a suite with which counts of episodes would be wrong; its
@@ -57,7 +57,7 @@ def make_suite(config: SuiteConfig) -> Suite:
 
 
 def _require_countable(suite: Suite) -> None:
-    """Refuse what would count an episode twice, call trained states held out, or can't be written beside a result."""
+    """Refuses what would count an episode twice, call trained states held out, or can't be written beside a result."""
     names = [task.name for task in suite.tasks]
     problems = [
         f"task {name!r} is there {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1

@@ -83,7 +83,7 @@ def save_checkpoint(
     keep: int,
     behaviour: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint after `update` updates into `folder` and delete all but the newest `keep`.
+    """Writes the checkpoint after `update` updates into `folder` and deletes all but the newest `keep`.
 
     Raises:
         OSError: nothing could be written; earlier checkpoints are untouched.

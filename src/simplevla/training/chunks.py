@@ -34,7 +34,7 @@ class Augmentation:
 
 
 def augment(rng: np.random.Generator, size: int, shift_pixels: int, jitter: float) -> Augmentation:
-    """Draw a shift, a contrast (about mid-grey) and a brightness for each of `size` samples, all uniform."""
+    """Draws a shift, a contrast (about mid-grey) and a brightness for each of `size` samples, all uniform."""
     shift = rng.integers(-shift_pixels, shift_pixels + 1, size=(size, 2))
     contrast = 1 + jitter * rng.uniform(-1, 1, size=(size, 1))
     brightness = 255 * jitter * rng.uniform(-1, 1, size=(size, 1))

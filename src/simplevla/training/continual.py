@@ -50,7 +50,7 @@ console = Console()
 
 
 def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[str, Any]:
-    """Train the tasks one after another in the folder `run`; returns the content of its continual.json.
+    """Trains the tasks one after another in the folder `run`; returns the content of its continual.json.
 
     Raises:
         UserError: `run` exists (or has another config on resume) or is in use, unknown tasks, an unfit policy.
@@ -112,7 +112,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
 def _stage(
     config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, folder: Path
 ) -> dict[str, Any]:
-    """Train `task` in `folder`, from the policy that the task before left."""
+    """Trains `task` in `folder`, from the policy that the task before left."""
     if (folder / "stage.json").exists():
         stage = read_json(folder / "stage.json")
         from_dict(Stage, stage, source=str(folder / "stage.json"))
@@ -170,7 +170,7 @@ def _adapter_name(config: ContinualConfig, task: str) -> str:
 
 
 def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, number: int) -> None:
-    """Let exactly the adapter that learns `task` be trained."""
+    """Lets exactly the adapter that learns `task` be trained."""
     bank = AdapterBank(policy) if number == 1 and policy.adapter_bank is None else bank_of(policy)
     name = _adapter_name(config, task)
     instruction = suite.task(task).instruction

@@ -131,7 +131,7 @@ def _evaluation(rows: Sequence[Row]) -> HealthWarning | None:
 
 
 def sampled_success(rows: Sequence[Row]) -> HealthWarning | None:
-    """Compare what the last row sampled with greedy success, on the tasks that both have.
+    """Compares what the last row sampled with greedy success, on the tasks that both have.
 
     The evaluation of the row before is of the very policy that sampled; else that of the last row is, one update later.
     """

@@ -44,7 +44,7 @@ KEEP_CHECKPOINTS = 2
 
 
 def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
-    """Train a policy on a dataset of demonstrations; returns the folder of the trained policy, `run/policy`.
+    """Trains a policy on a dataset of demonstrations; returns the folder of the trained policy, `run/policy`.
 
     Batch number n depends on (seed, n) alone, so that a resumed run goes on as if it had never stopped.
 
@@ -178,7 +178,7 @@ def _dimension_names(feature: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarray) -> None:
-    """Refuse demonstrations of which over 1 % of the frames lie outside what the policy can express, by over a tenth.
+    """Refuses demonstrations of which over 1 % of the frames lie outside what the policy can express, by over a tenth.
 
     Less is harmless: such actions become the outermost ones. A dimension that the policy knows at one value only has a
     slack of a hundredth of the value, and each at least a thousandth of the widest dimension's range.

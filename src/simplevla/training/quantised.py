@@ -43,7 +43,7 @@ def stepping(device: torch.device) -> AbstractContextManager[object]:
 
 
 def keep_unequal_parts(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
-    """Give parameters that ranks hold unequal parts of float32 moments: their blocks would end differently on each."""
+    """Gives parameters that ranks hold unequal parts of float32 moments: their blocks would end differently on each."""
     for parameter in parameters:
         if isinstance(parameter, DTensor) and len(parameter) % parameter.device_mesh.size():
             moments = {kind: torch.zeros_like(parameter.detach()) for kind in ("exp_avg", "exp_avg_sq")}

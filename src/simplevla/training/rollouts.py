@@ -41,7 +41,7 @@ class Rollouts:
         return self._collect(update, staleness=0)
 
     def settle(self) -> None:
-        """Return when the engine is free."""
+        """Returns when the engine is free."""
 
     def sampler_state(self) -> dict[str, Any]:
         """State of the sampler from which the next update's rollouts are repeated exactly."""
@@ -120,7 +120,7 @@ class RolloutsAhead(Rollouts):
         return {name: acting[name].detach().cpu().contiguous() for name in self._trained}
 
     def _take(self, weights: Mapping[str, Tensor]) -> None:
-        """Let the next rollouts have these weights, and what the sampler gives from here."""
+        """Lets the next rollouts have these weights, and what the sampler gives from here."""
         parameters = dict(self._policy.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():

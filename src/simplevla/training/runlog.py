@@ -94,7 +94,7 @@ class MetricsFile:
         return self._stream.tell()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append `row` and flush it to the disk; NaN and infinity become null."""
+        """Appends `row` and flushes it to the disk; NaN and infinity become null."""
         self.check()
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         with storage_errors(self.file):
@@ -140,7 +140,7 @@ class RunLog(MetricsFile):
         super().__exit__()
 
     def stage(self, text: str) -> None:
-        """Say what is going on between two rows; a terminal shows it, a log file needn't."""
+        """Says what is going on between two rows; a terminal shows it, a log file needn't."""
         if self._live is not None:
             self._live.update(Group(self._table(), Spinner("dots", text)), refresh=True)
 
@@ -154,7 +154,7 @@ class RunLog(MetricsFile):
             self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
 
     def warn(self, warnings: Iterable[HealthWarning]) -> None:
-        """Show the first warning of each metric; the others are in the rows."""
+        """Shows the first warning of each metric; the others are in the rows."""
         for warning in warnings:
             if warning.metric not in self._warned:
                 self._warned.add(warning.metric)

@@ -136,7 +136,7 @@ def import_openvla_oft(
     gripper: Literal["libero", "none"] = "libero",
     lora_adapter: Literal["merge", "merged"] | None = None,
 ) -> ImportReport:
-    """Convert the checkpoint in `folder` into the new policy folder `out`, running no code from it.
+    """Converts the checkpoint in `folder` into the new policy folder `out`, running no code from it.
 
     Args:
         folder: as published.

@@ -95,9 +95,9 @@ class DiffusionConfig:
     steps: Positive = 10
     """Denoising steps of the sampler, evenly spaced over the schedule; divides `train_steps`."""
     clip_sample: bool = True
-    """Cut each step's estimate of the chunk to [-1, 1], the range of normalised actions, as published."""
+    """Cuts each step's estimate of the chunk to [-1, 1], the range of normalised actions, as published."""
     use_clipped_model_output: bool = False
-    """Go on in the direction of the noise that the cut estimate implies (DPPO, arXiv 2409.00588) instead of
+    """Goes on in the direction of the noise that the cut estimate implies (DPPO, arXiv 2409.00588) instead of
     the noise that the network predicted, which is diffusers' default and what TinyVLA acts with."""
     noise_samples: Annotated[int, Ge(1), Le(10_000)] = 1
     """Noises per chunk in a training batch: they share one pass of the vision-language model."""

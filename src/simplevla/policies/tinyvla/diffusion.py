@@ -155,7 +155,7 @@ class DiffusionHead(nn.Module):
         return ((predicted - noise).square() * weights).sum() / weights.sum()
 
     def sample(self, condition: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
-        """Denoise from a row's own noise; greedy is deterministic DDIM from there, as in the published policy."""
+        """Denoises from a row's own noise; greedy is deterministic DDIM from there, as in the published policy."""
         assert len(generators) == len(condition), "one generator per row"
         count = self.config.steps
         noises = np.stack([generator.standard_normal((count + 1, *self.shape), np.float32) for generator in generators])

@@ -343,7 +343,7 @@ class TinyVLA(Policy):
 
 
 def _require_named_sampler(files: PolicyFiles) -> None:
-    """Refuse a diffusion policy that doesn't say which of two samplers it was trained and evaluated with."""
+    """Refuses a diffusion policy that doesn't say which of two samplers it was trained and evaluated with."""
     diffusion = files.config.get("diffusion")
     if files.config.get("head") == "diffusion" and not (
         isinstance(diffusion, dict) and "use_clipped_model_output" in diffusion

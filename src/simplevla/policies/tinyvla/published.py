@@ -59,7 +59,7 @@ def import_tinyvla(
     base: Path | None = None,
     frame: tuple[int, int] | None = FRAME,
 ) -> ImportReport:
-    """Convert the TinyVLA checkpoint in `folder` into the new policy folder `out`, running no code from it.
+    """Converts the TinyVLA checkpoint in `folder` into the new policy folder `out`, running no code from it.
 
     Args:
         folder: the training's output folder, or a `checkpoint-N` in it.

@@ -38,7 +38,7 @@ class PublishedCheckpoint:
 
 
 def read_checkpoint(folder: Path, base: Path | None) -> PublishedCheckpoint:
-    """Read a checkpoint's files and merge its adapter.
+    """Reads a checkpoint's files and merges its adapter.
 
     Args:
         folder: the training's output folder, or a `checkpoint-N` in it.

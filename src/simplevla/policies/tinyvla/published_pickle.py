@@ -139,7 +139,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _check_steps(content: bytes) -> None:
-    """Refuse a pickle of too many instructions, or one that asks for more memory than they need."""
+    """Refuses a pickle of too many instructions, or one that asks for more memory than they need."""
     for number, (step, argument, _) in enumerate(pickletools.genops(content)):
         if number > MOST_STEPS or ("PUT" in step.name and int(argument or 0) > MOST_STEPS):
             raise _Refused(f"has more than {MOST_STEPS} values")

@@ -81,7 +81,7 @@ class Camera:
         return outside if not self._shadows and np.isin(self._mirrors, outside).all() else outside[:0]
 
     def close(self) -> None:
-        """Free the context; a second call does nothing."""
+        """Frees the context; a second call does nothing."""
         if self._gl is not None:
             self._gl.make_current()
             self._context.free()

@@ -48,7 +48,7 @@ class LiberoEnvironment(Environment):
         return self._observe()
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """Execute float [h, 7] actions in [-1, 1]; values beyond are clipped by the simulator's controller.
+        """Executes float [h, 7] actions in [-1, 1]; values beyond are clipped by the simulator's controller.
 
         Raises:
             UserError: wrong shape, or a number that isn't finite.

@@ -67,7 +67,7 @@ class PickAndPlace(Expert):
         self._environment = environment
 
     def reset(self) -> None:
-        """Bind to the environment's current task.
+        """Binds to the environment's current task.
 
         Raises:
             UserError: the task is none that this expert solves.
@@ -106,7 +106,7 @@ class PickAndPlace(Expert):
         return self._approach(hand, fingers, closing)
 
     def _approach(self, hand: np.ndarray, fingers: np.ndarray, closing: float) -> np.ndarray:
-        """Go above the grasp, down to it, and close."""
+        """Goes above the grasp, down to it, and closes."""
         grasp = self._grasp(hand)
         if self._reopening:
             self._reopening = fingers.min() < FINGER_OPEN
@@ -145,7 +145,7 @@ class PickAndPlace(Expert):
         return middle + self._chosen
 
     def _carry(self, hand: np.ndarray) -> np.ndarray:
-        """Lift, cross, lower, let go."""
+        """Lifts, crosses, lowers, lets go."""
         scene = self._geometry
         offset = scene.target[:2] - scene.item[:2]
         aside = float(np.linalg.norm(offset))
@@ -162,7 +162,7 @@ class PickAndPlace(Expert):
         return self._command(hand, _across(hand, hand[:2] + offset, over, hand[2], aside), CLOSE)
 
     def _after_release(self, hand: np.ndarray) -> np.ndarray:
-        """Get clear of the object, rise and wait; grasp again when the object came to rest in a wrong place."""
+        """Gets clear of the object, rises and waits; grasps again when the object came to rest in a wrong place."""
         self._released += 1
         if self._released > RELEASE_PATIENCE:
             self._released, self._attempt, self._chosen = 0, self._attempt + 1, None

@@ -62,7 +62,7 @@ class SceneGeometry:
         self._boxes: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def update(self) -> None:
-        """Read the simulator's current state."""
+        """Reads the simulator's current state."""
         data = self._data
         self._boxes = {body: self._box(geoms) for body, geoms in self._geoms.items()}
         self.item_low, self.item_high = self._boxes[self._item_body]

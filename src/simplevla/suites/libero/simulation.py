@@ -33,7 +33,7 @@ class Simulation:
     """A scene of one task. Actions: 6-D end-effector pose delta and gripper (-1 opens, +1 closes), each in [-1, 1]."""
 
     def __init__(self, problem: Path, rewrite: Callable[[str], str] | None = None, fast: bool = False) -> None:
-        """Build the scene of the BDDL file `problem`; `rewrite` may change its MuJoCo XML (visuals only).
+        """Builds the scene of the BDDL file `problem`; `rewrite` may change its MuJoCo XML (visuals only).
 
         With `fast`, contact forces are solved once per physics step instead of three times; see `step`.
         """
@@ -66,7 +66,7 @@ class Simulation:
         self._bind_robot()
 
     def _bind_robot(self) -> None:
-        """Look up what `step` needs; robosuite makes a new controller at every reset."""
+        """Looks up what `step` needs; robosuite makes a new controller at every reset."""
         robot = self.scene.robots[0]
         self._gripper = robot.gripper
         self._controller_is_new = True
@@ -86,7 +86,7 @@ class Simulation:
         self._mass = np.zeros((self.model.nv, self.model.nv))
 
     def reset(self, state: np.ndarray) -> None:
-        """Set the whole simulator state float64 [1 + nq + nv], then let the objects settle.
+        """Sets the whole simulator state float64 [1 + nq + nv], then lets the objects settle.
 
         Raises:
             UserError: the state doesn't fit this scene.
@@ -198,7 +198,7 @@ class Simulation:
         return self.model.site(name).id if name in self.scene.object_sites_dict else None
 
     def _read_arm(self) -> None:
-        """Give the controller the arm's kinematics and mass matrix at the current position and velocity."""
+        """Gives the controller the arm's kinematics and mass matrix at the current position and velocity."""
         model, data, controller, jacobian = self.model, self.data, self._controller, self._jacobian
         controller.ee_pos = data.site_xpos[self._site].copy()
         controller.ee_ori_mat = data.site_xmat[self._site].reshape(3, 3).copy()

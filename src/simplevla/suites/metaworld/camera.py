@@ -60,7 +60,7 @@ class Renderer:
         return np.ascontiguousarray(pixels[:, ::-1] if camera in UPSIDE_DOWN else pixels[::-1])
 
     def close(self) -> None:
-        """Free the context; call it once."""
+        """Frees the context; call it once."""
         atexit.unregister(self.close)
         self._gl.make_current()
         for context, _ in self._uploaded.values():

@@ -44,7 +44,7 @@ class Simulations:
         return idle.pop() if idle else Simulation(task_name)
 
     def give_back(self, simulation: Simulation) -> None:
-        """Keep the scene for whoever needs it next."""
+        """Keeps the scene for whoever needs it next."""
         self._idle.setdefault(simulation.task_name, []).append(simulation)
 
     @property
@@ -90,7 +90,7 @@ class MetaworldEnvironment(Environment):
         return self.simulation
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """Execute float [h, 4] actions in [-1, 1]; values beyond are clipped by the benchmark.
+        """Executes float [h, 4] actions in [-1, 1]; values beyond are clipped by the benchmark.
 
         Raises:
             UserError: wrong shape, or a number that isn't finite.

@@ -48,7 +48,7 @@ class TabletopExpert(Expert):
         return self.env.finger_contacts(block) == 2
 
     def _carry(self, block: str, xy: np.ndarray, rest: float) -> tuple[np.ndarray, float]:
-        """Bring the held block to `xy` and let go when its centre is at height `rest`."""
+        """Brings the held block to `xy` and lets go when its centre is at height `rest`."""
         position, hand = self.env.block(block), self.env.hand()
         offset = xy - position[:2]
         aside = float(np.linalg.norm(offset))

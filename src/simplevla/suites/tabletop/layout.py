@@ -33,7 +33,7 @@ class Layout:
 
 
 def sample_layout(seed: tuple[int, ...]) -> Layout:
-    """Draw the layout of one initial state; the same seed gives the same layout.
+    """Draws the layout of one initial state; the same seed gives the same layout.
 
     Fixtures stand at the back, blocks and plate in front, the strip along the right. Distances leave room for the open
     gripper (12 cm wide), and the blue block's straight way to the strip is clear, so every task can be solved from
