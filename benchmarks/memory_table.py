@@ -12,8 +12,8 @@ from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import add_trained_adapter
 from simplevla.config import DenoisingConfig, OptimizerConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.evaluation.provenance import commit
+from simplevla.planning.footprint import Footprint, rollout_footprint, update_footprint
 from simplevla.planning.memory import Sizes, device_memory, sizes_of
-from simplevla.planning.tracing import Trace, trace_rollout, trace_update
 from simplevla.planning.unfilled import published_openvla_oft, supervised
 from simplevla.policies.base import Policy
 from simplevla.storage import read_json, write_atomically, write_json
@@ -86,8 +86,10 @@ def measure(way: Way) -> dict:
     policy.prepare_for_rl(way.config)
     sizes, instruction = sizes_of(policy, way.suite.spec), way.suite.tasks[0].instruction
     checkpointing = way.config.gradient_checkpointing
-    rollout = trace_rollout(policy, way.suite.spec, instruction, ROWS)
-    updates = {rows: trace_update(policy, way.suite.spec, instruction, rows, checkpointing) for rows in MICRO_BATCHES}
+    rollout = rollout_footprint(policy, way.suite.spec, instruction, ROWS)
+    updates = {
+        rows: update_footprint(policy, way.suite.spec, instruction, rows, checkpointing) for rows in MICRO_BATCHES
+    }
     row = {
         "policy": way.policy,
         "trained": way.trained,
@@ -102,7 +104,9 @@ def measure(way: Way) -> dict:
     return row
 
 
-def needs(sizes: Sizes, config: TrainConfig, gpus: int, updates: dict[int, Trace], rollout: Trace) -> dict[str, float]:
+def needs(
+    sizes: Sizes, config: TrainConfig, gpus: int, updates: dict[int, Footprint], rollout: Footprint
+) -> dict[str, float]:
     """Micro-batch -> GB of each GPU."""
     return {
         str(rows): device_memory(sizes, config, gpus, trace, rollout).total / 1e9 for rows, trace in updates.items()
@@ -121,8 +125,8 @@ def checked() -> list[dict]:
             sizes_of(policy, spec),
             way.config,
             0,
-            trace_update(policy, spec, instruction, 1, way.config.gradient_checkpointing),
-            trace_rollout(policy, spec, instruction, 1),
+            update_footprint(policy, spec, instruction, 1, way.config.gradient_checkpointing),
+            rollout_footprint(policy, spec, instruction, 1),
         )
         # One optimizer step: its moments are made when the activations are gone.
         first = memory.total - min(max(memory.passing.values()), memory.kept["AdamW's moments"])

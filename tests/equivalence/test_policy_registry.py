@@ -9,7 +9,7 @@ from fake_suite import FakeSuite
 from simplevla import cli
 from simplevla.adapters.load import load_policy, load_unfilled
 from simplevla.config import OptimizerConfig, SFTConfig, TrainConfig
-from simplevla.planning.tracing import trace_update
+from simplevla.planning.footprint import update_footprint
 from simplevla.policies.registry import ARCHITECTURES
 from simplevla.training.imitation import Optimizer
 from simplevla.training.learner import Learner
@@ -46,7 +46,7 @@ def test_every_command_knows_a_policy_that_has_a_line(
     assert "overall" in run("eval", "--policy", f"{rl}/policy", *SUITE, *WORKERS)
     empty = load_unfilled(tmp_path / "rl" / "policy")
     # Two multiplications and additions for each of 3 inputs and 40 outputs, backward twice that but for the inputs.
-    assert trace_update(empty, FakeSuite.spec, "do reach", 5, False).flops == 5 * 2 * (2 * 3 * 40)
+    assert update_footprint(empty, FakeSuite.spec, "do reach", 5, False).flops == 5 * 2 * (2 * 3 * 40)
     assert cli.main(["plan", "tabletop_nano", "--gpus", "1", "--memory", "8", "--policy", f"{rl}/policy"]) == 2
     assert "this policy doesn't fit the suite" in capsys.readouterr().err
 

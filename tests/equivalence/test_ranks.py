@@ -29,7 +29,7 @@ from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.learner import Learner, UpdateRefused
 from simplevla.training.optimizer import MasterAdamW
-from simplevla.training.ranks import whole
+from simplevla.training.ranks import full_tensor
 from simplevla.types import Episode
 
 CONFIG = TrainConfig(
@@ -80,7 +80,7 @@ def groups(policy: Policy, case: Case) -> list[list[Episode]]:
 
 def masters(learner: Learner) -> dict[str, Tensor]:
     """What is trained, in full precision."""
-    return {name: whole(p.detach()).contiguous().clone() for name, p in learner.optimizer.masters.items()}
+    return {name: full_tensor(p.detach()).contiguous().clone() for name, p in learner.optimizer.masters.items()}
 
 
 def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Path) -> None:
@@ -103,7 +103,7 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
     update_by(again, wanted[1], 2)
     tensors = masters(again)
     for name, p in again.trainable.items():
-        assert torch.equal(whole(p.detach()), tensors[name].to(p.dtype)), "a parameter is its master, rounded"
+        assert torch.equal(full_tensor(p.detach()), tensors[name].to(p.dtype)), "a parameter is its master, rounded"
     if how == "full":
         # Each rank keeps half of what it can divide.
         kept = sum(p.to_local().numel() for p in policy.parameters())  # type: ignore[operator]
@@ -170,7 +170,7 @@ def unequal_parts(case: Case, how: str, folder: Path) -> None:
     kinds = {name for name in optimizer.state() if "codes" in name}
     if how == "full":
         assert kinds == {"exp_avg.codes/0", "exp_avg_sq.codes/0"}
-    tensors = {name: whole(p.detach()).contiguous().clone() for name, p in optimizer.parameters.items()}
+    tensors = {name: full_tensor(p.detach()).contiguous().clone() for name, p in optimizer.parameters.items()}
     if how == "alone" or dist.get_rank() == 0:
         save_file(tensors, folder / f"{case}_{how}.safetensors")
 

@@ -14,8 +14,8 @@ from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import add_trained_adapter, load_policy, load_unfilled
 from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
+from simplevla.planning.footprint import Counter, Footprint, rollout_footprint, update_footprint
 from simplevla.planning.memory import BLOCK, Sizes, device_memory, moment_bytes, sizes_of, stored_episodes
-from simplevla.planning.tracing import Counter, Trace, trace_rollout, trace_update
 from simplevla.planning.unfilled import published_openvla_oft
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import ROWS
@@ -45,7 +45,7 @@ ALL_HALF = Sizes(
     outside_bytes=300,
     stored_bytes=100,
 )
-UPDATE, ROLLOUT = Trace(peak_bytes=5000, flops=0), Trace(peak_bytes=700, flops=0)
+UPDATE, ROLLOUT = Footprint(peak_bytes=5000, flops=0), Footprint(peak_bytes=700, flops=0)
 
 
 def test_one_gpu_by_hand() -> None:
@@ -215,7 +215,7 @@ def test_a_policy_without_numbers_takes_what_the_real_one_takes() -> None:
     real = small_tinyvla.make("siglip_test")
     for checkpointing in (False, True):
         computed, counted = (
-            trace_update(p, SPEC, small_tinyvla.INSTRUCTIONS[0], ROWS, checkpointing)
+            update_footprint(p, SPEC, small_tinyvla.INSTRUCTIONS[0], ROWS, checkpointing)
             for p in (real, without_numbers(real))
         )
         assert counted.peak_bytes == pytest.approx(computed.peak_bytes, rel=0.05)
@@ -226,7 +226,7 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -
     policy = without_numbers(small_tinyvla.make("siglip_test"))
 
     def peak(rows: int, checkpointing: bool = False) -> int:
-        return trace_update(policy, SPEC, small_tinyvla.INSTRUCTIONS[0], rows, checkpointing).peak_bytes
+        return update_footprint(policy, SPEC, small_tinyvla.INSTRUCTIONS[0], rows, checkpointing).peak_bytes
 
     assert peak(1) < peak(2) < peak(4) < peak(8)
     assert peak(8, checkpointing=True) < peak(8)
@@ -235,7 +235,7 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -
 def test_multiplications_of_the_published_policy() -> None:
     policy = published_openvla_oft(libero())
     instruction = libero().tasks[0].instruction
-    forward = trace_rollout(policy, libero().spec, instruction, 2).flops / 2
+    forward = rollout_footprint(policy, libero().spec, instruction, 2).flops / 2
     tokens = 1 + 256 + policy.prompts.batch([instruction])[0].shape[1] + 56 + 1  # type: ignore[attr-defined,operator]
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     attention = 32 * 2 * 2 * tokens**2 * 4096
@@ -248,10 +248,10 @@ def test_multiplications_of_the_published_policy() -> None:
         + 2 * 256 * sum(p.numel() for p in policy.projector.parameters())
     )  # type: ignore[operator,union-attr]
     assert forward == pytest.approx(expected, rel=0.02)
-    full = trace_update(policy, libero().spec, instruction, 1, checkpointing=True).flops
+    full = update_footprint(policy, libero().spec, instruction, 1, checkpointing=True).flops
     # Forward, twice as much backward, and the layers once more.
     assert full == pytest.approx(4 * forward, rel=0.07)
     add_trained_adapter(policy, AdapterConfig())
-    adapted = trace_update(policy, libero().spec, instruction, 1, checkpointing=True).flops
+    adapted = update_footprint(policy, libero().spec, instruction, 1, checkpointing=True).flops
     # The frozen weights have no gradient.
     assert adapted == pytest.approx(3 * forward, rel=0.07)

@@ -21,12 +21,12 @@ from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
 from simplevla.training.determinism import deterministic
 from simplevla.training.learner import Learner
-from simplevla.training.ranks import whole
+from simplevla.training.ranks import full_tensor
 from simplevla.types import Episode
 
 
 def divide(policy: Policy, how: Literal["full", "copies"]) -> None:
-    """Prepare a policy that each rank has a copy of for being trained by all ranks of the process group.
+    """Prepares a policy that each rank has a copy of for being trained by all ranks of the process group.
 
     Args:
         how: `full`: each rank keeps its part of every parameter, gathered layer by layer when needed (FSDP2); `copies`:
@@ -62,7 +62,7 @@ class LearnerActor:
             return f"{ray.util.get_node_ip_address()}:{listener.getsockname()[1]}"
 
     def join(self, address: str) -> None:
-        """Meet the other ranks, and divide the policy with them."""
+        """Meets the other ranks, and divides the policy with them."""
         settings = self._config.ray
         # Sums of metrics are on the CPU.
         backend = "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo"
@@ -83,7 +83,7 @@ class LearnerActor:
 
     def weights(self) -> dict[str, Tensor]:
         """All that is trained, whole, on the CPU; nothing but from rank 0, which is enough."""
-        tensors = {name: whole(p.detach()).cpu() for name, p in self._learner.trainable.items()}
+        tensors = {name: full_tensor(p.detach()).cpu() for name, p in self._learner.trainable.items()}
         return tensors if self._rank == 0 else {}
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ class RayLearner:
         self.optimizer_steps = optimizer_steps
 
     def close(self) -> None:
-        """End the ranks; so does the end of the process."""
+        """Ends the ranks; so does the end of the process."""
         for rank in self._ranks:
             ray.kill(rank)
 

@@ -13,7 +13,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import check_fits_suite, place
+from simplevla.policies.load import check_fits_suite, move_to_device
 from simplevla.policies.trained_on import differences, held_out, warn_of_differences
 from simplevla.rollout.crew import last_lines
 from simplevla.rollout.scheduler import Engine, RolloutEngine
@@ -33,7 +33,7 @@ def evaluate(
     progress: Progress | None = None,
     policy_folder: Path | None = None,
 ) -> EvaluationResult:
-    """Roll `policy` out once from every initial state of the split, greedily unless the config says otherwise.
+    """Rolls `policy` out once from every initial state of the split, greedily unless the config says otherwise.
 
     Episodes that the environment broke (ENV_ERROR after all attempts) are not in n; they are listed apart.
 
@@ -117,7 +117,7 @@ def evaluate_folder(
     """
     suite = make_suite(suite_config)
     policy = load_policy(folder)
-    place(policy, device)
+    move_to_device(policy, device)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:

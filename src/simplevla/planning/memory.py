@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from simplevla.config import TrainConfig
-from simplevla.planning.tracing import Trace, trace_bytes
+from simplevla.planning.footprint import Footprint, trace_bytes
 from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
 from simplevla.suites.base import SuiteSpec
@@ -93,7 +93,7 @@ class Memory:
         return sum(self.kept.values()) + max(self.passing.values())
 
 
-def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Trace, rollout: Trace) -> Memory:
+def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Footprint, rollout: Footprint) -> Memory:
     """Memory of each of `gpus` GPUs, or of the CPU process if there are none.
 
     One process rolls out and trains with the same weights; with several GPUs each has a learner, with its part of

@@ -11,9 +11,9 @@ from simplevla.checked import Above0, Count
 from simplevla.config import SFTConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.planning.cost import Actor, Counts, PolicyCost, UpdateCost, rollout_parts
+from simplevla.planning.footprint import Footprint, rollout_footprint, update_footprint
 from simplevla.planning.measured import measured, simulator_key
 from simplevla.planning.memory import Memory, Sizes, device_memory, sizes_of, stored_episodes
-from simplevla.planning.tracing import Trace, trace_rollout, trace_update
 from simplevla.planning.unfilled import supervised
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite
@@ -60,10 +60,10 @@ class Traced:
     """Sizes and batches of a policy in a run."""
 
     sizes: Sizes
-    update: Trace
-    """Trace of a micro-batch."""
-    batch: Trace
-    """Trace of a policy batch."""
+    update: Footprint
+    """Footprint of a micro-batch."""
+    batch: Footprint
+    """Footprint of a policy batch."""
 
     def memory(self, config: TrainConfig, gpus: int) -> Memory:
         """Memory of a GPU, or of the CPU process; see `device_memory`."""
@@ -118,8 +118,8 @@ def traced(config: TrainConfig, policy: Policy, machine: Machine) -> Traced:
     rows, checkpointing = config.microbatch_decisions, config.gradient_checkpointing
     return Traced(
         sizes=sizes_of(policy, suite.spec),
-        update=trace_update(policy, suite.spec, instruction, rows, checkpointing),
-        batch=trace_rollout(policy, suite.spec, instruction, math.ceil(_actor(config, suite, machine).rows)),
+        update=update_footprint(policy, suite.spec, instruction, rows, checkpointing),
+        batch=rollout_footprint(policy, suite.spec, instruction, math.ceil(_actor(config, suite, machine).rows)),
     )
 
 
@@ -213,19 +213,19 @@ def _worker_mb(key: str) -> float:
 
 
 def _on_gpu(
-    sizes: Sizes, update: Trace, batch: Trace, update_rows: int, rows: int, tflops: float
+    sizes: Sizes, update: Footprint, batch: Footprint, update_rows: int, rows: int, tflops: float
 ) -> tuple[PolicyCost, UpdateCost]:
     policy = PolicyCost(batch=sizes.weight_bytes / GPU_MEMORY_RATE, row=batch.flops / rows / (1e12 * tflops))
     return policy, UpdateCost(constant=0.0, per_decision=update.flops / update_rows / (1e12 * tflops))
 
 
-def _on_cpu(update: Trace, batch: Trace, update_rows: int, rows: int) -> tuple[PolicyCost, UpdateCost]:
+def _on_cpu(update: Footprint, batch: Footprint, update_rows: int, rows: int) -> tuple[PolicyCost, UpdateCost]:
     """Costs on a CPU: the nano policy's measured ones, scaled by the numbers of multiplications."""
     suite = make_suite(SuiteConfig(name="tabletop"))
     nano = supervised(SFTConfig(policy="nano", chunk_length=4), suite)
     instruction, known = suite.tasks[0].instruction, measured()
-    acting = batch.flops / rows / (trace_rollout(nano, suite.spec, instruction, 8).flops / 8)
-    learning = update.flops / update_rows / (trace_update(nano, suite.spec, instruction, 8, False).flops / 8)
+    acting = batch.flops / rows / (rollout_footprint(nano, suite.spec, instruction, 8).flops / 8)
+    learning = update.flops / update_rows / (update_footprint(nano, suite.spec, instruction, 8, False).flops / 8)
     policy = PolicyCost(batch=known.nano.batch * acting, row=known.nano.row * acting)
     return policy, UpdateCost(constant=known.update.constant, per_decision=known.update.per_decision * learning)
 

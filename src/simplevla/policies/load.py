@@ -46,7 +46,7 @@ def architecture(folder: Path) -> type[Policy]:
 
 
 def check_fits_suite(policy: Policy, spec: Shapes) -> None:
-    """Compare the policy's cameras, state and action dimensions with a suite's spec (images may have any size).
+    """Compares the policy's cameras, state and action dimensions with a suite's spec (images may have any size).
 
     Raises:
         UserError: listing everything that differs.
@@ -70,8 +70,8 @@ def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_di
         raise UserError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")
 
 
-def place(policy: Policy, device: str) -> None:
-    """Move the policy to `device`, a name such as `cpu`, `cuda` or `cuda:1`.
+def move_to_device(policy: Policy, device: str) -> None:
+    """Moves the policy to `device`, a name such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
         UserError: there is no such device here.

@@ -8,7 +8,7 @@ from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.load import place
+from simplevla.policies.load import move_to_device
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
 from simplevla.storage import read_json
@@ -46,7 +46,7 @@ def gather_evidence(run: Path) -> None:
     for name, folder in folders.items():
         if not _filmed(run / "videos", name, results[name], states):
             policy = load_policy(folder)
-            place(policy, config.device)
+            move_to_device(policy, config.device)
             pairs = [(suite.task(task), state) for task, state in states]
             record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
 

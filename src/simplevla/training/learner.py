@@ -16,7 +16,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
-from simplevla.training.ranks import add_up, exchange, place_among_ranks
+from simplevla.training.ranks import all_reduce_metrics, all_reduce_rows, rank_and_count
 from simplevla.types import Episode, Observation
 
 REUSED_LOGPROB_GAP = 0.005
@@ -204,7 +204,7 @@ class Learner:
         }
 
     def accumulate_gradients(self, batch: Decisions, place: str) -> dict[str, float]:
-        """Leave the gradient of the mini-batch's loss in the optimizer; independent of the micro-batch size.
+        """Leaves the gradient of the mini-batch's loss in the optimizer; independent of the micro-batch size.
 
         Args:
             place: names update and mini-batch in an error.
@@ -212,7 +212,7 @@ class Learner:
         self.optimizer.zero_grad()
         sampling = Sampling.of(self.config.sampling)
         clip = self.config.loss
-        rank, ranks = place_among_ranks()
+        rank, ranks = rank_and_count()
         scale_U, discount_U = (
             torch.from_numpy(values).to(self.device)
             for values in (self.policy.unit_clip_scale, self.policy.unit_discount)
@@ -247,9 +247,9 @@ class Learner:
             for name, value in stats.items():
                 sums[name] = sums.get(name, 0.0) + value
         totals = {
-            **add_up(sums, "sum"),
-            **add_up({"ratio_min": lowest}, "min"),
-            **add_up({"ratio_max": highest}, "max"),
+            **all_reduce_metrics(sums, "sum"),
+            **all_reduce_metrics({"ratio_min": lowest}, "min"),
+            **all_reduce_metrics({"ratio_max": highest}, "max"),
         }
         if not math.isfinite(totals["loss"]):
             self.optimizer.zero_grad()
@@ -267,10 +267,10 @@ class Learner:
         return observations.to(self.device)
 
     def _score_again(self, episodes: Sequence[Episode]) -> None:
-        """Replace the episodes' log-probabilities by those that this policy computes now, each rank a share of them."""
+        """Replaces the episodes' log-probabilities by those that this policy computes now, each rank its share."""
         packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
         sampling = Sampling.of(self.config.sampling)
-        rank, ranks = place_among_ranks()
+        rank, ranks = rank_and_count()
         parts = list(packed.split(self.config.microbatch_decisions))
         rows = [torch.zeros_like(part.old_logprobs) for part in parts]
         for number, part in enumerate(share_out(parts, rank, ranks)):
@@ -279,7 +279,7 @@ class Learner:
             if rank + number * ranks < len(parts):
                 rows[rank + number * ranks] = scores.float().cpu()
         ends = np.cumsum([len(episode.executed) for episode in episodes])
-        logprobs = exchange(torch.cat(rows)).numpy()
+        logprobs = all_reduce_rows(torch.cat(rows)).numpy()
         for episode, own in zip(episodes, np.split(logprobs, ends[:-1]), strict=True):
             episode.logprobs = own
 
@@ -303,7 +303,7 @@ class Learner:
         return self.optimizer.state()
 
     def load_optimizer_state(self, tensors: dict[str, Tensor], optimizer_steps: int) -> None:
-        """Go on with the optimizer that `optimizer_state` described; see `MasterAdamW.load_state`."""
+        """Goes on with the optimizer that `optimizer_state` described; see `MasterAdamW.load_state`."""
         self.optimizer.load_state(tensors)
         self.optimizer_steps = optimizer_steps
 

@@ -15,7 +15,7 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits_suite, place
+from simplevla.policies.load import check_fits_suite, move_to_device
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
 from simplevla.rollout.collect import Collection, NoSignal, rewards
 from simplevla.rollout.scheduler import Engine, RolloutEngine
@@ -34,7 +34,7 @@ from simplevla.training.runlog import Environment, RunLog, environment_facts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """Outcome of a run."""
 
     reason: Literal["finished", "reached", "all_solved", "no_signal"]
@@ -65,8 +65,8 @@ def train(
     resume: bool = False,
     make_engine: MakeEngine = local_engine,
     make_learner: MakeLearner = Learner,
-) -> Outcome:
-    """Improve `config.policy` by RL and leave everything about it in the folder `run` (`run/policy` is the result).
+) -> RunOutcome:
+    """Improves `config.policy` by RL and leaves everything about it in the folder `run` (`run/policy` is the result).
 
     All that is random derives from (seed, update), so that a run that was killed and resumed ends bit for bit as the
     uninterrupted one does, with the same number of workers on CPU.
@@ -94,10 +94,10 @@ def _train(
     checkpoint: Checkpoint | None,
     make_engine: MakeEngine,
     make_learner: MakeLearner,
-) -> Outcome:
+) -> RunOutcome:
     suite = make_suite(config.suite)
     policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
-    place(policy, config.device)
+    move_to_device(policy, config.device)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     policy.trained_on = with_stage(policy.trained_on, rl_stage(suite))
@@ -176,7 +176,7 @@ def _train(
         if reached
         else ""
     )
-    return Outcome(
+    return RunOutcome(
         reason="reached" if reached else "finished",
         update=progress.update,
         message=f"{progress.update} updates done, {progress.episodes} episodes{goal}; the policy is in {run / 'policy'}",
@@ -204,7 +204,7 @@ def _policy_folder(config: TrainConfig) -> Path:
 
 
 def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> None:
-    """Leave config.json and environment.json in `run`; what has changed since it began is refused, or warned of."""
+    """Leaves config.json and environment.json in `run`; what has changed since it began is refused, or warned of."""
     facts = environment_facts(config.seed, suite.protocol)
     environment = run / "environment.json"
     if update == 0:
@@ -299,8 +299,8 @@ def _evaluation_file(run: Path, update: int) -> Path:
     return run / "eval" / f"train_update_{update:06d}.json"
 
 
-def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: list[dict[str, Any]]) -> Outcome:
-    """End a run that has nothing to learn from: success everywhere is the goal, anything else needs the user."""
+def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: list[dict[str, Any]]) -> RunOutcome:
+    """Ends a run that has nothing to learn from: success everywhere is the goal, anything else needs the user."""
     solved = stop.collection.all_solved == stop.collection.sampled
     message = str(stop)
     evaluated = [row for row in rows if row.get("eval_n")][-1:]
@@ -311,7 +311,7 @@ def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: l
         failed = {"update": progress.update + 1, "success_by_task": stop.collection.success_by_task}
         if warning := sampled_success([*evaluated, failed]):
             message += f" {warning.advice}"
-    outcome = Outcome(reason="all_solved" if solved else "no_signal", update=progress.update, message=message)
+    outcome = RunOutcome(reason="all_solved" if solved else "no_signal", update=progress.update, message=message)
     _save_policy(policy, run)
     write_json(run / "stopped.json", {**asdict(outcome), "success_by_task": stop.collection.success_by_task})
     return outcome

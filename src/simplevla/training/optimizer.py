@@ -8,7 +8,7 @@ from torch import Tensor
 from simplevla.config import OptimizerConfig
 from simplevla.errors import UserError
 from simplevla.training.quantised import adamw_8bit, keep_unequal_parts, plain, quantised, shape_of, stepping
-from simplevla.training.ranks import divided_like, whole
+from simplevla.training.ranks import full_tensor, sharded_like
 
 
 class MasterAdamW:
@@ -63,12 +63,12 @@ class MasterAdamW:
         return float(self.adamw.param_groups[0]["lr"])
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Forgets all gradients."""
         for tensor in (*self.parameters.values(), *self.masters.values()):
             tensor.grad = None
 
     def collect_gradients(self) -> None:
-        """Add the gradients that a backward pass left in the parameters to the masters'; call it after each."""
+        """Adds the gradients that a backward pass left in the parameters to the masters'; call it after each."""
         for name, parameter in self.parameters.items():
             master = self.masters[name]
             if master is parameter or parameter.grad is None:
@@ -80,8 +80,8 @@ class MasterAdamW:
             parameter.grad = None
 
     def clip_gradients(self) -> float:
-        """Clip the collected gradients to `settings.max_grad_norm`; returns their L2 norm before."""
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)))
+        """Clips the collected gradients to `settings.max_grad_norm`; returns their L2 norm before."""
+        return float(full_tensor(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)))
 
     def step(self, lr: float) -> None:
         """One step along the collected gradients, which are forgotten then."""
@@ -102,7 +102,7 @@ class MasterAdamW:
         """Whole tensors as `kind/parameter name`: `master` where there is one, and AdamW's `exp_avg`, `exp_avg_sq` and
         `step`; a quantised moment is two tensors, `exp_avg.codes` and `exp_avg.scale`."""
         return {
-            f"{part}/{name}": whole(tensor.detach()).cpu().contiguous()
+            f"{part}/{name}": full_tensor(tensor.detach()).cpu().contiguous()
             for name, master in self.masters.items()
             for kind, value in {
                 **({"master": master} if self._rounded(name) else {}),
@@ -112,7 +112,7 @@ class MasterAdamW:
         }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on with what `state` returned.
+        """Goes on with what `state` returned.
 
         Raises:
             UserError: the tensors belong to another architecture, to other trainable parameters, or to parameters of
@@ -150,7 +150,7 @@ class MasterAdamW:
             master = self.masters[name]
             if self._rounded(name):
                 with torch.no_grad():
-                    master.copy_(divided_like(state.pop("master"), master))
+                    master.copy_(sharded_like(state.pop("master"), master))
             if state:
                 self.adamw.state[master] = self._restored(state, master)
         self._round()
@@ -164,7 +164,7 @@ class MasterAdamW:
             elif part == "codes":
                 restored[moment] = quantised(moment, value, state[f"{moment}.scale"], master)
             elif not part:
-                restored[kind] = divided_like(value, master.detach())
+                restored[kind] = sharded_like(value, master.detach())
         return restored
 
     def _rounded(self, name: str) -> bool:

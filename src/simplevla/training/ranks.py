@@ -8,35 +8,35 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def place_among_ranks() -> tuple[int, int]:
+def rank_and_count() -> tuple[int, int]:
     """(this process's rank, number of ranks)."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def add_up(values: dict[str, float], how: Literal["sum", "min", "max"]) -> dict[str, float]:
+def all_reduce_metrics(values: dict[str, float], how: Literal["sum", "min", "max"]) -> dict[str, float]:
     """Each value over all ranks; every rank gets the result."""
-    if place_among_ranks()[1] == 1:
+    if rank_and_count()[1] == 1:
         return values
     tensor = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[how])
     return dict(zip(values, tensor.tolist(), strict=True))
 
 
-def exchange(rows: Tensor) -> Tensor:
+def all_reduce_rows(rows: Tensor) -> Tensor:
     """Fills in the rows of all ranks: `rows` is on the CPU, zero but for this rank's own rows, and gets the others'."""
-    if place_among_ranks()[1] > 1:
+    if rank_and_count()[1] > 1:
         dist.all_reduce(rows)
     return rows
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor of which this rank has a part; all ranks must ask for it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Copy of `tensor` on the device and with the strides of `like`, or this rank's part of it if `like` is divided."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -1,4 +1,4 @@
-"""Trace of a policy's micro-batch without its numbers: most bytes alive at a time, and floating-point operations.
+"""Footprint of a policy's micro-batch without its numbers: most bytes alive at a time, and floating-point operations.
 
 The policy's own code runs on PyTorch's meta device, where tensors have shapes and no data, so nothing is typed in here.
 """
@@ -22,7 +22,7 @@ CONDITIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonz
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class Footprint:
     """Bytes and floating-point operations of a batch of B rows."""
 
     peak_bytes: int
@@ -77,7 +77,7 @@ class Counter(TorchDispatchMode):
         self.peak = max(self.peak, self.alive)
 
 
-def trace_update(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, checkpointing: bool) -> Trace:
+def update_footprint(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, checkpointing: bool) -> Footprint:
     """Traces forward and backward pass of a micro-batch of `rows` decisions; `policy` is on the meta device."""
     policy.eval()
     if checkpointing:
@@ -91,10 +91,10 @@ def trace_update(policy: Policy, spec: SuiteSpec, instruction: str, rows: int, c
     for hook in hooks:
         hook.remove()
     policy.eval()
-    return Trace(peak_bytes=counter.peak, flops=counter.flops)
+    return Footprint(peak_bytes=counter.peak, flops=counter.flops)
 
 
-def trace_rollout(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) -> Trace:
+def rollout_footprint(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) -> Footprint:
     """Traces a batch of `rows` decisions as in a rollout."""
     policy.eval()
     batch = _observations(policy, spec, instruction, rows)
@@ -103,7 +103,7 @@ def trace_rollout(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) 
             policy(batch)
         # Scoring does what sampling does, with tokens or a chain that are there.
         policy.score(batch, policy.empty_trace(rows), Sampling())
-    return Trace(peak_bytes=counter.peak, flops=counter.flops)
+    return Footprint(peak_bytes=counter.peak, flops=counter.flops)
 
 
 class _Unmoved(ObservationBatch):
