@@ -8,9 +8,16 @@ ROWS = (
     ("full disk", "disk", "tried", "survived"),
 )
 MEANING = {
-    "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one: the same files, byte for byte, less what the clock decides.",
-    "workers": "Survived is the right end, or one clear error, without a traceback and with nothing lost.",
-    "disk": "Survived is one line that names the file and the remedy, and after space was made the right end.",
+    "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one: the same files, byte "
+    "for byte, less times and paths; TensorBoard's files, HTML pages, manifests, stages.json and environment.json aren't compared. "
+    "Killed are processes forked from one that has imported everything, `new process` apart; `file operation` is before one that the "
+    "process was about to do, spread evenly from its start to its first checkpoint, for `continual` and `demo` to its end.",
+    "workers": "A fault of the simulator: `repaired` are those after which the command ends by itself as without any (killed, exits, "
+    "segmentation faults, hangs, exceptions, deaths while starting, deaths of a replacement); `refused` are broken contracts (NaN, "
+    "shapes, success that is no bool) and faults without end: one clear error, and without the fault the same command goes on to the "
+    "right end.",
+    "disk": "A file system of 64 MB in memory with a part of the space that the command needs. Survived is one line that names the file "
+    "and the remedy, and after space was made the same end as without.",
 }
 
 

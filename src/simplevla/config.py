@@ -37,7 +37,13 @@ def _computes(device: str) -> str:
     return device
 
 
+def _is_path(path: str) -> str:
+    _require("\0" not in path, f"{brief(path)} holds a zero byte; expected the path of a folder")
+    return path
+
+
 Device = Annotated[str, AfterValidator(_computes)]
+Folder = Annotated[str, AfterValidator(_is_path)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,9 +227,9 @@ class EvalConfig:
 class SFTConfig:
     """Supervised fine-tuning on demonstrations."""
 
-    dataset: str = ""
+    dataset: Folder = ""
     """Folder of a LeRobotDataset v3.0."""
-    policy: str = "nano"
+    policy: Folder = "nano"
     """Preset of the tinyvla policy to start from, or the folder of a saved policy."""
     head: Literal["tokens", "diffusion"] = "tokens"
     """Head of a new policy; a saved one keeps its own."""
@@ -257,7 +263,7 @@ class TrainConfig:
     learning rate; recipes scale them."""
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
-    policy: str = ""
+    policy: Folder = ""
     """Folder of the supervised policy to start from."""
     updates: Count = 100
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

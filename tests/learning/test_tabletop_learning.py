@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import simplevla.training.learner
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.provenance import policy_fingerprint
@@ -17,6 +16,7 @@ from simplevla.recipes import tabletop
 from simplevla.report.choice import choose_states
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.videos import read_clips
+from simplevla.training import loop
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
@@ -62,7 +62,7 @@ def test_reinforcement_improves_an_imitator(imitator: Path, tmp_path: Path, seed
 
 
 def test_without_advantages_nothing_is_learned(imitator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simplevla.training.learner, "group_relative_advantages", torch.zeros_like)
+    monkeypatch.setattr(loop, "group_relative_advantages", torch.zeros_like)
     train(replace(rl(imitator, 0), updates=1), tmp_path / "run")
     before, after = (load_file(folder / "model.safetensors") for folder in (imitator, tmp_path / "run" / "policy"))
     assert all(torch.equal(before[name], after[name]) for name in before)

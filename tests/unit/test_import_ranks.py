@@ -18,6 +18,7 @@ RANKS = {
     "config": 0,
     "allocation": 0,
     "storage": 0,
+    "terminal": 0,
     "algorithm": 1,
     "suites": 2,
     "policies": 2,

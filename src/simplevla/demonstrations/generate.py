@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simplevla.config import DemosConfig, RolloutConfig, to_dict
@@ -25,13 +24,14 @@ from simplevla.rollout.crew import Crew, Errors, Loss, cores, last_lines
 from simplevla.rollout.workers import Reply, Run, SuiteError, Worker
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
+from simplevla.terminal import Console
 
 log = logging.getLogger(__name__)
 
 MIN_ATTEMPTS, MIN_SUCCESS = 20, 0.2
 """A task whose expert solves less than this share of at least that many attempts ends the generation."""
 MIN_BROKEN, MAX_BROKEN = 5, 0.8
-"""A task of whose attempts, at least that many, more than this share break ends it too: each of them broke every time."""
+"""Share of broken attempts, of at least that many, above which a task ends the generation; each broke in every try."""
 SETTINGS = RolloutConfig()
 """Time limit and attempts are those of rollouts."""
 
@@ -41,7 +41,7 @@ class BrokenTask(SuiteError, RuntimeError):
 
 
 def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> Statistics:
-    """Write `config.episodes` successful demonstrations to `folder` as a LeRobotDataset v3.0 and return its statistics.
+    """Writes `config.episodes` successful demonstrations to `folder` as LeRobotDataset v3.0; returns its statistics.
 
     Interrupted, it continues when called again with the same settings; finished, it only says so. With `progress`, a
     bar and the expert's success per task are printed.
@@ -89,7 +89,7 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
 
 
 class Schedule:
-    """Which task and initial state each attempt uses: tasks in turn, then each task's train states in turn.
+    """Task and initial state of each attempt: tasks in turn, then each task's train states in turn.
 
     Raises:
         UserError: a task has no train states.
@@ -104,7 +104,7 @@ class Schedule:
                 raise UserError(f"task {task.name!r} of suite {suite.name!r} has no train initial states")
 
     def attempt(self, episode: int, number: int) -> Attempt:
-        """Attempt `number` at demonstration `episode`; each further attempt moves on to the next initial state."""
+        """Attempts `number` at demonstration `episode`; each further attempt moves on to the next initial state."""
         task = episode % len(self.tasks)
         states = self.states[task]
         state = states[(episode // len(self.tasks) + number) % len(states)]
@@ -229,7 +229,7 @@ def _episodes(
 
 
 def _about(config: DemosConfig, suite: Suite) -> dict[str, Any]:
-    """What decides the dataset's content; the number of workers doesn't."""
+    """Settings that decide the dataset's content; the number of workers doesn't."""
     demos = to_dict(config)
     del demos["workers"]
     about = {"suite": suite.name, "protocol": dict(suite.protocol), "demos": demos}

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from simplevla import recipes
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
@@ -17,6 +15,7 @@ from simplevla.evaluation.result import read_result
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.page import write_report
 from simplevla.storage import FolderLock, is_leftover, read_json, remove_leftovers, write_json
+from simplevla.terminal import Console
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.run_folder import CONFIG
@@ -26,7 +25,7 @@ console = Console()
 
 
 def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, object]:
-    """Run the three recipes called `recipe` with one training seed and leave everything in `run`; returns summary.json.
+    """Runs the three recipes called `recipe` with one training seed in the folder `run`; returns summary.json.
 
     An interrupted demo goes on where it stopped; a finished one is only shown.
     """
@@ -96,7 +95,7 @@ class Stages:
     def run(self, name: str, title: str, stage: Callable[[], object]) -> None:
         state = self.stages.setdefault(name, {"minutes": 0.0, "done": False})
         if state["done"]:
-            console.print(f"[dim]{title}: done before in {state['minutes']:.1f} minutes[/dim]")
+            console.print(f"{title}: done before in {state['minutes']:.1f} minutes", style="dim")
             return
         console.rule(title)
         started = time.monotonic()
