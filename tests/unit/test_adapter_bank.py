@@ -92,22 +92,6 @@ def test_exactly_the_active_adapter_s_parameters_are_trainable() -> None:
     assert bank.trainable_names() == ["head.linear.lora_A.first.weight", "head.linear.lora_B.first.weight"]
 
 
-def test_an_optimizer_with_more_or_less_than_the_active_adapter_is_caught() -> None:
-    bank = make_bank(first=ONE, second=ONE)
-    first, second = (list(bank.parameters(name).values()) for name in ("first", "second"))
-    with pytest.raises(AssertionError, match="no adapter is active"):
-        bank.check_optimizer(torch.optim.AdamW(first))
-    bank.activate("first", training=False)
-    with pytest.raises(AssertionError, match="active for inference"):
-        bank.check_optimizer(torch.optim.AdamW(first))
-    bank.activate("first", training=True)
-    bank.check_optimizer(torch.optim.AdamW(first))
-    with pytest.raises(AssertionError, match=r"lacks 0 .* holds 2 others: \['head.linear.lora_A.second.weight'"):
-        bank.check_optimizer(torch.optim.AdamW([*first, *second]))
-    with pytest.raises(AssertionError, match="lacks 1 parameters"):
-        bank.check_optimizer(torch.optim.AdamW(first[:1]))
-
-
 def test_a_frozen_adapter_goes_on_for_inference_only() -> None:
     bank = make_bank(first=ONE)
     bank.activate("first", training=True)

@@ -8,8 +8,6 @@ from simplevla.report.continual import (
     draw_matrix,
     heat_map,
     matrix_table,
-    metrics_table,
-    structures_table,
     write_continual_report,
 )
 from simplevla.storage import write_json
@@ -32,25 +30,6 @@ def test_the_table_has_intervals_n_and_the_order_of_training() -> None:
     assert lines[3].startswith("| after 1: push | **80** [49, 94] n=10 | 30 [")
     assert lines[4].startswith("| after 2: lift | 60 [31, 83] n=10 | **90** [60, 98] n=10 | 0 [0, 11] n=30 |")
     assert len(lines) == 5
-
-
-def test_metrics_are_in_points_with_their_formula() -> None:
-    lines = metrics_table(RESULT).splitlines()
-    # AVG: mean of 60 and 90; NBT: 80 - 60; FWT: 30 - 10; press ends at 0; no learning curves, so no AUC
-    assert lines[2] == "| AVG | 75.0 | mean over trained tasks j of c[T, j] |"
-    assert lines[3].startswith("| NBT | 20.0 | mean over k < T of (c[k, k] - c[T, k])")
-    assert lines[4].startswith("| FWT | 20.0 |")
-    assert lines[5].startswith("| ZS | 0.0 |")
-    assert lines[6].startswith("| AUC | – | LIBERO's: ")
-
-
-def test_structures_stand_side_by_side_with_the_spread_over_runs() -> None:
-    other = RESULT | {"seed": 4, "AVG": 0.85, "NBT": None}
-    shared = RESULT | {"structure": "shared", "AVG": 0.5}
-    lines = structures_table([RESULT, shared, other]).splitlines()
-    assert lines[0] == "| structure | runs | AVG, points | NBT, points | FWT, points | ZS, points | AUC, points |"
-    assert lines[2].startswith("| per_task | 2 | 80.0 (75.0 to 85.0) | 20.0 | 20.0 (20.0 to 20.0) |")
-    assert lines[3].startswith("| shared | 1 | 50.0 | 20.0 | 20.0 | 0.0 | – |")
 
 
 def test_the_heat_map_shows_every_cell_and_frames_the_trained_ones() -> None:

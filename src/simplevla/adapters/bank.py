@@ -214,18 +214,6 @@ class AdapterBank:
         """Names of the policy's parameters that a learner would train, sorted."""
         return sorted(name for name, parameter in self.policy.named_parameters() if parameter.requires_grad)
 
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Asserts that `optimizer` holds the active adapter's parameters alone: weight decay moves all it holds."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        assert self.active is not None, "no adapter is active, so there is nothing to train"
-        assert self.training, f"adapter {self.active!r} is active for inference; activate it with training=True"
-        expected = {id(parameter) for parameter in self.parameters(self.active).values()}
-        names = [name for name, parameter in self.policy.named_parameters() if id(parameter) in held - expected]
-        assert held == expected, (
-            f"the optimizer lacks {len(expected - held)} parameters of adapter {self.active!r} and holds "
-            f"{len(held - expected)} others: {names[:3]}"
-        )
-
     def bytes(self, name: str) -> int:
         """Memory of the adapter's parameters, bytes."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters(name).values())

@@ -18,8 +18,6 @@ from simplevla.evaluation.result import Rate
 from simplevla.report.plots import STYLE
 from simplevla.storage import read_json, write_atomically
 
-METRICS = ("AVG", "NBT", "FWT", "ZS", "AUC")
-
 
 def write_continual_report(run: Path) -> Path:
     """Writes RUN/continual.html, one self-contained page, from RUN/continual.json, and returns its path.
@@ -79,34 +77,6 @@ def matrix_table(result: Mapping[str, Any]) -> str:
             text = f"**{text}**" if i > 0 and task == matrix.order[i - 1] else text
             cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] n={rate.n}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def metrics_table(result: Mapping[str, Any]) -> str:
-    """AVG, NBT, FWT, ZS and AUC in markdown, each with its formula; a dash where one isn't defined."""
-    lines = ["| metric | value, points | formula |", "|---|---|---|"]
-    lines += [f"| {name} | {_points(result.get(name))} | {FORMULAS[name]} |" for name in METRICS]
-    return "\n".join(lines) + "\n"
-
-
-def structures_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Several runs side by side in markdown: per structure the mean of each metric over its runs, lowest to highest.
-
-    Runs are seeds and orders; how many there are of each stands beside.
-    """
-    structures = list(dict.fromkeys(result["structure"] for result in results))
-    lines = [
-        f"| structure | runs | {' | '.join(f'{name}, points' for name in METRICS)} |",
-        "|---" * (len(METRICS) + 2) + "|",
-    ]
-    for structure in structures:
-        runs = [result for result in results if result["structure"] == structure]
-        cells = []
-        for name in METRICS:
-            values = [run[name] for run in runs if run.get(name) is not None]
-            spread = f" ({_points(min(values))} to {_points(max(values))})" if len(values) > 1 else ""
-            cells.append(_points(sum(values) / len(values) if values else None) + spread)
-        lines.append(f"| {structure} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
