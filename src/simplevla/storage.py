@@ -101,7 +101,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Lets an error of the disk say in one sentence what was written, what went wrong, and what to do."""
+    """Rewords errors of the disk: one sentence says what was written, what went wrong, and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""The adapters of one policy: which there are, which one computes, which one learns, and their folders."""
+"""The adapters of one policy: their list, the one that computes, the one that learns, and their folders."""
 
 import contextlib
 import dataclasses

@@ -50,8 +50,10 @@ class AdapterCard:
     statistics_sha256: str | None
     """Fingerprint of the normalisation statistics that it was trained with; None likewise."""
     base_assumed: bool = False
-    """It came from a folder that peft wrote: both sums are of the policy that it was then loaded onto, and nobody knows
-    whether that is what it was trained on."""
+    """True if the adapter came from a folder that peft wrote.
+
+    Both sums are then of the policy that it was loaded onto, which may not be the one that it was trained on.
+    """
     frozen: bool = False
     """True if it is not to be trained any more."""
     sampling: dict[str, Any] | None = None

@@ -157,7 +157,7 @@ class SuccessMatrix:
         return _mean([self.rate(-1, task) for task in self.order])
 
     def nbt(self) -> float | None:
-        """NBT = mean over k < T of (c[k, k] - c[T, k]): what is lost of a task since it was trained.
+        """NBT = mean over k < T of (c[k, k] - c[T, k]): the loss of a task since its training.
 
         Negative where later tasks helped. None with fewer than two trained tasks.
         """

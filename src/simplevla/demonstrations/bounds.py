@@ -45,7 +45,7 @@ def statistics_of(rows: Rows) -> Statistics:
 
 
 def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Statistics) -> None:
-    """Says where the content of `stats.json` isn't of these frames; what it lacks isn't needed."""
+    """Warns of measures in `stats.json` that differ from these frames'; missing ones aren't needed."""
     found = []
     for key, own in ((layout.STATE, measured.state), (layout.ACTION, measured.action)):
         written = stats.get(key)

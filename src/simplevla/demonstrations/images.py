@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from simplevla.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-"""Pillow knows others, one of which starts a program."""
+"""Formats that are read; Pillow knows others, one of which starts a program."""
 
 
 def encode_png(image: np.ndarray) -> bytes:

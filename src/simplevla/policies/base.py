@@ -62,7 +62,7 @@ class ObservationBatch:
         )
 
     def __len__(self) -> int:
-        """B, which isn't D where several look at one."""
+        """Number of observations B; fewer than the decisions D if several share one."""
         return len(self.instructions)
 
     def to(self, device: torch.device) -> "ObservationBatch":
@@ -93,7 +93,7 @@ class ObservationBatch:
         )
 
     def filled(self, multiple: int) -> "ObservationBatch":
-        """The last row again until there are a multiple of rows, at which nobody need look; without the index."""
+        """The batch filled up to a multiple of rows with copies of its last row, whose outputs are unused; no index."""
         missing = -len(self) % multiple
         if missing == 0:
             return replace(self, index=None)
@@ -118,7 +118,7 @@ class ObservationBatch:
         return all(torch.equal(image[one], image[other]) for image in self.images.values())
 
     def per_decision(self, outputs: Tensor) -> Tensor:
-        """[D, ...] from what was computed for each observation, [B, ...]."""
+        """Outputs per decision, [D, ...], from outputs per observation, [B, ...]."""
         return outputs if self.index is None else outputs[self.index]
 
 

@@ -30,5 +30,5 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
 
 
 def layers(policy: nn.Module) -> list[nn.Module]:
-    """The transformer layers of all towers: what is recomputed, or gathered from several processes, at a time."""
+    """Transformer layers of all towers, the units that are recomputed, or gathered from several processes."""
     return [module for module in policy.modules() if isinstance(module, GradientCheckpointingLayer)]

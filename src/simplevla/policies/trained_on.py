@@ -1,4 +1,4 @@
-"""The record of what a policy was trained on, kept in its folder and compared with what it is used with later."""
+"""Record of a policy's training, kept in its folder and compared with what the policy is used with later."""
 
 import dataclasses
 import json
@@ -66,7 +66,7 @@ class TrainedOn:
     suite: str | None = None
     """None: demonstrations, or a checkpoint, from elsewhere."""
     protocol: dict[str, str | bool | int | float] = field(default_factory=dict)
-    """The suite's own, as it was then."""
+    """Protocol of the suite at that time."""
     cameras: dict[str, tuple[Pixels, Pixels]] = field(default_factory=dict)
     """Camera -> (height, width) in pixels."""
     state_names: tuple[str, ...] = ()

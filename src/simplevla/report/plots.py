@@ -214,7 +214,7 @@ PANELS = (
 
 
 def learning_curves(rows: Sequence[Row]) -> tuple[list[tuple[Panel, str]], list[str]]:
-    """([(panel, SVG)], titles of the panels of which nothing was logged). Bottom axis: updates; top: episodes."""
+    """Panels as ([(panel, SVG)], titles of panels without data). Bottom axis: updates; top: episodes."""
     drawn: list[tuple[Panel, str]] = []
     missing: list[str] = []
     for panel in PANELS:

@@ -23,7 +23,7 @@ class NoSignal(Exception):
     def __init__(self, message: str, collection: "Collection") -> None:
         super().__init__(message)
         self.collection = collection
-        """The counts of what was sampled in vain."""
+        """Counts of the groups sampled in vain."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ def rewards(groups: Sequence[Sequence[Episode]]) -> Tensor:
 
 
 class Cancelled(Exception):
-    """Nobody waits for these rollouts any more."""
+    """Raised in rollouts that are no longer wanted."""
 
 
 class _Collector:

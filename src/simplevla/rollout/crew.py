@@ -153,7 +153,7 @@ class Errors:
             self.add(kind, text, other.counts[kind])
 
     def copy(self) -> "Errors":
-        """The same as it is now, whatever another thread adds meanwhile."""
+        """Copy that other threads no longer change."""
         return Errors(last=self.last, counts=dict(self.counts))
 
     def shortened(self) -> "Errors":
@@ -180,6 +180,6 @@ class Errors:
 
 
 def last_lines(text: str, count: int) -> str:
-    """The last `count` lines of an error that aren't empty: of a traceback, where and what it was."""
+    """The last `count` non-empty lines of an error: the place and the message of a traceback."""
     lines = [line.rstrip()[:LINE_LENGTH] for line in text.splitlines() if line.strip(" ^~")]
     return "\n".join(lines[-count:])

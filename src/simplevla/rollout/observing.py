@@ -13,7 +13,7 @@ View = tuple[SlotArrays, int]
 
 
 def observe(views: Sequence[View], requests: Sequence[EpisodeRequest], alone: Sequence[bool]) -> ObservationBatch:
-    """The one copy out of shared memory, which the policy reads and of which episodes keep rows; D decisions.
+    """Copies the observations of D decisions out of shared memory, for the policy to read and episodes to keep.
 
     Args:
         views: [D].

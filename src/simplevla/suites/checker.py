@@ -1,4 +1,4 @@
-"""Says what is wrong with a suite before hours of training say it less clearly."""
+"""Checks of a suite, which find mistakes before hours of training."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from simplevla.types import SPLITS, ChunkResult, Observation, Task
 
 
 def check_suite(suite: Suite, states_per_task: int = 3) -> list[str]:
-    """All that breaks the contract of suites/base.py, one message each with what was expected and what was found.
+    """Breaches of the contract of suites/base.py, one message each: what was expected and what was found.
 
     An empty list means that nothing was found. Some mistakes can't be seen from outside, an image that is upside down
     among them: look at one. Exceptions of the environment are not caught: their traceback says more.
@@ -137,7 +137,7 @@ def _environment_problems(suite: Suite, environment: Environment, task: Task, st
 
 
 def _unseen_problems(suite: Suite, environment: Environment, task: Task, state: int) -> Iterator[str]:
-    """A sibling of an episode must begin like it, though nobody looks."""
+    """Problems of `reset_unseen`: a sibling must begin like its episode, though its first picture isn't rendered."""
     environment.reset(task, state)
     after_reset = environment.step_chunk(_zeros(suite, 1)).observation
     moves = np.clip(1.0, suite.spec.action_low, suite.spec.action_high).astype(np.float32)

@@ -106,8 +106,11 @@ class GymnasiumEnvironment(Environment):
         return self._observe(self.current, self._last)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """As in the contract. After a termination without success (the robot fell, say) the scene stays as it is and
-        further actions change nothing: the episode can only time out."""
+        """Executes a chunk as in the contract.
+
+        After a termination without success (the robot fell, say) the scene stays as it is and further actions
+        change nothing: the episode can only time out.
+        """
         executed, success = 0, False
         for action in actions:
             executed += 1
@@ -147,7 +150,7 @@ class GymnasiumEnvironment(Environment):
 
 
 class _TaskExpert(Expert):
-    """The expert of whichever task the environment was last reset to."""
+    """Expert for the task of the last reset."""
 
     def __init__(
         self, environment: GymnasiumEnvironment, make_expert: Callable[["gymnasium.Env", Task], Expert]

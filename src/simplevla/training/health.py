@@ -42,7 +42,7 @@ class HealthWarning:
     metric: str
     update: int
     value: float | None
-    """None where it isn't finite."""
+    """Value of the metric; None if it isn't finite."""
     expected: str
     advice: str
 

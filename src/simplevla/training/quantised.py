@@ -38,7 +38,7 @@ def adamw_8bit(groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch
 
 
 def stepping(device: torch.device) -> AbstractContextManager[object]:
-    """Around a step: on CPU torchao's formula runs as it is written, since compiling it would need a C++ compiler."""
+    """Context of an optimizer step: on CPU torchao's formula runs uncompiled, since that would need a C++ compiler."""
     return torch.compiler.set_stance("force_eager") if device.type == "cpu" else nullcontext()
 
 
@@ -69,7 +69,7 @@ def shape_of(kind: str, parameter: Tensor) -> tuple[int, ...]:
 
 
 def quantised(kind: str, codes: Tensor, scale: Tensor, like: Tensor) -> Tensor:
-    """The moment of which `plain` gave the whole `codes` and `scale`; of the parameter `like`, or this rank's part."""
+    """Moment from the whole `codes` and `scale` that `plain` gave, for the parameter `like` or this rank's part."""
     from torchao.optim.subclass_8bit import OptimState8bit
 
     parts = [part.to(like.device) for part in (codes, scale)]

@@ -100,7 +100,7 @@ class RolloutsAhead(Rollouts):
         torch.set_num_threads(self._threads)
 
     def collect(self, update: int) -> Collection:
-        """The groups of this update; those of the next one are begun with the policy as it is now."""
+        """Returns the groups of this update, and begins those of the next one with the present policy."""
         collection = self._future.result()
         self._take(self._trained)
         # Weights and state also after the last update: a run that is extended goes on from them.

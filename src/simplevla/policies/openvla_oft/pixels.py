@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 JPEG_QUALITY = 95
-"""TensorFlow's default, with which the demonstrations were stored; chroma is halved in both directions."""
+"""JPEG quality of the demonstrations, TensorFlow's default; chroma is halved in both directions."""
 LANCZOS_RADIUS = 3
 
 

@@ -42,7 +42,7 @@ Numbers = Annotated[tuple[float, ...], Len(1, 10_000)]
 
 @part(frozen=True, kw_only=True)
 class TextConfig:
-    """The language model's sizes, as config.json names them; what it doesn't say is Llama 2 7B's."""
+    """Sizes of the language model, by their names in config.json; the defaults are Llama 2 7B's."""
 
     model_type: Literal["llama"] = "llama"
     hidden_size: Width = LlamaSizes.hidden_size

@@ -13,7 +13,7 @@ from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 
 Source = tuple[str, Callable[[Tensor], Tensor] | None]
-"""A published tensor and what is done to it; None: nothing."""
+"""Name of a published tensor, and the change applied to it; None is no change."""
 
 
 def convert(tensors: Mapping[str, Tensor], policy: OpenVLAOFT, origin: Path) -> tuple[dict[str, Tensor], int]:

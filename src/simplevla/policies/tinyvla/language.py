@@ -1,4 +1,4 @@
-"""The GPT-NeoX language model (Pythia's), whose last layer computes what is read and nothing else.
+"""The GPT-NeoX language model (Pythia's); its last layer computes only the outputs that are read.
 
 B batch, L tokens, Q of them read, N heads, D dimensions of a head, W = N * D width.
 """
@@ -16,7 +16,7 @@ FUSED_FROM = 64
 
 
 def make_language(config: LanguageConfig, read: int | None = None) -> GPTNeoXModel:
-    """A randomly initialised model, of whose outputs the last `read` are read; None: all.
+    """Randomly initialised language model that computes its last `read` outputs; None computes all.
 
     It takes an additive mask [B, 1, L, L]. With a prompt it is transformers' own, which attends causally without one.
     """

@@ -21,7 +21,7 @@ from simplevla.errors import UserError
 LARGEST_FILE = 256 * 2**20
 """Bytes. Statistics take kilobytes; one episode's states, which stand beside them, at most some megabytes."""
 MOST_STEPS, MOST_VALUES, DEEPEST = 200_000, 1_000_000, 50
-"""Instructions of the pickle, values it holds where each counts as often as it is referred to, and levels."""
+"""Limits of a pickle: instructions, values (counted at each reference), and levels of nesting."""
 
 NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 
@@ -48,7 +48,7 @@ def read_pickle(path: Path) -> Any:
 
 
 class _Refused(Exception):
-    """The file isn't what it should be."""
+    """Error of a file with another content than expected."""
 
 
 class _Maker:

@@ -39,12 +39,12 @@ class Simulations:
                 self._renderer = None
 
     def borrow(self, task_name: str) -> Simulation:
-        """A scene of the task that nobody else uses."""
+        """An unused scene of the task."""
         idle = self._idle.get(task_name)
         return idle.pop() if idle else Simulation(task_name)
 
     def give_back(self, simulation: Simulation) -> None:
-        """Keeps the scene for whoever needs it next."""
+        """Keeps the scene for its next user."""
         self._idle.setdefault(simulation.task_name, []).append(simulation)
 
     @property

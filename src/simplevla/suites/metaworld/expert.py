@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", message="Constant.* may be too high", module="
 
 
 class MetaworldExpert(Expert):
-    """The policy of whichever task the environment was last reset to."""
+    """The benchmark's scripted policy for the task of the last reset."""
 
     def __init__(self, environment: MetaworldEnvironment) -> None:
         self._environment = environment
