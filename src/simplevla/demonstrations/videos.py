@@ -73,6 +73,10 @@ def decode_video(path: Path, times: np.ndarray, fps: float, rows: np.ndarray, ta
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise UserError(
+                    f"{path} can't be decoded (no decoder for its video); the file is damaged, copy it again"
+                )
             stream.thread_type = "AUTO"
             if (stream.height, stream.width, 3) != target.shape[1:]:
                 raise UserError(
