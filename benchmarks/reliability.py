@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bad_inputs import campaign
 from machine import this_machine
 from reliability_disk import full_disk
 from reliability_kills import SEED, kills
@@ -52,12 +53,6 @@ def counted(part: Callable[[Path], Tally]) -> Callable[[Path], dict[str, Any]]:
     return lambda work: asdict(part(work))
 
 
-def bad_inputs(_: Path) -> dict[str, Any]:
-    from bad_inputs import campaign
-
-    return campaign(SEED)
-
-
 def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The numbers of all parts together; null where a part hasn't been run."""
 
@@ -87,7 +82,7 @@ def main() -> None:
         "kills": counted(lambda work: kills(work, arguments.kill_points)),
         "workers": counted(worker_faults),
         "disk": counted(full_disk),
-        "inputs": bad_inputs,
+        "inputs": lambda _: campaign(SEED),
         "soak": lambda work: soak(work, arguments.soak_minutes),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
