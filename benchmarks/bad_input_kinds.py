@@ -221,6 +221,33 @@ def _import_openvla(folder: Path) -> None:
         import_openvla_oft(folder, out, cameras=("fixed",))
 
 
+def _openvla_policy(folder: Path) -> None:
+    published = folder.with_name(f"{folder.name}_published")
+    made_openvla_checkpoint.write(published)
+    import_openvla_oft(published, folder, cameras=("fixed",))
+    shutil.rmtree(published)
+
+
+def _load(folder: Path) -> None:
+    load_policy(folder)
+    load_unfilled(folder)
+
+
+def _partial(folder: Path) -> None:
+    """A generation that was interrupted after two episodes."""
+    with made_dataset.DatasetWriter(folder / "data", made_dataset.spec(), made_dataset.INSTRUCTIONS, {"a": 1}) as out:
+        for episode in made_dataset.episodes()[0][:2]:
+            out.add(episode)
+        out._write_pending()
+
+
+def _resume(folder: Path) -> None:
+    with made_dataset.DatasetWriter(folder / "data", made_dataset.spec(), made_dataset.INSTRUCTIONS, {"a": 1}) as out:
+        for episode in made_dataset.episodes()[0][out.next_episode :]:
+            out.add(episode)
+        out.finish()
+
+
 class _new:
     """A name for a policy folder beside `folder`, removed at the end."""
 
@@ -250,6 +277,8 @@ KINDS = {
     "adapter of peft": Kind(make=_without_card, use=_adapter),
     "dataset": Kind(make=made_dataset.write, use=_dataset),
     "dataset with videos": Kind(make=_videos, use=_dataset),
+    "interrupted dataset": Kind(make=_partial, use=_resume),
+    "OpenVLA-OFT policy": Kind(make=_openvla_policy, use=_load),
     "results": Kind(make=_results, use=lambda f: command("compare", str(f / "a.json"), str(f / "b.json"))),
     "run": Kind(make=_run, use=_read_run),
     "run's config": Kind(

@@ -269,6 +269,8 @@ def parse_json(text: bytes | str, source: str) -> dict[str, Any]:
     """Reads JSON as `read_json`, from `text`; errors name `source`."""
     try:
         value = from_json(text)
+        # JSON has neither NaN nor infinity, though readers take the one, and 1e999 for the other.
+        json.dumps(value, allow_nan=False)
     except ValueError as error:
         raise UserError(f"{source} is not valid JSON ({error}); write it again or restore it") from None
     if not isinstance(value, dict):

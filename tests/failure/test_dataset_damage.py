@@ -29,6 +29,8 @@ from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.images import decode_image
 from simplevla.errors import UserError
 
+FRONT = "observation.images.front"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -77,6 +79,24 @@ def test_truncated_meta_file(folder: Path, name: str) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=rf"{path.name} is (damaged.*copy it again|not valid JSON)"):
         LeRobotDataset(folder)
+
+
+@pytest.mark.parametrize("column", ["episode_index", "frame_index", FRONT])
+def test_an_interrupted_dataset_whose_data_file_changed_is_refused(tmp_path: Path, column: str) -> None:
+    folder = tmp_path / "data"
+
+    def writing() -> DatasetWriter:
+        return DatasetWriter(folder, spec(), INSTRUCTIONS, {"suite": "made up"})
+
+    with writing() as out:
+        out.add(episodes()[0][0])
+        out._write_pending()
+    with writing() as out:
+        assert out.next_episode == 1
+    data = out.partial / DATA
+    pq.write_table(pq.read_table(data).drop_columns([column]), data)
+    with pytest.raises(UserError, match=r"file-000.parquet doesn't fit .*; delete .*data\.partial and generate again"):
+        writing()
 
 
 def test_a_picture_is_measured_by_its_header_before_it_is_decoded() -> None:

@@ -174,7 +174,7 @@ class LeRobotDataset:
                             )
                     for job in jobs:
                         job.result()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, KeyError, OSError) as error:
             raise UserError(f"{path} is damaged or cut short ({error}); copy it again") from error
 
     def _fill_from_videos(self, key: str, target: np.ndarray, bar: Progress) -> None:

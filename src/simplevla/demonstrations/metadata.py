@@ -70,7 +70,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def read_tasks(folder: Path) -> list[str]:
     """Instructions by `task_index`."""
-    table = _read_table(folder / layout.TASKS)
+    table = read_table(folder / layout.TASKS)
     texts = [name for name in table.column_names if name != "task_index"]
     if "task_index" not in table.column_names or len(texts) != 1:
         raise UserError(
@@ -98,7 +98,7 @@ def read_episodes(folder: Path, total_frames: int) -> list[dict[str, Any]]:
     needed = ("episode_index", "length", "data/chunk_index", "data/file_index")
     rows: list[dict[str, Any]] = []
     for path in sorted((folder / "meta/episodes").glob("*/*.parquet")):
-        table = _read_table(path)
+        table = read_table(path)
         for name in needed:
             if name not in table.column_names:
                 raise UserError(f"{path} lacks {name!r}; copy it again")
@@ -137,9 +137,14 @@ def _is_template(template: str, fields: str) -> bool:
     return plain and filled.name != "" and not filled.is_absolute() and ".." not in filled.parts
 
 
-def _read_table(path: Path) -> pa.Table:
+def read_table(path: Path) -> pa.Table:
+    """The table in a parquet file of the dataset.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
     if not path.is_file():
-        raise UserError(f"{path} is missing; copy the dataset's meta/ folder completely")
+        raise UserError(f"{path} is missing; copy the dataset completely")
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

@@ -108,7 +108,8 @@ def _sampled_images(
             table = parquet.read_row_group(number - first[chunk, file], columns=keys)
         for key in keys:
             for frame in _evenly(episode["length"], SAMPLED_FRAMES):
-                image = read_image(table[key][frame]["bytes"].as_py(), f"episode {number}, frame {frame}, {key}")
+                data = (table[key][frame].as_py() or {}).get("bytes") or b""
+                image = read_image(data, f"episode {number}, frame {frame}, {key}")
                 samples[key].append(_pixels(image, SAMPLED_SIDE))
     return samples
 

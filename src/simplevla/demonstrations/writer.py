@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simplevla.demonstrations import layout
+from simplevla.demonstrations.metadata import read_table
 from simplevla.demonstrations.statistics import dataset_stats, episode_stats
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
@@ -22,6 +23,13 @@ from simplevla.suites.base import SuiteSpec
 EPISODES_PER_FILE = 50
 BYTES_PER_FILE = 64 * 2**20
 """A data file is written when either is reached: what an interruption can lose, and below LeRobot's 100 MB a file."""
+
+
+NUMBERS = (
+    *("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_to_index"),
+    *("initial_state", "attempts"),
+)
+"""Columns of `meta/episodes` that a resumed generation goes on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ class DatasetWriter:
                 "give those settings to continue it, choose another folder, or delete it"
             )
         while (path := self.partial / layout.EPISODES.format(**_file_of(self._files()))).exists():
-            table = pq.read_table(path)
+            table = read_table(path)
             names = [name for name in table.column_names if not name.startswith("stats/")]
             if names == table.column_names:
                 raise UserError(
@@ -145,9 +153,24 @@ class DatasetWriter:
                     "generate again"
                 )
             rows = table.select(names).to_pylist()
-            data = self.partial / layout.DATA.format(**_file_of(self._files()))
-            assert pq.read_metadata(data).num_rows == sum(row["length"] for row in rows), f"{data} doesn't fit {path}"
+            at = _file_of(self._files())
+            data = self.partial / layout.DATA.format(**at)
+            fits = all(type(row.get(name)) is int for row in rows for name in NUMBERS)
+            fits = fits and all((row["data/chunk_index"], row["data/file_index"]) == tuple(at.values()) for row in rows)
+            if not rows or not fits or not self._is_of(data, rows):
+                raise UserError(f"{data} doesn't fit {path}; delete {self.partial} and generate again")
             self.episodes += rows
+
+    def _is_of(self, data: Path, rows: list[dict[str, Any]]) -> bool:
+        """True if `data` holds the frames of the episodes `rows`, a row group each."""
+        try:
+            with pq.ParquetFile(data) as file:
+                whole = file.schema_arrow.equals(layout.data_schema(self.features)) and file.num_row_groups == len(rows)
+                whole = whole and file.metadata.num_rows == sum(row["length"] for row in rows)
+                numbers = file.read(columns=["episode_index"])["episode_index"].to_pylist() if whole else []
+        except (pa.ArrowException, OSError):
+            return False
+        return bool(numbers) and numbers == [row["episode_index"] for row in rows for _ in range(row["length"])]
 
     def _files(self) -> int:
         """Number of complete data files."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -177,4 +178,4 @@ def check_token_ids(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def _sha256(content: bytes) -> str:
     """Fingerprint of a JSON value, however it is laid out."""
-    return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(from_json(content), sort_keys=True).encode()).hexdigest()
