@@ -296,3 +296,12 @@ def test_adapters_whose_folders_were_exchanged(tmp_path: Path) -> None:
         (place / old).rename(place / new)
     with pytest.raises(ValueError, match=r"adapters/first holds the adapter 'second'; were folders renamed"):
         load_policy(tmp_path)
+
+
+def test_an_adapter_larger_than_any_is_refused_before_it_is_made() -> None:
+    bank = AdapterBank(small.make())
+    with pytest.raises(
+        ValueError, match=r"adapter 'wide' of rank 500000 would have \d+ parameters, the policy has \d+; expected"
+    ):
+        bank.add("wide", AdapterConfig(rank=500_000))
+    assert bank.names == []

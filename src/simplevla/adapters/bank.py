@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.files import is_finite
 from simplevla.storage import atomic_folder, read_as
 
+LARGEST = 10**8
+"""Parameters that an adapter may have on the smallest policy; on others it may have more."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -361,6 +364,7 @@ class AdapterBank:
 
     def _attach(self, name: str, entry: Entry, seed: int) -> None:
         with self.detached(), torch.random.fork_rng(devices=[]):
+            self._check_size(name, entry)
             torch.manual_seed(seed)
             for module in entry.modules:
                 base = self._base.setdefault(module, self.policy.get_submodule(module))
@@ -369,6 +373,17 @@ class AdapterBank:
                 carriers[kind] = add_to_layer(base, carriers.get(kind), name, entry.config)
         self._entries[name] = entry
         self._compute_with(self.active)
+
+    def _check_size(self, name: str, entry: Entry) -> None:
+        """Refuses a rank with which the adapter would be larger than any adapter is, and perhaps than the memory."""
+        layers = [self.policy.get_submodule(module) for module in entry.modules]
+        shapes = [shape for layer in layers for shape in parameter_shapes(layer, entry.config).values()]
+        numbers, base = sum(map(math.prod, shapes)), sum(parameter.numel() for parameter in self.policy.parameters())
+        if numbers > max(LARGEST, 4 * base):
+            raise UserError(
+                f"adapter {name!r} of rank {entry.config.rank} would have {numbers} parameters, the policy has {base}; expected a "
+                "smaller rank, such as 32"
+            )
 
     def _compute_with(self, name: str | None) -> None:
         for carriers in self._carriers.values():

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.table import Table
 
+from simplevla import checked
 from simplevla.adapters.config import AdapterConfig
+from simplevla.checked import Positive, Seed
 from simplevla.errors import UserError
 from simplevla.terminal import Console
 
@@ -64,7 +66,7 @@ class Export:
         print(f"adapter {self.name!r} is in {self.out}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@checked.dataclass(frozen=True, kw_only=True)
 class New:
     """Writes a copy of a policy with a new adapter; `simplevla train --policy OUT` then trains that adapter alone."""
 
@@ -76,7 +78,7 @@ class New:
     """The tasks it is for; routing goes by them."""
     start_from: str | None = None
     """An adapter of the policy that the new one goes on from, with its settings; without, it begins as the identity."""
-    seed: int = 0
+    seed: Seed = 0
 
     def run(self) -> None:
         from simplevla.adapters.bank import AdapterBank, bank_of
@@ -118,7 +120,7 @@ class Add:
         print(f"{self.out} has the adapters {', '.join(bank.names)}; new is {name!r}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@checked.dataclass(frozen=True, kw_only=True)
 class Merge:
     """Writes a copy of a policy with one more adapter, the weighted sum of others."""
 
@@ -131,7 +133,7 @@ class Merge:
     """One per adapter; equal ones that add up to 1 without."""
     kind: Literal["linear", "svd"] = "linear"
     """`linear` is exact and adds the ranks up; `svd` is the best approximation of `rank`."""
-    rank: int | None = None
+    rank: Positive | None = None
 
     def run(self) -> None:
         from simplevla.adapters.load import load_bank
