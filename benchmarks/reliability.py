@@ -26,6 +26,7 @@ from reliability_tally import Tally
 from reliability_workers import worker_faults
 
 from simplevla.evaluation.provenance import commit
+from simplevla.storage import write_json
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "reliability.json"
 SHARED_MEMORY = Path("/dev/shm")
@@ -51,6 +52,13 @@ def run_part(part: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
 
 def counted(part: Callable[[Path], Tally]) -> Callable[[Path], dict[str, Any]]:
     return lambda work: asdict(part(work))
+
+
+def bad_inputs(_: Path) -> dict[str, Any]:
+    """The campaign of `bad_inputs.py`; of what it found the input and the last line, without this machine's paths."""
+    found = campaign(SEED)
+    offenders = [one.strip().splitlines() for one in found.pop("offenders")]
+    return {**found, "failures": [f"{lines[0]} {lines[-1]}" for lines in offenders]}
 
 
 def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def main() -> None:
         "kills": counted(lambda work: kills(work, arguments.kill_points)),
         "workers": counted(worker_faults),
         "disk": counted(full_disk),
-        "inputs": lambda _: campaign(SEED),
+        "inputs": bad_inputs,
         "soak": lambda work: soak(work, arguments.soak_minutes),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,7 +108,7 @@ def main() -> None:
         print({key: value for key, value in totals(records).items() if value is not None}, flush=True)
         about = {"machine": this_machine(), "seed": SEED, "commit": commit()}
         result = {**totals(records), **about, "parts": {name: records[name] for name in parts if name in records}}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
         arguments.out.with_suffix(".md").write_text(page(result))
 
 

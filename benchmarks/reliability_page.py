@@ -41,10 +41,9 @@ def page(result: dict[str, Any]) -> str:
         if "by_kind" in record:
             lines += ["| kind | survived | tried |", "|---|---|---|"]
             lines += [f"| {kind} | {kept} | {tried} |" for kind, (kept, tried) in record["by_kind"].items()]
-        failures = [*record.get("failures", []), *(one.splitlines()[0] for one in record.get("offenders", []))]
         if name == "soak":
             lines += soak_lines(record)
-        lines += [f"- Not survived: {failure}" for failure in failures]
+        lines += [f"- Not survived: {failure}" for failure in record.get("failures", [])]
         lines += ["", f"`{record['command']}`, commit {record['commit'][:12]}, {record['minutes']:.0f} minutes."]
     return "\n".join([*lines, "", f"Measured on {result['machine']}, seed {result['seed']}.", ""])
 

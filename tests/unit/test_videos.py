@@ -10,6 +10,7 @@ from PIL import Image
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.errors import UserError
 from simplevla.evaluation import evaluate as evaluation
 from simplevla.evaluation.evaluate import evaluation_request
 from simplevla.evaluation.provenance import policy_fingerprint
@@ -19,7 +20,7 @@ from simplevla.report import evidence
 from simplevla.report.choice import choose_states
 from simplevla.report.videos import encode_video, read_clips, record_videos
 from simplevla.rollout.workers import SuiteError
-from simplevla.storage import read_json, write_json
+from simplevla.storage import FolderLock, read_json, write_json
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.types import ChunkResult, Observation, Task
 
@@ -226,6 +227,18 @@ def test_films_are_made_again_only_where_policy_or_states_are_others(finished_ru
     evidence.gather_evidence(finished_run)
     assert read_json(videos / "after.json")["clips"] == listed
     assert times()[videos / "before.json"] == first[videos / "before.json"]
+
+
+def test_what_a_killed_evaluation_had_begun_is_removed_and_nobody_else_evaluates_meanwhile(finished_run):
+    begun = [finished_run / "videos" / ".before_reach_4.mp4.4711.tmp", finished_run / "eval" / ".before.json.4711.tmp"]
+    for path in begun:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    with FolderLock(finished_run), pytest.raises(UserError, match="run is in use by process"):
+        evidence.gather_evidence(finished_run)
+    evidence.gather_evidence(finished_run)
+    assert not [path for path in begun if path.exists()]
+    assert len(read_clips(finished_run / "videos", "before")) > 0
 
 
 def test_a_start_that_is_another_policy_by_now_is_not_taken_for_before(finished_run, tmp_path):

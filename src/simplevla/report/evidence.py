@@ -11,7 +11,7 @@ from simplevla.evaluation.result import EvaluationResult, read_result, write_res
 from simplevla.policies.load import move_to_device
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
-from simplevla.storage import read_json
+from simplevla.storage import FolderLock, read_json, remove_leftovers
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.run_folder import load_config
@@ -35,6 +35,13 @@ def gather_evidence(run: Path) -> None:
             stacklevel=2,
         )
         return
+    with FolderLock(run):
+        remove_leftovers(run)
+        _evaluate_and_film(run, config, folders)
+
+
+def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path]) -> None:
+    """The evidence of `folders`, `before` and `after`, in `run`, which this process holds."""
     suite = make_suite(config.suite)
     results: dict[str, EvaluationResult] = {}
     for name, folder in folders.items():
