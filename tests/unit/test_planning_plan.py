@@ -79,6 +79,10 @@ def test_one_large_gpu_needs_an_adapter_for_all_parameters(capsys: pytest.Captur
         (["plan", "tabletop_continual", "--gpus", "0", "--memory", "8"], "unknown recipe 'tabletop_continual'"),
         (["plan", "tabletop_nano", "--gpus", "-1", "--memory", "8"], "gpus is -1; expected at least 0"),
         (["plan", "tabletop_nano", "--gpus", "0", "--memory", "-8"], "memory_gb is -8.0; expected above 0"),
+        (
+            ["plan", "tabletop_nano", "--gpus", "0", "--memory", "8", "--microbatch-decisions", "1000000000"],
+            "a batch of 1000000000 decisions has",
+        ),
         (["plan", "tabletop_nano", "--gpus", "8", "--memory", "8", "--simulators", "4"], "4 simulators for 8 GPUs"),
         (["plan", "tabletop_nano", "--gpus", "0", "--memory", "8", "--policy", "nowhere"], "nowhere holds no policy"),
     ],

@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.suites.base import SuiteSpec
 
+MOST_PIXELS = 2**29
+"""Pixels of a batch, which is really made; as floating-point numbers they take 6 GB."""
 CONDITIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
 
 
@@ -114,6 +117,12 @@ class _Unmoved(ObservationBatch):
 
 
 def _observations(policy: Policy, spec: SuiteSpec, instruction: str, rows: int) -> ObservationBatch:
+    pixels = rows * sum(height * width for height, width in (spec.cameras[name] for name in policy.cameras))
+    if pixels > MOST_PIXELS:
+        raise UserError(
+            f"a batch of {rows} decisions has {pixels} pixels; expected at most {MOST_PIXELS}. Give fewer simulators (slots_per_worker, "
+            "workers), smaller microbatch_decisions, or a smaller image_size"
+        )
     return _Unmoved(
         images={name: torch.zeros(rows, *spec.cameras[name], 3, dtype=torch.uint8) for name in policy.cameras},
         state=torch.zeros(rows, policy.state_dim),
