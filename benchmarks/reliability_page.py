@@ -41,6 +41,7 @@ def page(result: dict[str, Any]) -> str:
         if "by_kind" in record:
             lines += ["| kind | survived | tried |", "|---|---|---|"]
             lines += [f"| {kind} | {kept} | {tried} |" for kind, (kept, tried) in record["by_kind"].items()]
+            lines += [""]
         if name == "soak":
             lines += soak_lines(record)
         lines += [f"- Not survived: {failure}" for failure in record.get("failures", [])]

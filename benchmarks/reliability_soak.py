@@ -54,7 +54,7 @@ def soak(work: Path, minutes: float) -> dict[str, Any]:
     assert ended is None, f"the run ended by itself with exit code {ended}: {last}"
     rows = np.array(samples)
     kept = rows[int(WARM_UP * len(rows)) :]
-    slopes = [float(np.polyfit(kept[:, 0] / 3600, kept[:, column], 1)[0]) for column in (1, 2, 3)]
+    slopes = [round(float(np.polyfit(kept[:, 0] / 3600, kept[:, column], 1)[0]), 1) + 0.0 for column in (1, 2, 3)]
     means = kept[:, 1:].mean(0)
     shown = rows[np.linspace(0, len(rows) - 1, 8).round().astype(int)]
     return {
