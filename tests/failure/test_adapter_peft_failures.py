@@ -117,7 +117,7 @@ def test_tensors_that_don_t_fit_are_named(edit: Callable[[Tensors], Tensors], me
         ("r", 4.5, "r is 4.5; expected a whole number"),
         ("r", 8, r"has shape \[4, .*expected \[8"),
         ("lora_alpha", None, "has {'lora_alpha': None}; expected plain LoRA"),
-        ("lora_alpha", float("inf"), "has {'lora_alpha': inf}; expected plain LoRA"),
+        ("lora_alpha", float("inf"), "adapter_config.json is not valid JSON"),
         ("lora_alpha", -1, "has {'lora_alpha': -1}; expected plain LoRA"),
         ("lora_dropout", "0.1", "lora_dropout is '0.1'; expected a number"),
         ("lora_dropout", 1, "dropout is 1; expected below 1"),

@@ -207,7 +207,7 @@ def test_statistics_that_cant_be_used(tmp_path: Path, whole: Path, measure: str,
     [
         ("r", 3, r"expected \[\[3, "),
         ("r", None, "expected plain LoRA"),
-        ("lora_alpha", float("inf"), "'lora_alpha': inf"),
+        ("lora_alpha", float("inf"), "adapter_config.json is not valid JSON"),
         ("use_dora", True, "'use_dora': True"),
         ("an_option_of_a_later_peft", {"a": 1}, "'an_option_of_a_later_peft'"),
         ("peft_type", "IA3", "'peft_type': 'IA3'"),

@@ -86,9 +86,13 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
         assert list(clips) == choice.states
         for state, clip in clips.items():
             assert (clip.success, clip.env_steps) == (evaluated[state].success, evaluated[state].env_steps)
-    files = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+
+    def written() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+
+    files = written()
     gather_evidence(run)
-    assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files
+    assert written() == files
     train(replace(rl(imitator, 0), updates=1, seed=1), tmp_path / "other")
     shutil.rmtree(run / "policy")
     shutil.copytree(tmp_path / "other" / "policy", run / "policy")

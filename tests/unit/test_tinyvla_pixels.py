@@ -11,7 +11,7 @@ MEAN = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)
 
 
 def config(**changes: object) -> VisionConfig:
-    return VisionConfig(kind="clip", image_size=8, **changes)  # type: ignore[arg-type]
+    return VisionConfig(kind="clip", image_size=8, patch_size=4, **changes)  # type: ignore[arg-type]
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -75,5 +75,5 @@ def test_resizing_agrees_with_pillow(mode: str, filter: Image.Resampling) -> Non
 
 @pytest.mark.parametrize("wrong", [{"crop": 0.0}, {"crop": 1.2}, {"resample": "nearest"}])
 def test_settings_that_cant_work_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"vision\.(crop|resample)"):
+    with pytest.raises(ValueError, match=r"VisionConfig\.(crop|resample)"):
         config(**wrong)

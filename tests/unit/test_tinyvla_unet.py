@@ -138,10 +138,10 @@ def test_bfloat16_time_embedding_rounds_the_angles_as_published_training_did() -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"channels": ()}, "at least one level"),
+        ({"channels": ()}, "expected at least 1 item"),
         ({"kernel": 4}, "odd number"),
-        ({"groups": 0}, "1 or more"),
-        ({"time_size": 7}, "even number"),
+        ({"groups": 0}, "groups is 0; expected at least 1"),
+        ({"time_size": 7}, "expected a multiple of 2"),
     ],
 )
 def test_sizes_that_cant_work_are_refused(wrong: dict, message: str) -> None:
