@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-# A file's tests share what they build, so they stay in one process.
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+# The tests of a file share what they build, so they stay in one process; in order, since the slow files come first.
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 

@@ -141,6 +141,6 @@ def test_an_actors_simulators_may_be_on_another_node(cluster: Cluster, base: Pat
 def test_a_suite_that_a_node_cant_build_is_said_at_once(
     cluster: Cluster, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simplevla.distributed.simulators.WORKER_VARIABLES", {"FAKE_SUITE_BUILD": "raise"})
+    monkeypatch.setitem(engine_with_remote_simulators.__globals__, "WORKER_VARIABLES", {"FAKE_SUITE_BUILD": "raise"})
     with pytest.raises(SuiteError, match="can't build environments on a node of the cluster"):
         engine_with_remote_simulators(config(base, RayConfig(simulators=1)), load_policy(base))
