@@ -95,9 +95,7 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument(
-        "--kill-points", type=int, default=60, help="kills at random moments, and again at file operations"
-    )
+    parser.add_argument("--kill-points", type=int, default=60, help="kills at random moments, in all")
     parser.add_argument("--soak-minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the .json; the page is the .md beside it")
     arguments = parser.parse_args()

@@ -68,17 +68,18 @@ def finish(
 
 
 def moments(case: Case, straight: Reference, points: int, rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`points` random moments, and as many file operations, spread evenly up to the first checkpoint; `continual` and `demo`
-    have several stages, so there over all of them."""
+    """`points` random moments, and each file operation up to the first checkpoint; `continual` and `demo` have several
+    stages, so there `points` later operations too, spread evenly."""
     for _ in range(points):
         yield "random moment", {"kill_after_s": rng.uniform(0, straight.seconds)}
-    last = straight.operations if case.name in ("continual", "demo") else straight.before_checkpoint
-    for number in np.unique(np.linspace(1, last, points).round().astype(int)):
+    first, last = straight.before_checkpoint, straight.operations
+    later = np.linspace(first + 1, last, points).round() if case.name in ("continual", "demo") else []
+    for number in [*range(1, first + 1), *later]:
         yield "file operation", {"kill_at": int(number)}
 
 
 def kills(work: Path, points: int) -> Tally:
-    """`points` kills at random moments, as many before file operations, and a few of new processes."""
+    """`points` kills at random moments, one before each file operation to the first checkpoint, and a few of new processes."""
     tally, rng = Tally(), random.Random(SEED)
     with Commands(work) as commands:
         tried = cases(*prepare(commands, work))

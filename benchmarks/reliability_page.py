@@ -11,7 +11,7 @@ MEANING = {
     "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one: the same files, byte "
     "for byte, less times and paths; TensorBoard's files, HTML pages, manifests, stages.json and environment.json aren't compared. "
     "Killed are processes forked from one that has imported everything, `new process` apart; `file operation` is before one that the "
-    "process was about to do, spread evenly from its start to its first checkpoint, for `continual` and `demo` to its end.",
+    "process was about to do: each one up to its first checkpoint, for `continual` and `demo` some of the later ones too.",
     "workers": "A fault of the simulator: `repaired` are those after which the command ends by itself as without any (killed, exits, "
     "segmentation faults, hangs, exceptions, deaths while starting, deaths of a replacement); `refused` are broken contracts (NaN, "
     "shapes, success that is no bool) and faults without end: one clear error, and without the fault the same command goes on to the "

@@ -31,7 +31,7 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
-from simplevla.training.health import history
+from simplevla.training.health import Health
 from simplevla.training.runlog import read_rows
 from small_tinyvla import for_fake_suite, observations, rows
 
@@ -106,7 +106,7 @@ def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path,
         assert card.n == 2
         assert card.solved == round(2 * column[task][number])
         assert (card.name, card.seed, card.sampling["greedy"]) == (task, 0, True)  # type: ignore[index]
-        warnings = [str(warning) for warning, _ in history(read_rows(run / f"{number}_{task}" / "rl"))]
+        warnings = [str(warning) for warning, _ in Health(read_rows(run / f"{number}_{task}" / "rl")).found]
         assert result["stages"][number - 1]["warnings"] == warnings
     page = write_continual_report(run).read_text()
     assert "after 2: far" in page

@@ -191,13 +191,13 @@ def test_a_folder_that_is_deleted_in_mid_run_is_not_made_again(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, threads = tmp_path / "run", []
-    healthy = loop.check
+    healthy = loop.Health.judge
 
-    def delete(rows: list[dict[str, object]]) -> object:
+    def delete(health: loop.Health, row: dict[str, object]) -> object:
         shutil.rmtree(run)
-        return healthy(rows)
+        return healthy(health, row)
 
-    monkeypatch.setattr(loop, "check", delete)
+    monkeypatch.setattr(loop.Health, "judge", delete)
     monkeypatch.setattr(threading, "excepthook", threads.append)
     with pytest.raises(OSError, match="run has been deleted or moved while this process was writing into it"):
         train(config, run)

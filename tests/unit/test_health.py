@@ -20,7 +20,7 @@ from sampled_episodes import load_fake_policy
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.report.page import write_report
 from simplevla.training import loop
-from simplevla.training.health import check, history
+from simplevla.training.health import Health, HealthWarning
 from simplevla.training.runlog import RunLog, read_rows
 
 
@@ -36,7 +36,7 @@ NAMES = [f"{run['recipe']}, {run['state']}" for run in RECORDED]
 
 @pytest.mark.parametrize("run", RECORDED, ids=NAMES)
 def test_real_runs_that_were_healthy_and_destroyed(run: dict[str, Any]) -> None:
-    found = {warning.metric: (warning.update, count) for warning, count in history(run["rows"])}
+    found = {warning.metric: (warning.update, count) for warning, count in Health(run["rows"]).found}
     if run["state"] == "healthy":
         assert found == {}
         return
@@ -50,6 +50,11 @@ def test_real_runs_that_were_healthy_and_destroyed(run: dict[str, Any]) -> None:
 
 def evaluated(update: int, solved: int, n: int, low: float, high: float) -> dict[str, Any]:
     return row(update, eval_success=solved / n, eval_n=n, eval_low=low, eval_high=high)
+
+
+def check(rows: list[dict[str, Any]]) -> list[HealthWarning]:
+    """The warnings of the last row."""
+    return Health(rows[:-1]).judge(rows[-1])
 
 
 def metrics(rows: list[dict[str, Any]]) -> list[str]:
@@ -126,19 +131,20 @@ def test_the_words() -> None:
 def test_history_has_each_metric_once_with_its_first_update_and_count() -> None:
     bad = {"approx_kl": 0.1}
     rows = [row(1), row(2, **bad), row(3, **bad, entropy=0.01), row(4), row(5, **bad)]
-    assert [(warning.metric, warning.update, count) for warning, count in history(rows)] == [
+    assert [(warning.metric, warning.update, count) for warning, count in Health(rows).found] == [
         ("approx_kl", 2, 3),
         ("entropy", 3, 1),
     ]
-    assert history([row(1), row(2)]) == []
+    assert Health([row(1), row(2)]).found == []
 
 
 def test_the_terminal_has_each_metric_once(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
     rows = [row(1), row(2, approx_kl=0.1), row(3, approx_kl=0.2, entropy=0.01)]
+    health = Health()
     with RunLog(tmp_path, console=console) as log:
         for one in rows:
-            log.warn(check([*log.rows, one]))
+            log.warn(health.judge(one))
             log.write(one)
     shown = [line for line in console.file.getvalue().splitlines() if "warning" in line]  # type: ignore[attr-defined]
     assert [line.split(" is ")[0] for line in shown] == ["warning: update 2: approx_kl", "warning: update 3: entropy"]
@@ -199,7 +205,7 @@ def test_a_resumed_run_shows_what_the_killed_one_showed(
     expected = read_rows(run)
     assert [one["warnings"] for one in read_rows(tmp_path / "run")] == [one["warnings"] for one in expected]
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert shown == [f"warning: {warning}" for warning, _ in history(expected)]
+    assert shown == [f"warning: {warning}" for warning, _ in Health(expected).found]
 
 
 def test_a_healthy_run_has_no_warnings(
@@ -274,3 +280,10 @@ def test_recorded_healthy_runs_sample_well_enough(recipe: str) -> None:
 
 def test_missing_metrics_of_a_row_are_no_crash() -> None:
     assert metrics([{"update": 1, "approx_kl": 0.001}]) == ["clip_fraction"]
+
+
+def test_a_run_of_any_length_keeps_few_rows() -> None:
+    rows = [evaluated(number, 50 + number % 7, 120, 0.3 + number % 7 / 100, 0.6) for number in range(200)]
+    health = Health(rows)
+    assert [row["update"] for row in health.kept] == [0, 6, 199]
+    assert metrics([*rows, row(200, entropy=0.05)]) == ["entropy"]

@@ -7,6 +7,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simplevla.config import TrainConfig
+from simplevla.errors import UserError
+from simplevla.training import runlog
 from simplevla.training.run_folder import load_config
 from simplevla.training.runlog import RunLog, environment_facts
 
@@ -74,3 +76,14 @@ def test_an_unknown_key_in_the_run_s_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"sampling": {"group_sise": 8}}')
     with pytest.raises(ValueError, match=r"unknown key 'group_sise' in SamplingConfig.*Did you mean 'group_size'"):
         load_config(TrainConfig, tmp_path)
+
+
+def test_a_long_history_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog, "LONGEST_JSON", 30)
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f'{{"update": {number}}}\n' for number in range(1, 51)) + '{"upd')
+    assert [row["update"] for row in runlog.read_rows(tmp_path)] == list(range(1, 51))
+    with file.open("a") as stream:
+        stream.write("a" * 40)
+    with pytest.raises(UserError, match="line 51 is longer than 30 bytes; restore the file"):
+        runlog.read_rows(tmp_path)

@@ -18,7 +18,7 @@ from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, Stat
 from simplevla.report.plots import learning_curves, number_of_updates, success_bars
 from simplevla.report.videos import Clip, read_clips
 from simplevla.storage import read_json, write_atomically
-from simplevla.training.health import history
+from simplevla.training.health import Health
 from simplevla.training.runlog import read_rows
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
@@ -113,7 +113,7 @@ def _render(run: Run) -> str:
         not_logged=not_logged,
         updates=number_of_updates(run.rows),
         totals=_totals(run.rows),
-        warnings=history(run.rows),
+        warnings=Health(run.rows).found,
         tasks=list(dict.fromkeys([*(before or {}), *(after or {})])),
         before=before or {},
         after=after or {},

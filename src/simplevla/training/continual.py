@@ -36,7 +36,7 @@ from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.terminal import Console
-from simplevla.training.health import history
+from simplevla.training.health import Health
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.run_folder import CONFIG, open_run, require_same
@@ -137,7 +137,7 @@ def _stage(
         "task": task,
         "outcome": outcome.reason,
         "message": outcome.message,
-        "warnings": [str(warning) for warning, _ in history(read_rows(rl))],
+        "warnings": [str(warning) for warning, _ in Health(read_rows(rl)).found],
         "updates": outcome.update,
         "episodes": int(last.get("episodes_total", 0)),
         "minutes": last.get("elapsed_s", 0.0) / 60,

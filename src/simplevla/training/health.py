@@ -5,7 +5,7 @@ figures).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,22 +54,39 @@ class HealthWarning:
         return f"update {self.update}: {self.metric} is {self.got}; expected {self.expected}. {self.advice}"
 
 
-def check(rows: Sequence[Row]) -> list[HealthWarning]:
-    """The warnings of the last of `rows`, which are all of a run so far, oldest first, at least one."""
-    judges = (_kl, _clip_fraction, _entropy, _evaluation, sampled_success, _starts)
-    found = (judge(rows) for judge in judges)
-    return [warning for warning in found if warning is not None]
+class Health:
+    """Judges the rows of a run one after another, and keeps those alone that later ones are compared with."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.kept: list[Row] = []
+        self._found: dict[str, tuple[HealthWarning, int]] = {}
+        for row in rows:
+            self.judge(row)
+
+    def judge(self, row: Row) -> list[HealthWarning]:
+        """The warnings of `row`, the next of the run."""
+        rows = [*self.kept, row]
+        judges = (_kl, _clip_fraction, _entropy, _evaluation, sampled_success, _starts)
+        warnings = [warning for judge in judges if (warning := judge(rows)) is not None]
+        for warning in warnings:
+            first, count = self._found.get(warning.metric, (warning, 0))
+            self._found[warning.metric] = first, count + 1
+        self.kept = _needed(rows)
+        return warnings
+
+    @property
+    def found(self) -> list[tuple[HealthWarning, int]]:
+        """(its first warning, in how many updates) of each metric that ever left its range, by first appearance."""
+        return list(self._found.values())
 
 
-def history(rows: Sequence[Row]) -> list[tuple[HealthWarning, int]]:
-    """(its first warning, in how many updates) of each metric that ever left its range, by first appearance."""
-    first: dict[str, HealthWarning] = {}
-    counts: dict[str, int] = {}
-    for end in range(1, len(rows) + 1):
-        for warning in check(rows[:end]):
-            first.setdefault(warning.metric, warning)
-            counts[warning.metric] = counts.get(warning.metric, 0) + 1
-    return [(warning, counts[metric]) for metric, warning in first.items()]
+def _needed(rows: Sequence[Row]) -> list[Row]:
+    """The first of `rows` with an entropy, the best and the newest evaluation, and the last row, in their order."""
+    with_entropy = [row for row in rows if "entropy" in row]
+    evaluated = [row for row in rows if row.get("eval_n")]
+    best = [max(evaluated, key=lambda row: row["eval_low"])] if evaluated else []
+    needed = [id(row) for row in [*with_entropy[:1], *best, *evaluated[-1:], rows[-1]]]
+    return [row for row in rows if id(row) in needed]
 
 
 def _kl(rows: Sequence[Row]) -> HealthWarning | None:

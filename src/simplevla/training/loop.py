@@ -25,12 +25,12 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
 from simplevla.training.determinism import deterministic
-from simplevla.training.health import check, history, sampled_success
+from simplevla.training.health import Health, Row, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rollouts, RolloutsAhead
 from simplevla.training.run_folder import CONFIG, Progress, newest_checkpoint, open_run, record_facts, require_same
-from simplevla.training.runlog import Environment, RunLog, environment_facts
+from simplevla.training.runlog import Environment, RunLog, environment_facts, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +123,13 @@ def _train(
         _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
         RunLog(run, keep_bytes, progress.update + 1, check=folder.check) as log,
     ):
-        log.warn(warning for warning, _ in history(log.rows))
+        health = Health(read_rows(run))
+        log.warn(warning for warning, _ in health.found)
         if progress.update == 0 and config.eval_every:
             rollouts.settle()
-            log.write({"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)})
+            start = {"update": 0, **_evaluate(engine, policy, suite, config, run, 0, log)}
+            health.judge(start)
+            log.write(start)
         while progress.update < config.updates and not _reached(config, run, progress.update):
             update = progress.update + 1
             log.stage(f"update {update} of {config.updates}: rolling out")
@@ -134,7 +137,7 @@ def _train(
             try:
                 collection = rollouts.collect(update)
             except NoSignal as stop:
-                return _stop(stop, policy, run, progress, log.rows)
+                return _stop(stop, policy, run, progress, health.kept)
             waited = time.monotonic() - waited
             row = {"update": update, **_rollout_metrics(collection), "rollout_wait_s": waited}
             log.stage(f"update {update} of {config.updates}: learning")
@@ -152,7 +155,7 @@ def _train(
                 "env_steps_total": progress.env_steps,
                 "elapsed_s": progress.elapsed_s,
             }
-            found = check([*log.rows, row])
+            found = health.judge(row)
             log.warn(found)
             log.write({**row, "warnings": [warning.metric for warning in found]})
             if update % config.checkpoint_every == 0 or update == config.updates:
@@ -299,7 +302,7 @@ def _evaluation_file(run: Path, update: int) -> Path:
     return run / "eval" / f"train_update_{update:06d}.json"
 
 
-def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: list[dict[str, Any]]) -> RunOutcome:
+def _stop(stop: NoSignal, policy: Policy, run: Path, progress: Progress, rows: list[Row]) -> RunOutcome:
     """Ends a run that has nothing to learn from: success everywhere is the goal, anything else needs the user."""
     solved = stop.collection.all_solved == stop.collection.sampled
     message = str(stop)

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,6 @@ class MetricsFile:
             self._stream = self.file.open("ab", buffering=0)
             self._stream.truncate(keep_bytes)
             self._stream.seek(0, os.SEEK_END)
-        self.rows = read_rows(run)
-        """All that metrics.jsonl holds."""
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=first)
 
     def __enter__(self) -> "MetricsFile":
@@ -93,8 +92,8 @@ class MetricsFile:
         """Bytes of metrics.jsonl so far, for the checkpoint."""
         return self._stream.tell()
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Appends `row` and flushes it to the disk; NaN and infinity become null."""
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Appends `row`, its NaN and infinity as null, flushes it to the disk, and returns it as it was written."""
         self.check()
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         with storage_errors(self.file):
@@ -106,7 +105,7 @@ class MetricsFile:
             if key != self._key and isinstance(value, int | float):
                 self._tensorboard.add_scalar(self._prefix + key, value, row[self._key])
         self._tensorboard.flush()
-        self.rows.append(finite)
+        return finite
 
 
 class RunLog(MetricsFile):
@@ -124,6 +123,7 @@ class RunLog(MetricsFile):
         check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(run, keep_bytes, first_update, "update", check)
+        self._shown = deque(read_rows(run), maxlen=ROWS_SHOWN)
         self._warned: set[str] = set()
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -144,14 +144,15 @@ class RunLog(MetricsFile):
         if self._live is not None:
             self._live.update(Group(self._table(), Spinner("dots", text)), refresh=True)
 
-    def write(self, row: dict[str, Any]) -> None:
-        super().write(row)
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        written = super().write(row)
+        self._shown.append(written)
         if self._live is not None:
             self._live.update(self._table())
         else:
-            shown = self.rows[-1]
-            cells = (f"{heading} {_cell(shown, key, form)}" for key, heading, form in COLUMNS if key in shown)
+            cells = (f"{heading} {_cell(written, key, form)}" for key, heading, form in COLUMNS if key in written)
             self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
+        return written
 
     def warn(self, warnings: Iterable[HealthWarning]) -> None:
         """Shows the first warning of each metric; the others are in the rows."""
@@ -162,7 +163,7 @@ class RunLog(MetricsFile):
 
     def _table(self) -> Table:
         table = Table(*(heading for _, heading, _ in COLUMNS))
-        for row in self.rows[-ROWS_SHOWN:]:
+        for row in self._shown:
             table.add_row(*(_cell(row, key, form) for key, _, form in COLUMNS))
         return table
 
@@ -194,11 +195,15 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: naming the line that isn't one of this program's.
     """
-    file = run / METRICS
-    if file.stat().st_size > LONGEST_JSON:
-        raise UserError(f"{file} has {file.stat().st_size} bytes; expected at most {LONGEST_JSON}")
-    lines = file.read_bytes().split(b"\n")
-    return [_read_row(line, f"{file}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+    rows: list[dict[str, Any]] = []
+    with (run / METRICS).open("rb") as stream:
+        while (line := stream.readline(LONGEST_JSON)).endswith(b"\n"):
+            rows.append(_read_row(line, f"{stream.name}, line {len(rows) + 1}"))
+        if len(line) == LONGEST_JSON:
+            raise UserError(
+                f"{stream.name}, line {len(rows) + 1} is longer than {LONGEST_JSON} bytes; restore the file"
+            )
+    return rows
 
 
 def _read_row(line: bytes, source: str) -> dict[str, Any]:
