@@ -43,7 +43,7 @@ class Way:
 def ways() -> list[Way]:
     libero = recipes.TRAIN["libero_spatial_one_demo"]()
     suite = make_suite(libero.suite)
-    quantised = replace(libero, optimizer=OptimizerConfig(states="8bit"))
+    quantised = replace(libero, optimizer=OptimizerConfig(moments="8bit"))
 
     def adapted(policy: Policy) -> Policy:
         add_trained_adapter(policy, AdapterConfig(rank=RANK, alpha=RANK))

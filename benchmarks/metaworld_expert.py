@@ -58,7 +58,7 @@ def main() -> None:
 
 def run_experts(episodes: int, noise: float, probability: float) -> tuple[dict[str, dict], float]:
     """Task -> env steps to success and states that failed; and env steps per CPU second without pictures, resets included."""
-    suite = make_suite(SuiteConfig(name="metaworld", horizon="metaworld"))
+    suite = make_suite(SuiteConfig(name="metaworld", horizon_protocol="metaworld"))
     environment = suite.make_environment()
     assert isinstance(environment, MetaworldEnvironment)
     expert = suite.make_expert(environment)

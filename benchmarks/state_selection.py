@@ -13,7 +13,7 @@ VARIANTS: Variants = {
     "uniform": ("each state once per epoch", lambda c: c),
     "posterior": (
         "states whose group is likely to be mixed first",
-        lambda c: replace(c, sampling=replace(c.sampling, states="posterior")),
+        lambda c: replace(c, sampling=replace(c.sampling, state_order="posterior")),
     ),
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
 from simplevla.errors import UserError, brief
 
@@ -68,6 +68,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], source: str = "") -> T:
     except ValidationError as error:
         problem = _user_error(cls, error)
         raise (UserError(f"{source}: {problem}") if source else problem) from None
+
+
+def also_read_as(name: str, earlier: str) -> Any:
+    """Annotation of the field `name` that records of earlier versions have under another name."""
+    return Field(validation_alias=AliasChoices(name, earlier))
 
 
 @functools.cache

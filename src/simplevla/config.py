@@ -19,6 +19,7 @@ from simplevla.checked import (
     Seed,
     Share,
     ShareAbove0,
+    also_read_as,
     dataclass,
 )
 from simplevla.errors import UserError, brief
@@ -56,8 +57,8 @@ class SuiteConfig:
     """Names of the tasks to use; empty means all of the suite's."""
     image_size: Pixels | None = None
     """Side of the square camera images in pixels; None is the suite's default."""
-    horizon: str | None = None
-    """Horizon protocol: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and
+    horizon_protocol: Annotated[str | None, also_read_as("horizon_protocol", "horizon")] = None
+    """Episode lengths: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and
     `metaworld` (500); None is the suite's default."""
     visuals: str | None = None
     """Visual mode: LIBERO has `stock` and `lite`, Meta-World also `fast`; None is the suite's default."""
@@ -153,7 +154,7 @@ class SamplingConfig:
     """Replaces groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
     filter_high: Share = 0.9
-    states: Literal["uniform", "posterior"] = "uniform"
+    state_order: Annotated[Literal["uniform", "posterior"], also_read_as("state_order", "states")] = "uniform"
     """Order of the train states of groups: each once per epoch, or first those likely to give mixed groups."""
     max_oversampling: Annotated[float, Ge(1)] = 4.0
     """Most groups sampled per group wanted; then the update trains on what is mixed, or the run stops."""
@@ -205,8 +206,8 @@ class OptimizerConfig:
     weight_decay: NotNegative = 0.01
     max_grad_norm: Above0 = 1.0
     warmup_steps: Count = 0
-    states: Literal["float32", "8bit"] = "float32"
-    """AdamW's moments: as they are, or quantised to 8 bits (torchao)."""
+    moments: Annotated[Literal["float32", "8bit"], also_read_as("moments", "states")] = "float32"
+    """Type of AdamW's moments: as they are, or quantised to 8 bits (torchao)."""
 
 
 @dataclass(frozen=True, kw_only=True)

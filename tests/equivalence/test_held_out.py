@@ -107,7 +107,7 @@ def test_samplers_give_train_states_alone(states: Literal["uniform", "posterior"
     "changes",
     [
         {},
-        {"sampling": SamplingConfig(groups=6, group_size=4, temperature=1.0, states="posterior")},
+        {"sampling": SamplingConfig(groups=6, group_size=4, temperature=1.0, state_order="posterior")},
         {"rollouts_ahead": True},
         {"stop_at": 1.0},
     ],

@@ -38,7 +38,7 @@ CONFIG = TrainConfig(
     sampling=SamplingConfig(temperature=1.6),
     optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1),
 )
-EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, states="8bit"))
+EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, moments="8bit"))
 RANKS = 2
 
 Case = Literal["float32", "bfloat16", "lora", "8bit"]

@@ -297,7 +297,7 @@ def test_eval_writes_what_compare_reads(
     assert cli.main(["compare", str(tmp_path / "test.json"), str(tmp_path / "test.json")]) == 0
     assert "McNemar" in capsys.readouterr().out
     # With a recipe's name its published success is compared, or why it can't be.
-    assert cli.main(["eval", "libero_spatial_one_demo", *flags, "--suite.visuals", "None", "--suite.horizon", "None",
+    assert cli.main(["eval", "libero_spatial_one_demo", *flags, "--suite.visuals", "None", "--suite.horizon-protocol", "None",
                      "--suite.image-size", "None", "--device", "cpu"]) == 0  # fmt: skip
     assert "published: SFT 63.6 %" in capsys.readouterr().out
     assert "Did you mean 'libero_goal_one_demo'?" in error_of(capsys, "eval", "libero_gaol_one_demo", *flags)

@@ -146,3 +146,18 @@ def test_every_number_of_every_config_has_a_range() -> None:
     classes += (OptimizerConfig, RolloutConfig, RayConfig, AdapterConfig, ContinualConfig, LanguageConfig, VisionConfig)
     classes += (DiffusionConfig, UnetConfig, TinyVLAConfig, OpenVLAOFTConfig, LlamaSizes, TowerConfig)
     assert [name for cls in classes for name in bare(cls)] == []
+
+
+def test_records_of_earlier_versions_are_read_under_the_names_of_now() -> None:
+    config = from_dict(
+        TrainConfig,
+        {"suite": {"horizon": "short"}, "sampling": {"states": "posterior"}, "optimizer": {"states": "8bit"}},
+    )
+    assert (config.suite.horizon_protocol, config.sampling.state_order, config.optimizer.moments) == (
+        "short",
+        "posterior",
+        "8bit",
+    )
+    assert from_dict(TrainConfig, to_dict(config)) == config
+    with pytest.raises(ValueError, match="unknown key 'horizons' in SuiteConfig"):
+        from_dict(TrainConfig, {"suite": {"horizons": "short"}})

@@ -25,7 +25,7 @@ def test_tasks_and_horizons(suite: str, count: int, openvla: int) -> None:
     assert len(made.tasks) == count
     assert {task.horizon for task in made.tasks} == {openvla}
     assert made.protocol["horizon_protocol"] == "openvla"
-    other = make_suite(SuiteConfig(name=suite, horizon="simplevla"))
+    other = make_suite(SuiteConfig(name=suite, horizon_protocol="simplevla"))
     assert {task.horizon for task in other.tasks} == {512}
     assert other.protocol["horizon"] == 512
     for task in made.tasks:
@@ -84,7 +84,7 @@ def test_image_sizes_follow_the_visual_mode() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"horizon": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
+        ({"horizon_protocol": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
         ({"visuals": "pretty"}, "'pretty'; LIBERO has the visual modes stock and lite"),
         ({"stepping": "quick"}, "'quick'; LIBERO has the stepping modes stock and fast"),
         ({"image_size": 4}, "image_size is 4; expected at least 16"),

@@ -21,7 +21,7 @@ from simplevla.training.learner import Decisions, Learner, pack
 from simplevla.training.optimizer import MasterAdamW
 
 SETTINGS = OptimizerConfig(lr=5e-6, weight_decay=0.01)
-EIGHT = replace(SETTINGS, lr=1e-3, states="8bit")
+EIGHT = replace(SETTINGS, lr=1e-3, moments="8bit")
 
 SAMPLING = SamplingConfig(temperature=1.6)
 """As `sampled_group` samples."""
@@ -225,7 +225,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(settings: OptimizerConfig, tmp_
         assert torch.equal(resumed.parameters[name], p), name
     names = {key.split("/")[0] for key in got if key.endswith("/large")}
     moments = {"exp_avg", "exp_avg_sq"}
-    if settings.states == "8bit":
+    if settings.moments == "8bit":
         moments = {f"{moment}.{part}" for moment in moments for part in ("codes", "scale")}
         assert {got[f"exp_avg.codes/{name}"].dtype for name in ("large", "wide")} == {torch.uint8}
         assert got["exp_avg.scale/large"].shape == (32,)
@@ -247,7 +247,7 @@ def test_moments_of_8_bits_step_as_those_of_32_nearly_do() -> None:
 
     start = after(EIGHT, 0).masters["w"].detach().clone()
     # The first step's formula doesn't look at quantised numbers yet.
-    exact = replace(EIGHT, states="float32")
+    exact = replace(EIGHT, moments="float32")
     torch.testing.assert_close(after(EIGHT, 1).masters["w"], after(exact, 1).masters["w"], atol=1e-8, rtol=1e-6)
     rough, fine = (after(settings, 10).masters["w"].detach() - start for settings in (EIGHT, exact))
     assert float((rough - fine).norm() / fine.norm()) < 0.05
@@ -279,7 +279,7 @@ def _without(key: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (lambda state: {**state, "master/other": torch.zeros(7)}, r"'other', which isn't a trainable parameter"),
         (
             lambda state: {**state, "exp_avg.codes/large": torch.zeros(32, 256, dtype=torch.uint8)},
-            r"'exp_avg.codes' of 'large', a moment of 8 bits; optimizer.states is float32",
+            r"'exp_avg.codes' of 'large', a moment of 8 bits; optimizer.moments is float32",
         ),
         (
             lambda state: {**state, "exp_avg.scale/large": torch.zeros(31)},
@@ -302,5 +302,5 @@ def test_another_policy_s_state_is_refused_and_nothing_changes(
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ValueError, match=r"optimizer.states is 8bit.*pip install 'simplevla-rl\[eightbit\]'"):
+    with pytest.raises(ValueError, match=r"optimizer.moments is 8bit.*pip install 'simplevla-rl\[eightbit\]'"):
         MasterAdamW(mixed(), EIGHT)

@@ -83,7 +83,7 @@ def test_moments_of_eight_bits() -> None:
 
 def test_moments_of_eight_bits_are_those_that_torchao_makes() -> None:
     parameters = {name: torch.nn.Parameter(torch.ones(size)) for name, size in (("a", 8192), ("b", 100), ("c", 5000))}
-    optimizer = MasterAdamW(parameters, OptimizerConfig(states="8bit"))
+    optimizer = MasterAdamW(parameters, OptimizerConfig(moments="8bit"))
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(1e-3)

@@ -23,7 +23,7 @@ def test_the_papers_recipes_have_the_published_numbers(name: str) -> None:
     assert (config.minibatches, config.eval_every) == (4, 4)
     suite = {"spatial": "libero_spatial", "object": "libero_object", "goal": "libero_goal", "long": "libero_10"}
     assert config.suite.name == suite[name.split("_")[1]]
-    assert (config.suite.visuals, config.suite.horizon, config.suite.image_size) == ("stock", "simplevla", 256)
+    assert (config.suite.visuals, config.suite.horizon_protocol, config.suite.image_size) == ("stock", "simplevla", 256)
 
 
 def evaluated(solved: int, n: int, split: str) -> EvaluationResult:

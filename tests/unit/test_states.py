@@ -15,7 +15,7 @@ REACH, FAR, NEAR = SUITE.tasks
 
 def test_the_config_names_the_sampler() -> None:
     assert type(make_sampler(SUITE, SamplingConfig(), 0)) is StateSampler
-    assert type(make_sampler(SUITE, SamplingConfig(states="posterior"), 0)) is PosteriorSampler
+    assert type(make_sampler(SUITE, SamplingConfig(state_order="posterior"), 0)) is PosteriorSampler
 
 
 def test_counts_decay_with_every_update() -> None:

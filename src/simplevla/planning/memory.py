@@ -109,13 +109,13 @@ def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Footprin
         "weights": sizes.weight_bytes // parts,
         "float32 master weights": 4 * sizes.trained_half // parts,
         "gradients": 4 * trained // parts,
-        "AdamW's moments": moment_bytes(sizes.trained, config.optimizer.states) // parts,
+        "AdamW's moments": moment_bytes(sizes.trained, config.optimizer.moments) // parts,
     }
     micro_batch = update.peak_bytes + 2 * sizes.trained_half // parts
     if parts > 1:
         # This layer and the next, and this one's gradient before it is divided.
         micro_batch += sizes.outside_bytes + (3 if sizes.trained_half else 2) * sizes.layer_bytes
-    at_once = gpus > 0 and config.optimizer.states == "float32"
+    at_once = gpus > 0 and config.optimizer.moments == "float32"
     passing = {
         "a micro-batch": micro_batch,
         # On a GPU torch computes the square roots of all second moments at once.

@@ -266,9 +266,9 @@ def remedies(
     small = replace(config, microbatch_decisions=1, gradient_checkpointing=True)
     if traced(small, make_policy(adapter_rank), machine).memory(small, machine.gpus).total <= room:
         found.append("smaller micro-batches (--gradient-checkpointing --microbatch-decisions 1, or a few)")
-    quantised = replace(config, optimizer=replace(config.optimizer, states="8bit"))
+    quantised = replace(config, optimizer=replace(config.optimizer, moments="8bit"))
     if now.memory(quantised, machine.gpus).total <= room:
-        found.append("8-bit moments (--optimizer.states 8bit)")
+        found.append("8-bit moments (--optimizer.moments 8bit)")
     if not adapter_rank and traced(config, make_policy(32), machine).memory(config, machine.gpus).total <= room:
         found.append("an adapter of rank 32 (--adapter-rank 32)")
     more = [gpus for gpus in (2, 4, 8, 16, 32, 64) if 0 < machine.gpus < gpus]

@@ -37,7 +37,7 @@ def train() -> TrainConfig:
     return TrainConfig(
         suite=SUITE,
         updates=60,
-        sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0, states="posterior"),
+        sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0, state_order="posterior"),
         optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10),
         rollout=RolloutConfig(slots_per_worker=32),
         eval_every=10,

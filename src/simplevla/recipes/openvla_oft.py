@@ -43,7 +43,7 @@ PUBLISHED = {
 
 def suite(name: str) -> SuiteConfig:
     """Stock pictures of 256 pixels, 512 env steps on every suite: what the checkpoints know."""
-    return SuiteConfig(name=SUITES[name], visuals="stock", horizon="simplevla", image_size=256)
+    return SuiteConfig(name=SUITES[name], visuals="stock", horizon_protocol="simplevla", image_size=256)
 
 
 def full(name: str) -> TrainConfig:

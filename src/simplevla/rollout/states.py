@@ -121,5 +121,5 @@ class PosteriorSampler(StateSampler):
 
 
 def make_sampler(suite: Suite, config: SamplingConfig, seed: int) -> StateSampler:
-    """The sampler that `config.states` names."""
-    return PosteriorSampler(suite, seed) if config.states == "posterior" else StateSampler(suite, seed)
+    """The sampler that `config.state_order` names."""
+    return PosteriorSampler(suite, seed) if config.state_order == "posterior" else StateSampler(suite, seed)

@@ -34,7 +34,7 @@ class MasterAdamW:
     ) -> None:
         self.parameters = dict(parameters)
         self.settings = settings
-        self.fused = fused and settings.states == "float32"
+        self.fused = fused and settings.moments == "float32"
         self.masters = {
             name: p.detach().float().requires_grad_() if p.dtype.itemsize < 4 else p
             for name, p in self.parameters.items()
@@ -45,7 +45,7 @@ class MasterAdamW:
         ]
         groups = [group for group in groups if group["params"]]
         self.adamw: torch.optim.Optimizer
-        if settings.states == "8bit":
+        if settings.moments == "8bit":
             self.adamw = adamw_8bit(groups, settings)
             keep_unequal_parts(self.adamw, self.masters.values())
         else:
@@ -90,7 +90,7 @@ class MasterAdamW:
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-        if self.settings.states == "8bit":
+        if self.settings.moments == "8bit":
             with stepping(next(iter(self.masters.values())).device):
                 self.adamw.step()
         else:
@@ -132,10 +132,10 @@ class MasterAdamW:
                     f"the checkpoint's optimizer has {name!r} with shape {tuple(value.shape)}; expected {expected}: it "
                     "comes from another architecture. Resume with the policy that started the run."
                 )
-            if "." in kind and self.settings.states != "8bit":
+            if "." in kind and self.settings.moments != "8bit":
                 raise UserError(
-                    f"the checkpoint's optimizer has {kind!r} of {name!r}, a moment of 8 bits; optimizer.states is "
-                    f"{self.settings.states}. Resume with optimizer.states 8bit."
+                    f"the checkpoint's optimizer has {kind!r} of {name!r}, a moment of 8 bits; optimizer.moments is "
+                    f"{self.settings.moments}. Resume with optimizer.moments 8bit."
                 )
             states.setdefault(name, {})[kind] = value
         for name in self.masters:

@@ -43,7 +43,7 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
     if protocol == "simplevla":
         return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
     raise UserError(
-        f"suite.horizon is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
+        f"suite.horizon_protocol is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
     )
 
 

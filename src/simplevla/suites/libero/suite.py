@@ -104,4 +104,4 @@ def make(config: SuiteConfig) -> Suite:
     stepping = config.stepping or "stock"
     if stepping not in STEPPING:
         raise UserError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
-    return LiberoSuite(config.name, config.horizon or "openvla", visuals, image_size, stepping)
+    return LiberoSuite(config.name, config.horizon_protocol or "openvla", visuals, image_size, stepping)

@@ -76,7 +76,9 @@ def tasks(protocol: str) -> tuple[Task, ...]:
         UserError: unknown horizon protocol.
     """
     if protocol not in HORIZONS:
-        raise UserError(f"suite.horizon is {protocol!r}; Meta-World has the horizon protocols {' and '.join(HORIZONS)}")
+        raise UserError(
+            f"suite.horizon_protocol is {protocol!r}; Meta-World has the horizon protocols {' and '.join(HORIZONS)}"
+        )
     steps, reason = HORIZONS[protocol]
     return tuple(
         Task(name=name, instruction=instruction, horizon=steps, horizon_reason=reason)

@@ -86,4 +86,4 @@ def make(config: SuiteConfig) -> Suite:
     image_size = IMAGE_SIZE if config.image_size is None else config.image_size
     if image_size < SMALLEST_IMAGE:
         raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
-    return MetaworldSuite(config.horizon or "short", visuals, image_size)
+    return MetaworldSuite(config.horizon_protocol or "short", visuals, image_size)

@@ -78,7 +78,7 @@ class TabletopSuite(Suite):
 
 def make(config: SuiteConfig) -> Suite:
     """The suite at `config.image_size` (64 unless given)."""
-    for key in ("horizon", "visuals", "stepping"):
+    for key in ("horizon_protocol", "visuals", "stepping"):
         if getattr(config, key) is not None:
             raise UserError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
     return TabletopSuite(config.image_size or 64)
