@@ -1,5 +1,7 @@
 """Reads LeRobotDataset v3.0 folders, our own and others', with images in the parquet files or in videos."""
 
+import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ from simplevla.demonstrations.bounds import bounded_statistics, statistics_of, w
 from simplevla.demonstrations.cameras import Camera, find_cameras
 from simplevla.demonstrations.images import decode_image
 from simplevla.demonstrations.rows import Rows, read_rows
+from simplevla.demonstrations.streaming import EmbeddedPictures, Pictures, VideoPictures, require_images
 from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
 from simplevla.errors import UserError
@@ -31,9 +34,9 @@ ROWS_PER_THREAD = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """All F frames of a dataset, decoded, in the order of the episodes."""
+    """All F frames of a dataset, in the order of the episodes."""
 
-    images: dict[str, np.ndarray]
+    images: Mapping[str, Pictures]
     """Camera -> uint8 [F, height, width, 3], RGB."""
     state: np.ndarray
     """float32 [F, S]."""
@@ -124,22 +127,45 @@ class LeRobotDataset:
                 f"{self.folder} says {self.num_frames} frames of {self.cameras} pixels, more than fits into the memory; are the shapes "
                 "in meta/info.json right?"
             ) from None
-        frames = Frames(
+        embedded = {name: camera for name, camera in self._cameras.items() if not camera.video}
+        with Progress(disable=not progress) as bar, ThreadPoolExecutor() as threads:
+            if embedded:
+                for path, places in bar.track(rows.places.items(), description="reading frames"):
+                    self._fill_from_parquet(embedded, images, path, places, threads)
+            for name, camera in self._cameras.items():
+                if camera.video:
+                    self._fill_from_videos(camera.key, images[name], bar)
+        return self._frames(images)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all pictures in memory."""
+        return 3 * self.num_frames * sum(height * width for height, width in self.cameras.values())
+
+    def streamed(self, spill: Path) -> Frames:
+        """The dataset's frames, whose pictures are decoded when they are asked for; for datasets of any size.
+
+        Args:
+            spill: a folder for encoded pictures, see `EmbeddedPictures`; what it holds is removed.
+        """
+        shutil.rmtree(spill, ignore_errors=True)
+        images: dict[str, Pictures] = {}
+        for name, camera in self._cameras.items():
+            if camera.video:
+                images[name] = VideoPictures(camera.size, self._video_times(camera.key), self.fps)
+            else:
+                images[name] = EmbeddedPictures(camera.key, camera.size, self.rows.places, spill)
+        return self._frames(images)
+
+    def _frames(self, images: Mapping[str, Pictures]) -> Frames:
+        rows = self.rows
+        return Frames(
             images=images,
             state=rows.state,
             actions=rows.actions,
             task_index=rows.task_index,
             episode_index=rows.episode_index,
         )
-        embedded = {name: camera for name, camera in self._cameras.items() if not camera.video}
-        with Progress(disable=not progress) as bar, ThreadPoolExecutor() as threads:
-            if embedded:
-                for path, places in bar.track(rows.places.items(), description="reading frames"):
-                    self._fill_from_parquet(embedded, frames, path, places, threads)
-            for name, camera in self._cameras.items():
-                if camera.video:
-                    self._fill_from_videos(camera.key, frames.images[name], bar)
-        return frames
 
     def _dimensions(self, key: str) -> int:
         if key not in self.features:
@@ -150,15 +176,18 @@ class LeRobotDataset:
         return int(shape[0])
 
     def _fill_from_parquet(
-        self, cameras: dict[str, Camera], frames: Frames, path: Path, places: np.ndarray, threads: ThreadPoolExecutor
+        self,
+        cameras: dict[str, Camera],
+        images: dict[str, np.ndarray],
+        path: Path,
+        places: np.ndarray,
+        threads: ThreadPoolExecutor,
     ) -> None:
         """Decodes the images of one data file to the frames `places`."""
         try:
             with pq.ParquetFile(path) as file:
                 for camera in cameras.values():
-                    kind = file.schema_arrow.field(camera.key).type if camera.key in file.schema_arrow.names else None
-                    if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-                        raise UserError(f"{path}: {camera.key!r} is {kind}; expected a struct of bytes and path")
+                    require_images(path, file, camera.key)
                 start = 0
                 for batch in file.iter_batches(ROWS_PER_READ, columns=[camera.key for camera in cameras.values()]):
                     at = places[start : start + len(batch)]
@@ -169,23 +198,28 @@ class LeRobotDataset:
                         for i in range(0, len(files), ROWS_PER_THREAD):
                             part = slice(i, i + ROWS_PER_THREAD)
                             where = f"{path}, {camera.key}"
-                            jobs.append(
-                                threads.submit(_decode_embedded, files[part], frames.images[name], at[part], where)
-                            )
+                            jobs.append(threads.submit(_decode_embedded, files[part], images[name], at[part], where))
                     for job in jobs:
                         job.result()
         except (pa.ArrowException, KeyError, OSError) as error:
             raise UserError(f"{path} is damaged or cut short ({error}); copy it again") from error
 
     def _fill_from_videos(self, key: str, target: np.ndarray, bar: Progress) -> None:
-        places = video_places(self.folder, self.info, self._episodes, key, self.fps)
-        for path in bar.track(places, description=f"decoding {key}"):
-            times, rows = [], []
-            for episode, begin in places[path]:
-                start, stop = self.episode_ranges[episode]
-                times.append(begin + np.arange(stop - start) / self.fps)
-                rows.append(np.arange(start, stop))
-            decode_video(path, np.concatenate(times), self.fps, np.concatenate(rows), target)
+        files = self._video_times(key)
+        for path in bar.track(files, description=f"decoding {key}"):
+            frames, times = files[path]
+            decode_video(path, times, self.fps, frames, target)
+
+    def _video_times(self, key: str) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
+        """Video file -> (frames int64 [n], their seconds in the file)."""
+        files = {}
+        for path, parts in video_places(self.folder, self.info, self._episodes, key, self.fps).items():
+            ranges = [(begin, *self.episode_ranges[episode]) for episode, begin in parts]
+            files[path] = (
+                np.concatenate([np.arange(start, stop) for _, start, stop in ranges]),
+                np.concatenate([begin + np.arange(stop - start) / self.fps for begin, start, stop in ranges]),
+            )
+        return files
 
 
 def _decode_embedded(files: list[bytes | None], target: np.ndarray, places: np.ndarray, where: str) -> None:
