@@ -239,6 +239,9 @@ class SFTConfig:
     bounds: Literal["min_max", "quantile"] = "min_max"
     """The range of a new policy's actions: the demonstrations' extremes, or their 1 % and 99 % quantiles. With
     quantiles, demonstrated actions outside become the outermost bin, and the state is cut off alike."""
+    memory_gb: Above0 | None = None
+    """Memory for decoded demonstrations, GB of 1e9 bytes; None: a quarter of the machine's. Of a dataset that needs more,
+    pictures are decoded by worker processes while the policy trains."""
     batches: Positive = 1500
     batch_size: Annotated[int, Ge(1), Le(10**6)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))

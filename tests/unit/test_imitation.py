@@ -1,11 +1,15 @@
 import json
 import math
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,9 +20,11 @@ from simplevla.config import OptimizerConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
+from simplevla.errors import UserError
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.storage import write_json
 from simplevla.suites.base import SuiteSpec
+from simplevla.training import imitation
 from simplevla.training.chunks import ChunkBatch
 from simplevla.training.imitation import Optimizer, check_actions_in_range, sft, validation_metrics
 
@@ -316,11 +322,64 @@ def test_validation_averages_over_valid_actions(config: SFTConfig, monkeypatch: 
     policy = small.make()
     monkeypatch.setattr(policy, "imitation_loss", lambda *_: next(losses))
 
-    class Batches:
-        def make(self, starts: np.ndarray) -> ChunkBatch:
-            valid = 3 if 0 in starts else 1
-            mask = torch.tensor([[True] * valid + [False] * (3 - valid)])
-            return ChunkBatch(observations=None, actions=None, mask=mask)  # type: ignore[arg-type]
+    def batch(valid: int) -> ChunkBatch:
+        mask = torch.tensor([[True] * valid + [False] * (3 - valid)])
+        return ChunkBatch(observations=None, actions=torch.zeros(1, 3, 1), mask=mask)  # type: ignore[arg-type]
 
-    metrics = validation_metrics(policy, Batches(), np.array([0, 1]), 1)  # type: ignore[arg-type]
+    metrics = validation_metrics(policy, [batch(3), batch(1)])
     assert metrics == pytest.approx({"validation_loss": (3 * 1 + 1 * 4) / 4})
+
+
+def test_decoding_while_training_gives_equal_bits_also_when_resumed(
+    config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 frames of 16 x 16 pixels are 61,440 bytes, a batch of 8 is 6,144."""
+    sft(config, tmp_path / "memory")
+    streamed = replace(config, memory_gb=7e-6)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imitation, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sft(streamed, tmp_path / "run")
+    sft(streamed, tmp_path / "run", resume=True)
+    expected = (tmp_path / "memory/policy/model.safetensors").read_bytes()
+    assert (tmp_path / "run/policy/model.safetensors").read_bytes() == expected
+    losses = [
+        [row[key] for row in _rows(tmp_path / name) for key in ("loss", "validation_loss") if key in row]
+        for name in ("memory", "run")
+    ]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "run/encoded").exists()
+
+
+def test_a_budget_below_a_batch_and_a_damaged_picture_are_one_line(config: SFTConfig, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"a batch takes .* GB, and memory-gb is .*; raise memory-gb or lower batch-size"
+    ):
+        sft(replace(config, memory_gb=6e-6), tmp_path / "run")
+    file = write_dataset(tmp_path / "damaged") / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    key = layout.IMAGE_PREFIX + "front"
+    images = [{**image, "bytes": image["bytes"][:60]} for image in table[key].to_pylist()]
+    number = table.column_names.index(key)
+    pq.write_table(table.set_column(number, key, pa.array(images, table.schema.field(key).type)), file)
+    with pytest.raises(UserError, match=r"frame .*: the image can't be decoded") as raised:
+        sft(replace(config, dataset=str(tmp_path / "damaged"), memory_gb=7e-6), tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_decoding_process_that_dies_is_one_line(
+    config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_children(*_: object) -> float:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        return 0.0
+
+    monkeypatch.setattr(Optimizer, "step", kill_children)
+    with pytest.raises(UserError, match=r"a process that decodes pictures died .* go on with --resume"):
+        sft(replace(config, memory_gb=7e-6), tmp_path / "run")

@@ -92,7 +92,7 @@ def test_any_frame_of_a_video_alone_is_the_one_that_reading_it_all_gives(
     times, numbers = np.arange(60) / 30, np.arange(60)
     whole = np.zeros((60, 64, 96, 3), np.uint8)
     decode_video(path, times, 30.0, numbers, whole)
-    assert len(np.unique(whole.reshape(60, -1), axis=0)) > 55
+    assert len(np.unique(whole.reshape(60, -1), axis=0)) > 30
     pictures = streaming.VideoPictures((64, 96), {path: (numbers, times)}, 30.0)
     for frame in [*numbers[::-1], 7, 7, 59, 0]:
         np.testing.assert_array_equal(pictures[np.array([frame])][0], whole[frame], err_msg=str(frame))

@@ -280,7 +280,7 @@ def serve(
     counts in shared memory the commands that were executed, so that the one which kills the process is known; `beaten`
     holds the time of a job's last env step.
     """
-    _end_with_parent()
+    end_with_parent()
 
     def beat() -> None:
         beaten.value = time.monotonic()
@@ -306,7 +306,7 @@ def serve(
         server.discard(slot)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Lets this process end when its parent is gone, even in the middle of a chunk.
 
     On Linux the kernel kills it, since a thread would wait for C code that keeps Python's lock. The signal comes when

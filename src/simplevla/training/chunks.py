@@ -1,6 +1,7 @@
-"""Batches of demonstrated action chunks, cut out of demonstrations in memory, with augmented images."""
+"""Batches of demonstrated action chunks, cut out of demonstrations, with augmented images."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +54,13 @@ def augment_images(images: np.ndarray, how: Augmentation) -> np.ndarray:
     return result
 
 
+class Request(NamedTuple):
+    """A batch to be made: its first frames int64 [B], and how its images are changed."""
+
+    starts: np.ndarray
+    augmentation: Augmentation | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChunkBatch:
     """B demonstrated decisions."""
@@ -65,7 +73,7 @@ class ChunkBatch:
 
 
 class ChunkBatches:
-    """Cuts chunks of H actions out of demonstrations held in memory."""
+    """Cuts chunks of H actions out of demonstrations."""
 
     def __init__(self, frames: Frames, instructions: list[str], cameras: tuple[str, ...], chunk_length: int) -> None:
         assert (np.diff(frames.episode_index) >= 0).all(), "frames must be ordered by episode"

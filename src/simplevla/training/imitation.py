@@ -1,8 +1,11 @@
 """Supervised fine-tuning: a policy learns to continue demonstrations, one chunk at a time."""
 
+import itertools
 import math
+import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from simplevla.adapters.load import load_policy
-from simplevla.allocation import keep_freed_memory
+from simplevla.allocation import keep_freed_memory, machine_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -27,10 +30,11 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import FolderLock, atomic_folder, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
-from simplevla.training.chunks import ChunkBatches, augment, split_episodes
+from simplevla.training.chunks import ChunkBatch, ChunkBatches, Request, augment, split_episodes
 from simplevla.training.determinism import deterministic
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.optimizer import MasterAdamW
+from simplevla.training.prefetch import lost_workers, made_ahead
 from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
 from simplevla.training.runlog import MetricsFile, environment_facts
 
@@ -73,14 +77,17 @@ def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoin
     first = int(checkpoint.state["update"]) if checkpoint else 0
     if config.batches < first:
         raise UserError(f"batches is {config.batches}, and {run} has done {first}; expected as many or more")
-    frames = dataset.load_all(progress=True)
-    train_starts, validation_starts = split_episodes(frames.episode_index, config.validation_fraction, config.seed)
-    batches = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
+    episode_index = dataset.rows.episode_index
+    train_starts, validation_starts = split_episodes(episode_index, config.validation_fraction, config.seed)
+    parts = validation_parts(validation_starts, config.batch_size)
     write_json(run / CONFIG, to_dict(config))
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
         stack.enter_context(deterministic())
         keep_bytes = checkpoint.state["metrics_bytes"] if checkpoint else 0
+        batches = stack.enter_context(
+            chunk_batches(config, run, dataset, policy, requests(config, first, train_starts, parts))
+        )
         log = stack.enter_context(MetricsFile(run, keep_bytes, first, "batch", folder.check, prefix="sft/"))
         trial = None
         if config.eval_episodes_per_task > 0:
@@ -89,21 +96,18 @@ def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoin
         bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
         window = Window()
         for number in range(first, config.batches):
-            rng = np.random.default_rng((config.seed, number))
-            starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
-            batch = batches.make(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
+            batch = next(batches)
             torch.manual_seed(1_000_003 * config.seed + number)
             loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
             window.add(float(loss.detach()), optimizer.step(loss, number))
             done = number + 1
-            validate = done % config.validate_every == 0 or done == config.batches
+            validate = _validates(config, done)
             progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
             if done % LOG_EVERY == 0 or validate:
                 log.write({"batch": done, **window.metrics(), "lr": optimizer.lr(number)})
                 window = Window()
             if validate:
-                found = validation_metrics(policy, batches, validation_starts, config.batch_size)
-                log.write({"batch": done, **found})
+                log.write({"batch": done, **validation_metrics(policy, itertools.islice(batches, len(parts)))})
                 if trial is not None:
                     log.write({"batch": done, **trial.metrics(policy)})
                 state = {"metrics_bytes": log.length}
@@ -111,6 +115,52 @@ def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoin
     with atomic_folder(run / "policy") as temporary:
         policy.save(temporary)
     return run / "policy"
+
+
+def _validates(config: SFTConfig, done: int) -> bool:
+    return done % config.validate_every == 0 or done == config.batches
+
+
+def requests(
+    config: SFTConfig, first: int, train_starts: np.ndarray, validation: Sequence[np.ndarray]
+) -> Iterator[Request]:
+    """All batches of a run from number `first` on, in their order: each follows from (seed, number) alone.
+
+    Args:
+        train_starts: int64, frames that a batch may begin with.
+        validation: the frames of the validation's batches.
+    """
+    for number in range(first, config.batches):
+        rng = np.random.default_rng((config.seed, number))
+        starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
+        yield Request(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
+        if _validates(config, number + 1):
+            yield from map(Request, validation)
+
+
+@contextmanager
+def chunk_batches(
+    config: SFTConfig, run: Path, dataset: LeRobotDataset, policy: Policy, asked: Iterable[Request]
+) -> Iterator[Iterator[ChunkBatch]]:
+    """The batches asked for, in their order, out of decoded demonstrations, or decoded ahead where memory is short.
+
+    Raises:
+        UserError: the dataset is damaged, or `config.memory_gb` is less than a batch.
+    """
+    budget = machine_memory() // 4 if config.memory_gb is None else int(1e9 * config.memory_gb)
+    spill = run / "encoded"
+    streamed = dataset.decoded_bytes > budget
+    frames = dataset.streamed(spill) if streamed else dataset.load_all(progress=True)
+    source = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
+    try:
+        if streamed:
+            pixels = sum(height * width for height, width in (dataset.cameras[name] for name in policy.cameras))
+            with lost_workers():
+                yield made_ahead(source, asked, 3 * pixels * config.batch_size, budget)
+        else:
+            yield (source.make(*request) for request in asked)
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 def _extending(config: SFTConfig) -> dict[str, str]:
@@ -203,20 +253,24 @@ def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarra
         )
 
 
-def validation_metrics(policy: Policy, batches: ChunkBatches, starts: np.ndarray, size: int) -> dict[str, float]:
+def validation_parts(starts: np.ndarray, size: int) -> list[np.ndarray]:
+    """The frames of the validation's batches of at most `size`, evenly spread over `starts`, at most `VALIDATION_CHUNKS`."""
+    even = np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts)))
+    chosen = starts[np.unique(even.astype(int))]
+    return [chosen[first : first + size] for first in range(0, len(chosen), size)]
+
+
+def validation_metrics(policy: Policy, batches: Iterable[ChunkBatch]) -> dict[str, float]:
     """The imitation loss on held-out demonstrations without augmentation."""
-    if not len(starts):
-        return {}
-    chosen = starts[np.unique(np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts))).astype(int))]
-    total = valid = 0.0
-    for first in range(0, len(chosen), size):
-        batch = batches.make(chosen[first : first + size])
+    total = valid = samples = 0.0
+    for batch in batches:
         with torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(first)
+            torch.manual_seed(int(samples))
             loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
         total += float(loss) * int(batch.mask.sum())
         valid += int(batch.mask.sum())
-    return {"validation_loss": total / valid}
+        samples += len(batch.actions)
+    return {"validation_loss": total / valid} if valid else {}
 
 
 class Optimizer:
