@@ -4,6 +4,7 @@ import math
 import socket
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing import start_processes
 
 import made_openvla_checkpoint as made
 import small_tinyvla as small
@@ -40,6 +42,7 @@ CONFIG = TrainConfig(
 )
 EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, moments="8bit"))
 RANKS = 2
+IMPORTED = ["torchao.optim", "simplevla.distributed.learner", "simplevla.policies.openvla_oft.policy"]
 
 Case = Literal["float32", "bfloat16", "lora", "8bit"]
 
@@ -47,7 +50,7 @@ Case = Literal["float32", "bfloat16", "lora", "8bit"]
 def make(case: Case, folder: Path) -> Policy:
     if case in ("float32", "8bit"):
         return small.make()
-    policy = load_policy(folder / "policy")
+    policy = load_policy(folder.parent / "policy")
     if case == "lora":
         bank = AdapterBank(policy)
         bank.add("milk", AdapterConfig(rank=4, alpha=8.0))
@@ -55,10 +58,13 @@ def make(case: Case, folder: Path) -> Policy:
     return policy
 
 
-def write_bfloat16(folder: Path) -> None:
-    """An OpenVLA-OFT of bfloat16, for all ranks to load."""
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an OpenVLA-OFT of bfloat16 for all ranks to load, and of what one process makes of each case."""
+    folder = tmp_path_factory.mktemp("ranks")
     made.write(folder / "published", {name: tensor.bfloat16() for name, tensor in made.tensors().items()})
     import_openvla_oft(folder / "published", folder / "policy", cameras=("fixed",))
+    return folder
 
 
 def seen_by_openvla(instructions: list[str], seed: int) -> ObservationBatch:
@@ -186,14 +192,25 @@ def together(work: Any, case: Case, how: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(rank, (work, case, how, folder, port), RANKS)
+    # Ranks are forked from a process that has imported all of this once: an import is longer than a case.
+    get_context("forkserver").set_forkserver_preload(IMPORTED)
+    start_processes(rank, (work, case, how, folder, port), RANKS, start_method="forkserver")
+
+
+def worked_alone(work: Any, case: Case, parent: Path) -> Path:
+    """Folder with what one process makes of the case, which is done once."""
+    folder = parent / f"{work.__name__}_{case}"
+    if not folder.exists():
+        folder.mkdir()
+        work(case, "alone", folder)
+    return folder
 
 
 @pytest.mark.parametrize("how", ["full", "copies"])
-def test_two_processes_update_as_one_does(how: str, tmp_path: Path) -> None:
-    two_updates("float32", "alone", tmp_path)
-    together(two_updates, "float32", how, tmp_path)
-    alone, both = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", how))
+def test_two_processes_update_as_one_does(how: str, parent: Path) -> None:
+    folder = worked_alone(two_updates, "float32", parent)
+    together(two_updates, "float32", how, folder)
+    alone, both = (load_file(folder / f"{name}.safetensors") for name in ("alone", how))
     assert alone.keys() == both.keys()
     for name, value in alone.items():
         torch.testing.assert_close(
@@ -208,13 +225,12 @@ def test_two_processes_update_as_one_does(how: str, tmp_path: Path) -> None:
     ("case", "how", "tolerance"),
     [("bfloat16", "full", 0.05), ("bfloat16", "copies", 0.05), ("lora", "full", 1e-5), ("8bit", "full", 2e-3)],
 )
-def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, tmp_path: Path) -> None:
+def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, parent: Path) -> None:
     """`tolerance`: how far two processes' steps lie from one's, as a share of them. Gradients of bfloat16 parameters are
     rounded elsewhere, and moments that are small enough on a rank aren't quantised; adapters are float32."""
-    write_bfloat16(tmp_path)
-    two_updates(case, "alone", tmp_path)
-    together(two_updates, case, how, tmp_path)
-    alone, both = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", how))
+    folder = worked_alone(two_updates, case, parent)
+    together(two_updates, case, how, folder)
+    alone, both = (load_file(folder / f"{name}.safetensors") for name in ("alone", how))
     names = [name.removeprefix("after/") for name in alone if name.startswith("after/")]
     assert {alone[f"after/{name}"].dtype for name in names} == {torch.float32}
     step, apart = (
@@ -242,10 +258,10 @@ def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["full", "copies"])
-def test_ranks_share_the_scoring_of_what_differs(how: str, tmp_path: Path) -> None:
-    scored_again("float32", "alone", tmp_path)
-    together(scored_again, "float32", how, tmp_path)
-    alone, *ranks = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone_0", f"{how}_0", f"{how}_1"))
+def test_ranks_share_the_scoring_of_what_differs(how: str, parent: Path) -> None:
+    folder = worked_alone(scored_again, "float32", parent)
+    together(scored_again, "float32", how, folder)
+    alone, *ranks = (load_file(folder / f"{name}.safetensors") for name in ("alone_0", f"{how}_0", f"{how}_1"))
     assert torch.equal(ranks[0]["logprobs"], ranks[1]["logprobs"])
     for name, value in alone.items():
         torch.testing.assert_close(

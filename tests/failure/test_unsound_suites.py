@@ -1,10 +1,8 @@
 """Suites that run to the end and make numbers that look right: each is refused, or said."""
 
-import itertools
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +16,11 @@ from simplevla import cli
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.rollout.workers import SuiteError, check_result
-from simplevla.suites.base import SuiteSpec
 from simplevla.suites.registry import make_suite
 from simplevla.training import loop
-from simplevla.types import ChunkResult, Observation, Task
+from simplevla.types import ChunkResult, Observation
 
 WORKERS = ["--rollout.workers", "1", "--rollout.slots-per-worker", "4"]
-RESETS = itertools.count()
-
-
-class ElsewhereInEachProcess(fake_suite.FakeSuite):
-    """A spec whose cameras come in another order in a worker, as those of a set may."""
-
-    @property
-    def spec(self) -> SuiteSpec:  # type: ignore[override]
-        cameras = fake_suite.FakeSuite.spec.cameras
-        order = cameras if os.environ.get("UNSOUND_PARENT") == str(os.getpid()) else reversed(cameras)
-        return replace(fake_suite.FakeSuite.spec, cameras={name: cameras[name] for name in order})
-
-
-class Drifting(fake_suite.FakeSuite):
-    """Each reset puts the goal a little farther away."""
-
-    def make_environment(self) -> fake_suite.FakeEnvironment:
-        class Environment(fake_suite.FakeEnvironment):
-            def reset(self, task: Task, initial_state: int) -> Observation:
-                super().reset(task, initial_state)
-                self.goal += np.float32(0.02 * (next(RESETS) % 5))
-                self.renders = 0
-                return self.observe()
-
-        return Environment()
-
-
-def make_elsewhere(config: SuiteConfig) -> fake_suite.FakeSuite:
-    return ElsewhereInEachProcess(("reach",))
-
-
-def make_drifting(config: SuiteConfig) -> fake_suite.FakeSuite:
-    return Drifting(("reach",))
 
 
 def make_unsound(config: SuiteConfig) -> fake_suite.FakeSuite:
@@ -124,17 +88,17 @@ def test_a_task_named_twice_is_not_evaluated_twice(tmp_path: Path, capsys: pytes
 
 def test_a_spec_that_is_another_one_in_the_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared memory is laid out by it: one camera's rows would be read as the other's."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
     monkeypatch.setenv("UNSOUND_PARENT", str(os.getpid()))
     with pytest.raises(
         SuiteError, match=r"the spec of suite 'fake' is .* in this process and .* in the one that asked"
     ):
-        RolloutEngine(SuiteConfig(name=f"{__name__}:make_elsewhere"), RolloutConfig(workers=1, slots_per_worker=1), 4)
+        RolloutEngine(
+            SuiteConfig(name="unsound_suites:make_elsewhere"), RolloutConfig(workers=1, slots_per_worker=1), 4
+        )
 
 
 def train(folder: Path, suite: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The first update's row."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[1]}")
     monkeypatch.setattr(loop, "load_policy", load_fake_policy)
     FakePolicy().save(folder / "policy")
     flags = ["--policy", str(folder / "policy"), "--run", str(folder / "run"), *WORKERS, "--suite.name", suite]
@@ -162,7 +126,7 @@ def test_siblings_that_begin_in_different_states_are_counted_and_said(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    row = train(tmp_path, f"{__name__}:make_drifting", monkeypatch)
+    row = train(tmp_path, "unsound_suites:make_drifting", monkeypatch)
     # Resets add 0, 2, 4, 6, 8 cm, again and again: each group of 4 has one goal that its first episode had.
     assert row["unlike_starts"] == 6
     assert row["warnings"] == ["unlike_starts"]
