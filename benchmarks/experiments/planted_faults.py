@@ -103,7 +103,7 @@ def catch(fault: Fault, clone: Path) -> str | None:
     file.write_text(fault.planted(whole))
     code, said = run_tests(clone, fault.tests.split())
     file.write_text(whole)
-    found = re.search(r"^(?:FAILED|ERROR) (tests/\S+)", said, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (tests/[^\s\[]+)", said, re.MULTILINE)
     if code not in (PASSED, FAILED) or (code == FAILED and found is None):
         raise UserError(f"the fault {fault.wrong!r} keeps tests from running, so that nobody could miss it:\n{said}")
     caught_by = found[1] if found else None

@@ -43,6 +43,8 @@ def test_what_isn_t_defined_is_none() -> None:
     one = SuccessMatrix(tasks=("A",), order=("A",), solved=((1,), (2,)), n=((2,), (2,)))
     assert (one.avg(), one.nbt(), one.fwt(), one.zs()) == (1.0, None, None, None)
     assert one.libero({"A": (0.5, 1.0)}) == {"LIBERO FWT": 0.75, "LIBERO NBT": 0.0, "AUC": 0.75}
+    # Held at the best from the first time on, though it fell once more.
+    assert one.libero({"A": (0.5, 1.0, 0.5, 1.0)})["LIBERO FWT"] == 0.875
     with pytest.raises(ValueError, match=r"no learning curve of \['A'\]"):
         one.libero({})
     with pytest.raises(ValueError, match="any task"):

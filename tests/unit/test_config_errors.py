@@ -76,6 +76,12 @@ def test_clip_bounds(low: float, high: float, problem: str) -> None:
         LossConfig(clip_low=low, clip_high=high)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.28), (0.2, 0.01)])
+def test_either_clip_that_never_binds_on_a_chunk_is_refused(low: float, high: float) -> None:
+    with pytest.raises(UserError, match=f"ratio is 'chunk' with loss clips {low} / {high}; expected at most 0.05"):
+        TrainConfig(denoising=DenoisingConfig(ratio="chunk"), loss=LossConfig(clip_low=low, clip_high=high))
+
+
 def test_defaults_are_the_paper_s() -> None:
     config = TrainConfig()
     assert (config.sampling.groups, config.sampling.group_size, config.sampling.temperature) == (64, 8, 1.0)

@@ -179,6 +179,26 @@ def test_a_task_of_which_every_episode_broke_has_no_rate():
     assert screen.getvalue().count("no valid episode") == 1
 
 
+def test_the_table_has_each_number_under_its_heading():
+    _, result = run(solves_lift_breaks_push_5)
+    screen = io.StringIO()
+    Console(width=150, file=screen).print(result_table(result))
+    table = [
+        [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
+        for line in screen.getvalue().splitlines()
+        if "│" in line or "┃" in line
+    ]
+    # Two valid episodes of push, none of them solved.
+    assert dict(zip(table[0], table[2], strict=True)) == {
+        "task": "push",
+        "success": "0.0%",
+        "95 % Wilson": "0.0% to 65.8%",
+        "solved": "0",
+        "n": "2",
+        "horizon": "40",
+    }
+
+
 def test_a_result_from_before_the_errors_were_kept_can_be_read():
     _, result = run(solves_lift_breaks_push_5)
     old = result.to_dict()

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.storage import write_json
 from simplevla.suites.base import SuiteSpec
 from simplevla.training import imitation
-from simplevla.training.chunks import ChunkBatch
+from simplevla.training.chunks import Augmentation, ChunkBatch, ChunkBatches
 from simplevla.training.imitation import Optimizer, check_actions_in_range, sft, validation_metrics
 
 INSTRUCTIONS = ("go to the red dot", "go away from the red dot")
@@ -135,6 +135,28 @@ def test_resume_before_the_first_checkpoint_starts_afresh(config: SFTConfig, tmp
     write_json(tmp_path / "run" / "config.json", to_dict(config))
     sft(config, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "policy" / "model.safetensors").is_file()
+
+
+def test_every_batch_has_chunks_and_noise_of_its_own(
+    config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, seeds = set(), set()
+    make, loss = ChunkBatches.make, TinyVLA.imitation_loss
+
+    def noted_make(self: ChunkBatches, starts: np.ndarray, augmentation: Augmentation | None = None) -> ChunkBatch:
+        if augmentation is not None:
+            chunks.add(starts.tobytes() + augmentation.colours.tobytes())
+        return make(self, starts, augmentation)
+
+    def noted_loss(self: TinyVLA, *arguments: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            seeds.add(torch.initial_seed())
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(ChunkBatches, "make", noted_make)
+    monkeypatch.setattr(TinyVLA, "imitation_loss", noted_loss)
+    sft(replace(config, batches=3, batch_size=2), tmp_path / "run")
+    assert (len(chunks), len(seeds)) == (3, 3)
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(config: SFTConfig, tmp_path: Path) -> None:

@@ -118,6 +118,12 @@ def test_siblings_share_task_and_state_and_differ_by_seed_alone() -> None:
     assert engine.sampling == Sampling(temperature=1.6, greedy=False)
 
 
+def test_each_episode_has_noise_of_its_own() -> None:
+    engine = ScriptedEngine(["10"] * 3)
+    collect(engine, SamplingConfig(groups=3, group_size=2))
+    assert len({request.generator().random() for request in engine.requests}) == 6
+
+
 def test_the_bound_ends_sampling_and_what_is_mixed_is_returned() -> None:
     # At most floor(1.5 x 3) = 4 groups.
     engine = ScriptedEngine(["00", "10", "00", "00", "10", "10"])

@@ -55,6 +55,12 @@ def test_bootstrap_keeps_the_spread_between_tasks():
     assert hierarchical_bootstrap(np.array([[0, 100]]), np.array([[100, 100]])) == (0.5, 0.0, 1.0)
 
 
+def test_bootstrap_keeps_the_tasks_of_a_training_seed_together():
+    # Both draws are of the first seed with probability 1/4; task by task it would be 1/256, and the low end above 0.
+    solved = np.array([[0] * 4, [100] * 4])
+    assert hierarchical_bootstrap(solved, np.full((2, 4), 100)) == (0.5, 0.0, 1.0)
+
+
 def test_bootstrap_weighs_tasks_alike_whatever_their_n():
     # 10 of 10 and 0 of 90: mean over tasks 0.5, not 10 / 100
     assert hierarchical_bootstrap(np.array([[10, 0]]), np.array([[10, 90]]))[0] == 0.5

@@ -137,6 +137,11 @@ def test_the_ratio_is_one_before_any_update(ratio: str, last_steps: int, rows: i
     assert float(entropy[0, -1]) == pytest.approx(math.log(0.1) + 1.4189385, abs=1e-5)
 
 
+def test_training_samples_and_scores_by_the_config_s_settings() -> None:
+    config = SamplingConfig(temperature=1.3, eta=0.5, sigma_min=0.2)
+    assert Sampling.of(config) == Sampling(temperature=1.3, eta=0.5, sigma_min=0.2)
+
+
 def test_units_of_entries_and_of_chunks() -> None:
     entries = make(last_steps=2, discount=0.9)
     assert entries.unit_action_index.tolist() == [0, 0, 1, 1, 2, 2] * 2
