@@ -104,9 +104,24 @@ def spread(values: list[float | None]) -> str:
     return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
 
 
+def finding(arguments: Arguments, results: list[dict[str, Any]]) -> str:
+    """The page's first sentence."""
+
+    def extremes(metric: str, unit: str) -> str:
+        means = {name: 100 * np.mean([run[metric] for run in of(results, name)]) for name in arguments.structures}
+        low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        return f"{means[low]:.1f} {unit} (`{low}`) to {means[high]:.1f} {unit} (`{high}`)"
+
+    runs = len(of(results, arguments.structures[0]))
+    return (
+        f"After all tasks, mean success on them is {extremes('AVG', '%')}, and forgetting is {extremes('NBT', 'points')} "
+        f"({runs} {'run' if runs == 1 else 'runs'} for each structure)."
+    )
+
+
 def page(arguments: Arguments, results: list[dict[str, Any]], machine: str) -> str:
     first = results[0]
-    rows = []
+    rows, costs = [], []
     for structure in arguments.structures:
         runs = of(results, structure)
         cells = [spread([run[name] for run in runs]) for name in METRICS]
@@ -114,7 +129,8 @@ def page(arguments: Arguments, results: list[dict[str, Any]], machine: str) -> s
         trained = runs[0]["stages"][0]["trained_parameters"]
         size = runs[0]["stages"][0]["adapter_bytes"]
         kilobytes = f"{size / 1000:.0f}" if size else "–"
-        rows.append(f"| {structure} | {len(runs)} | {' | '.join(cells)} | {episodes:.0f} | {trained} | {kilobytes} |")
+        rows.append(f"| {structure} | {' | '.join(cells[:4])} |")
+        costs.append(f"| {structure} | {cells[4]} | {episodes:.0f} | {trained} | {kilobytes} |")
     formulas = "\n".join(f"- {name}: {FORMULAS[name]}" for name in METRICS)
     tables = []
     for order in range(arguments.orders):
@@ -129,16 +145,23 @@ def page(arguments: Arguments, results: list[dict[str, Any]], machine: str) -> s
     seeds = " ".join(map(str, arguments.seeds))
     return f"""# {arguments.recipe}: structures of continual training side by side
 
-Command: `python benchmarks/continual.py {arguments.recipe} --base ... --orders {arguments.orders} --seeds {seeds}`. Machine: {machine}. Commit {commits}. Protocol: {protocol}.
-Training seeds: {len(arguments.seeds)}, each with its own base policy; orders: {arguments.orders}. Success is greedy, on held-out initial states. Data: `{arguments.recipe}.json`.
+{finding(arguments, results)}
 
-Mean ± standard deviation over the runs (orders and seeds), in points:
-
-| structure | runs | {" | ".join(METRICS)} | episodes of RL | trained parameters | kB per adapter |
-|---|---|---|---|---|---|---|---|---|---|
+| structure | {" | ".join(METRICS[:4])} |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
+In points: mean ± standard deviation over the runs of a structure, one for each order and seed.
+
 {formulas}
+
+| structure | {METRICS[4]} | episodes of RL | trained parameters | kB per adapter |
+|---|---|---|---|---|
+{chr(10).join(costs)}
+
+- Command: `python benchmarks/continual.py {arguments.recipe} --base ... --orders {arguments.orders} --seeds {seeds}`. Machine: {machine}. Commit {commits}.
+- Training seeds: {len(arguments.seeds)}, each with its own base policy; orders: {arguments.orders}. Success is greedy, on held-out initial states.
+- Protocol: {protocol}. Data: `{arguments.recipe}.json`.
 
 ![success matrices]({arguments.recipe}.png)
 

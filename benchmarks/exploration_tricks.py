@@ -94,25 +94,43 @@ def measure(script: str, title: str, prefix: str, variants: Variants, arguments:
 
 
 def page(script: str, title: str, variants: Variants, result: dict) -> str:
+    means = {
+        text: np.mean([run["test_success"] for run in result["runs"] if run["variant"] == name])
+        for name, (text, _) in variants.items()
+    }
+    low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    seeds = {run["seed"] for run in result["runs"]}
+    # Records of before 2026-11 have no `sampled_per_kept`.
+    costs = {"minutes": "minutes per run", "sampled_per_kept": "groups sampled per kept one"}
+    costs = {key: head for key, head in costs.items() if key in result["runs"][0]}
     lines = [
         f"# {title}",
         "",
-        f"Command: `{result['command']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Every variant starts from the same supervised "
-        "policy per seed and takes the same number of updates; greedy success on the held-out initial states (n = "
-        f"{result['runs'][0]['n']} per run). Data: `{script}.json`.",
+        f'Mean held-out success is lowest with "{low}", {means[low]:.1%}, and highest with "{high}", {means[high]:.1%} '
+        f"({len(seeds)} training seeds).",
         "",
-        f"![success against episodes]({script}.png)",
-        "",
-        "| variant | success per seed | mean | std | episodes per run | groups sampled per kept one |",
-        "|---|---|---|---|---|---|",
+        "| variant | success per seed | mean | std | episodes per run |",
+        "|---|---|---|---|---|",
     ]
+    more = [f"| variant | {' | '.join(costs.values())} |", "|---" * (1 + len(costs)) + "|"]
     for name, (text, _) in variants.items():
         rows = [run for run in result["runs"] if run["variant"] == name]
         rates = [run["test_success"] for run in rows]
         each = ", ".join(f"{rate:.1%}" for rate in rates)
         std = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "-"
-        episodes, kept = (np.mean([run[key] for run in rows]) for key in ("episodes", "sampled_per_kept"))
-        lines.append(f"| {text} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} | {kept:.2f} |")
+        episodes = np.mean([run["episodes"] for run in rows])
+        lines.append(f"| {text} | {each} | {np.mean(rates):.1%} | {std} | {episodes:.0f} |")
+        more.append(f"| {text} | {' | '.join(f'{np.mean([run[key] for run in rows]):.2f}' for key in costs)} |")
+    lines += [
+        "",
+        f"![success against episodes]({script}.png)",
+        "",
+        *more,
+        "",
+        f"- Command: `{result['command']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Data: `{script}.json`.",
+        "- For each seed every variant starts from the same supervised policy and takes the same number of updates.",
+        f"- Success is greedy, on {result['runs'][0]['n']} held-out initial states for each run.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -65,11 +65,17 @@ def main() -> None:
         means.append(f"| {head} | {whole[0]} | {whole[1]} |")
     first = results["token"]
     commits = sorted({seed["commit"][:12] for result in results.values() for seed in result["seeds"]})
+    changes = " and ".join(
+        f"from {100 * result['over_seeds']['sft']['mean']:.1f} to {100 * result['over_seeds']['rl']['mean']:.1f} % with the {head} head"
+        for head, result in results.items()
+    )
     text = f"""# Token head and diffusion head at the same budget
 
-Commands: `python benchmarks/training_seeds.py RECIPE` for the recipes {" and ".join(f"`{recipe}`" for recipe in HEADS.values())}, then `python benchmarks/heads.py`.
-Machine: {first["machine"]}. Commit {", ".join(commits)}. Same demonstrations, same number of SFT batches and RL updates, same groups; the diffusion head's learning rate in RL is a third of the
-token head's. Greedy success on held-out initial states, %; greedy is deterministic DDIM from a seeded start for the diffusion head. Minutes include what else the machine did. Data: {" and ".join(f"`{recipe}.json`" for recipe in HEADS.values())}.
+RL takes held-out success {changes} ({len(first["seeds"])} training seeds each).
+
+| head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
+|---|---|---|
+{chr(10).join(means)}
 
 ![success against minutes, and per task](heads.png)
 
@@ -77,9 +83,11 @@ token head's. Greedy success on held-out initial states, %; greedy is determinis
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-| head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
-|---|---|---|
-{chr(10).join(means)}
+- Commands: `python benchmarks/training_seeds.py RECIPE` for the recipes {" and ".join(f"`{recipe}`" for recipe in HEADS.values())}, then `python benchmarks/heads.py`.
+- Machine: {first["machine"]}. Commit {", ".join(commits)}. Data: {" and ".join(f"`{recipe}.json`" for recipe in HEADS.values())}.
+- Both heads have the same demonstrations, numbers of SFT batches and RL updates, and groups. The diffusion head's learning rate in RL is a third of the token head's.
+- Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head.
+- Minutes include what else the machine did.
 """
     write_atomically(RESULTS / "heads.md", text.encode())
 

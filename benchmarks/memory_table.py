@@ -154,11 +154,22 @@ def cell(needed: dict[str, float], gigabytes: float) -> str:
 
 
 def page(result: dict) -> str:
-    heads = [f"{gigabytes} GB" + (f" x {gpus}" if gpus > 1 else "") for gpus in GPUS for gigabytes in GIGABYTES]
-    rows = [
-        f"| {row['policy']} | {row['trained']} | {row['million_parameters']:,.0f} | {row['million_trained']:,.0f} | {row['micro_batch_gb']['1']:.2f} | {row['micro_batch_gb']['16']:.2f} | "
-        + " | ".join(cell(row["gb"][str(gpus)], gigabytes) for gpus in GPUS for gigabytes in GIGABYTES)
-        + " |"
+    needs = ", ".join(
+        f"{row['gb']['1']['1']:.0f} GB ({row['trained']})"
+        for row in result["rows"]
+        if row["policy"].startswith("OpenVLA")
+    )
+    tables = []
+    for gpus in GPUS:
+        heads = " | ".join(f"{gigabytes} GB" + (f" x {gpus}" if gpus > 1 else "") for gigabytes in GIGABYTES)
+        tables += [f"| policy | trained | {heads} |", "|---|---|---|---|---|"]
+        for row in result["rows"]:
+            cells = " | ".join(cell(row["gb"][str(gpus)], gigabytes) for gigabytes in GIGABYTES)
+            tables.append(f"| {row['policy']} | {row['trained']} | {cells} |")
+        tables.append("")
+    sizes = [
+        f"| {row['policy']} | {row['trained']} | {row['million_parameters']:,.0f} | {row['million_trained']:,.0f} "
+        f"| {row['micro_batch_gb']['1']:.2f} | {row['micro_batch_gb']['16']:.2f} |"
         for row in result["rows"]
     ]
     checked = [
@@ -167,18 +178,26 @@ def page(result: dict) -> str:
     ]
     return f"""# What fits: computed
 
-Command: `python benchmarks/memory_table.py`. Commit {result["commit"]}. **Computed by the formula of [docs/memory.md](../memory.md); no GPU was at hand.** Data: `memory.json`.
+Training OpenVLA-OFT 7B on one GPU takes, as computed and not measured, {needs} with micro-batches of 1.
 
-The largest micro-batch of {", ".join(map(str, MICRO_BATCHES))} decisions that fits, or what one GPU would need with micro-batches of 1. Activations are checkpointed but for the frozen backbone, which has none of its own. One GPU: rollouts and
-updates in one process with one set of weights. Eight: FSDP2, and a replica for rollouts on every GPU. GB of activations are of one micro-batch of 1 and of 16.
+{chr(10).join(tables)}
+A number is the largest micro-batch that fits, of {", ".join(map(str, MICRO_BATCHES))} decisions. "no" is followed by what each GPU would need with micro-batches of 1.
+One GPU holds rollouts and updates in one process, with one set of weights. Eight GPUs train by FSDP2, and each holds a replica for rollouts.
 
-| policy | trained | M parameters | M trained | GB, 1 | GB, 16 | {" | ".join(heads)} |
-|---|---|---|---|---|---|{"---|" * len(heads)}
-{chr(10).join(rows)}
+Sizes, and GB of activations of one micro-batch of 1 and of 16:
+
+| policy | trained | M parameters | M trained | GB, 1 | GB, 16 |
+|---|---|---|---|---|---|
+{chr(10).join(sizes)}
+
+- Command: `python benchmarks/memory_table.py`. Commit {result["commit"]}. Data: `memory.json`.
+- Computed by the formula of [docs/memory.md](../memory.md); no GPU was at hand.
+- Activations are checkpointed. A frozen backbone keeps none.
 
 ## Against what was measured on a CPU
 
-TinyVLA-S, peaks of the process in [tinyvla_s](tinyvla_s.md): micro-batches of 1, and one optimizer step, whose moments are made after the activations are gone. The last column is what the formula says of the steps after it. Why the adapter's differs so much: [docs/memory.md](../memory.md).
+TinyVLA-S, with the peaks of the process in [tinyvla_s](tinyvla_s.md): micro-batches of 1 and one optimizer step. AdamW's moments are made in that step, when the activations are gone.
+The last column is what the formula says of the steps after it. Why the adapter's differs so much: [docs/memory.md](../memory.md).
 
 | trained | measured, GB | formula, first step, GB | error | formula, later steps, GB |
 |---|---|---|---|---|

@@ -144,12 +144,11 @@ def page(result: dict) -> str:
     for name, (steps, _) in HORIZONS.items():
         solved, (low, high) = result["all"][name]["solved"], result["all"][name]["wilson"]
         overall.append(f"| {name}, {steps} | {solved}/{n} | {solved / n:.1%} ({low:.1%} to {high:.1%}) |")
-    pictures = [f"| {mode} | {ms['64']:.1f} | {ms['128']:.1f} |" for mode, ms in result["ms_per_observation"].items()]
+    ms, whole = result["ms_per_observation"], result["all"]["metaworld"]
+    pictures = [f"| {mode} | {sizes['64']:.1f} | {sizes['128']:.1f} |" for mode, sizes in ms.items()]
     return f"""# Meta-World's scripted experts, and what pictures cost
 
-Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. metaworld {result["versions"].get("metaworld", "?")},
-mujoco {result["versions"]["mujoco"]}. The benchmark's own scripted policies through our `Expert`, from initial states 0 to {per_task - 1} (train) of each task. Data:
-`metaworld_expert.json`. Brackets are 95 % Wilson intervals.
+Meta-World's own scripted policies solve {whole["solved"]} of {n} episodes within {result["horizon"]} env steps, and an observation with `lite` visuals takes {ms["lite"]["64"]:.1f} ms instead of {ms["stock"]["64"]:.1f} ms.
 
 | horizon protocol, env steps | solved | rate |
 |---|---|---|
@@ -157,18 +156,22 @@ mujoco {result["versions"]["mujoco"]}. The benchmark's own scripted policies thr
 
 Without pictures, resets and expert included: {result["env_steps_per_cpu_second"]:.0f} env steps per CPU second.
 
-One observation (both cameras) and the env step before it, CPU ms, median:
+CPU milliseconds (median) of one env step and the observation after it, with both cameras:
 
 | visuals | 64 px | 128 px |
 |---|---|---|
 {chr(10).join(pictures)}
 
-Success within {result["horizon"]} env steps, and env steps to success, mean (least to most). *Blind*: the actions from the first {SOURCES} initial
-states, repeated from the others without looking; a policy that ignores its images can look good where these solve many.
+Success within {result["horizon"]} env steps, and env steps to success: mean (least to most). *Blind* repeats the actions from the first {SOURCES} initial
+states from the others, without looking. Where that solves many, a policy that ignores its images can look good.
 
 | task | instruction | solved | env steps | failed from states | blind |
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
+
+- Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. Data: `metaworld_expert.json`.
+- metaworld {result["versions"].get("metaworld", "?")}, mujoco {result["versions"]["mujoco"]}. The scripted policies run as our `Expert`, from initial states 0 to {per_task - 1} (train) of each task.
+- Brackets are 95 % Wilson intervals.
 """
 
 

@@ -107,11 +107,12 @@ def main() -> None:
         f"| {name} | {SPLITS[split]} | {100 * r.overall.rate:.0f} % ({100 * r.overall.low:.0f} to {100 * r.overall.high:.0f}) | {r.overall.n} |"
         for (name, split), r in results.items()
     )
+    rate = {key: f"{100 * result.overall.rate:.0f} %" for key, result in results.items()}
+    held_out = results["sft", "test"].overall
     sampled = ", ".join(f"{100 * x:.0f}" for x in summary["sampled_in_training"])
     text = f"""# A small OpenVLA-OFT on LIBERO, end to end
 
-Command: `python benchmarks/openvla_small.py`. Machine: {summary["machine"]}. Commit {summary["commit"]}, trained at {summary["commit_of_training"]}. One training seed. {parameters / 1e6:.1f} M parameters, random, written in the published layout and imported; one task of
-libero_object (`{TASK}`), `lite` and `fast`, two cameras of {IMAGE} pixels, the state read; 30 demonstrations, {SFT_CONFIG.batches} SFT batches of {SFT_CONFIG.batch_size}, {TRAIN_CONFIG.updates} RL updates of {TRAIN_CONFIG.sampling.groups} groups of {TRAIN_CONFIG.sampling.group_size} ({summary["minutes_rl"]:.0f} minutes). Greedy. Data: `openvla_small.json`.
+RL takes success from {rate["sft", "test"]} to {rate["rl", "test"]} on held-out initial states (n = {held_out.n}), and from {rate["sft", "train"]} to {rate["rl", "train"]} on those trained on (one training seed).
 
 | policy | initial states | success (95 % Wilson) | n |
 |---|---|---|---|
@@ -120,6 +121,12 @@ libero_object (`{TASK}`), `lite` and `fast`, two cameras of {IMAGE} pixels, the 
 McNemar's exact test, SFT against RL on the same states: p = {paired["test"].overall.p_value:.2g} held out, {paired["train"].overall.p_value:.2g} trained on.
 
 Sampled success in training, update by update, %: {sampled}.
+
+- Command: `python benchmarks/openvla_small.py`. Machine: {summary["machine"]}. Data: `openvla_small.json`.
+- Commit {summary["commit"]}, trained at {summary["commit_of_training"]}.
+- One task of libero_object (`{TASK}`), `lite` and `fast`. Two cameras of {IMAGE} pixels, and the state is read. Success is greedy.
+- {parameters / 1e6:.1f} M random parameters, written in the published layout and imported. 30 demonstrations, {SFT_CONFIG.batches} SFT batches of {SFT_CONFIG.batch_size}.
+- {TRAIN_CONFIG.updates} RL updates of {TRAIN_CONFIG.sampling.groups} groups of {TRAIN_CONFIG.sampling.group_size}, in {summary["minutes_rl"]:.0f} minutes.
 """
     write_atomically(RESULTS / "openvla_small.md", text.encode())
     print(text)

@@ -89,9 +89,10 @@ def page(record: dict[str, Any]) -> str:
         f"| {a['largest_difference']:g} |"
         for a in record["adapters"]
     )
+    largest = max(a["largest_difference"] for a in record["adapters"])
     return f"""# A continual run's adapters in peft
 
-peft {record["peft"]} reads each adapter that the run exported, and the policy then acts as with our bank; the last column has the largest difference.
+Each of the {len(record["adapters"])} adapters that a continual run exported acts in peft {record["peft"]} as in our bank: actions differ by {largest:g} at most.
 
 | adapter | success before | success after its task | largest change of an action by the adapter | bank and peft differ by |
 |---|---|---|---|---|

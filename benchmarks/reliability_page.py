@@ -8,29 +8,35 @@ ROWS = (
     ("full disk", "disk", "tried", "survived"),
 )
 MEANING = {
-    "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one: the same files, byte "
-    "for byte, less times and paths; TensorBoard's files, HTML pages, manifests, stages.json and environment.json aren't compared. "
-    "Killed are processes forked from one that has imported everything, `new process` apart; `file operation` is before one that the "
-    "process was about to do: each one up to its first checkpoint, for `continual` and `demo` some of the later ones too.",
-    "workers": "A fault of the simulator: `repaired` are those after which the command ends by itself as without any (killed, exits, "
-    "segmentation faults, hangs, exceptions, deaths while starting, deaths of a replacement); `refused` are broken contracts (NaN, "
-    "shapes, success that is no bool) and faults without end: one clear error, and without the fault the same command goes on to the "
-    "right end.",
-    "disk": "A file system of 64 MB in memory with a part of the space that the command needs. Survived is one line that names the file "
-    "and the remedy, and after space was made the same end as without.",
+    "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one. Its files are the same, "
+    "byte for byte, but for times and paths. TensorBoard's files, HTML pages, manifests, stages.json and environment.json aren't compared. "
+    "Killed are processes forked from one that has imported everything; `new process` is a command started anew. `file operation` is a "
+    "kill before a file operation: each one up to the first checkpoint, for `continual` and `demo` some of the later ones too.",
+    "workers": "Faults of the simulator. After a `repaired` one the command ends by itself as without it: a kill, an exit, a "
+    "segmentation fault, a hang, an exception, a death while starting, the death of a replacement. A `refused` one is a broken contract "
+    "(NaN, a shape, success that is no bool) or a fault without end. The command ends with one clear error; without the fault the same "
+    "command goes on to the right end.",
+    "disk": "A file system of 64 MB in memory has a part of the space that the command needs. The command survived if it names the file "
+    "and the remedy in one line, and ends as without the fault once there is space.",
 }
 
 
 def page(result: dict[str, Any]) -> str:
     """Markdown."""
     parts = result["parts"]
-    lines = ["# Reliability", "", "| what | tried | survived |", "|---|---|---|"]
-    lines += [f"| {what} | {parts[p][tried]} | {parts[p][kept]} |" for what, p, tried, kept in ROWS if p in parts]
+    rows = [(what, parts[part][tried], parts[part][kept]) for what, part, tried, kept in ROWS if part in parts]
     if "inputs" in parts:
-        lines.append(
-            f"| bad inputs | {result['bad_inputs']} | {result['bad_inputs'] - parts['inputs']['tracebacks'] - parts['inputs']['hangs']} |"
-        )
-    lines += [
+        tried = result["bad_inputs"]
+        rows.append(("bad inputs", tried, tried - parts["inputs"]["tracebacks"] - parts["inputs"]["hangs"]))
+    survived, tried = sum(kept for _, _, kept in rows), sum(tried for _, tried, _ in rows)
+    lines = [
+        "# Reliability",
+        "",
+        f"Commands survived {survived:,} of {tried:,} kills, faults of simulators, full disks and bad inputs.",
+        "",
+        "| what | tried | survived |",
+        "|---|---|---|",
+        *(f"| {what} | {tried} | {kept} |" for what, tried, kept in rows),
         "",
         f"Tracebacks {result['tracebacks']}, hangs {result['hangs']}, results lost {result['results_lost']}, left behind {result['left_behind']} "
         "(processes, names in shared memory, unfinished files).",

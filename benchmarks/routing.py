@@ -103,14 +103,22 @@ def main() -> None:
             lines.append(line)
             print(line)
     write_json(RESULTS / "routing.json", {"rows": results, "commit": commit()})
+    right = " and ".join(
+        f"{result['correct']} of {result['n']} paraphrases on {result['suite']}"
+        for result in results
+        if result["instructions"] == "paraphrases"
+    )
     text = f"""# Routing by the nearest instruction
 
-Command: `python benchmarks/routing.py`. Commit {commit()}. One adapter per task; the router compares hashed words and letters, and knows no synonyms. Routing by the exact instruction (`TaskRouter`) is right by
-construction, and refuses what it doesn't know. Data: `routing.json`.
+The nearest instruction names the right adapter for {right}.
 
 | suite | instructions | right | 95 % Wilson | mistakes |
 |---|---|---|---|---|
 {chr(10).join(lines)}
+
+- Command: `python benchmarks/routing.py`. Commit {commit()}. Data: `routing.json`.
+- One adapter for each task. The router compares hashed words and letters, and knows no synonyms.
+- Routing by the exact instruction (`TaskRouter`) is right by construction, and refuses what it doesn't know.
 """
     write_atomically(RESULTS / "routing.md", text.encode())
 

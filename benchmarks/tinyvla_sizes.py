@@ -154,20 +154,32 @@ def main(size: str) -> None:
     result = {"size": size, "machine": machine, "commit": commit(), "chunk": CHUNK, "ways": ways}
     write_json(RESULTS / f"{size}.json", result)
     rows = [
-        f"| {WAYS[way]} | {x['million_trained']:.1f} | {x['loaded_gb']:.1f} | {x['sft_step_s']:.0f} | {x['sft_gb']:.1f} | {x['rollout_decisions_per_s']:.2f} | {x['rollout_gb']:.1f} "
-        f"| {x['update_decisions_per_s']:.2f} | {x['update_gb']:.1f} | {x['bytes_per_decision'] / 1e3:.1f} | {x['logprob_gap']:.1e} |"
+        f"| {WAYS[way]} | {x['million_trained']:.1f} | {x['sft_step_s']:.0f} | {x['rollout_decisions_per_s']:.2f} | {x['update_decisions_per_s']:.2f} |"
         for way, x in ways.items()
     ]
+    memory = [
+        f"| {WAYS[way]} | {x['loaded_gb']:.1f} | {x['sft_gb']:.1f} | {x['rollout_gb']:.1f} | {x['update_gb']:.1f} "
+        f"| {x['bytes_per_decision'] / 1e3:.1f} | {x['logprob_gap']:.1e} |"
+        for way, x in ways.items()
+    ]
+    full, adapter, frozen = (ways[way]["update_gb"] for way in WAYS)
     text = f"""# {size}: one SFT step, one rollout, one RL update
 
-Command: `python benchmarks/tinyvla_sizes.py {size}`. Machine: {machine}. Commit {result["commit"]}. Random weights, {ways["full"]["million_parameters"]:.0f} M parameters, float32, diffusion head with
-10 denoising steps, chunks of {CHUNK}, two cameras of `tabletop` resized to 336 pixels; batches and micro-batches of 1; {SIBLINGS} episodes of {DECISIONS} decisions; {torch.get_num_threads()} thread(s). Memory is the most the process had so far, GB. One run. Data: `{size}.json`.
+SFT, rollouts and an RL update of {ways["full"]["million_parameters"]:.0f} M parameters need {full:.1f} GB with all of them trained, {adapter:.1f} GB with LoRA and {frozen:.1f} GB with the head alone.
 
-| trained | M parameters | GB loaded | s per SFT step | GB | rollout, decisions/s | GB | update, decisions/s | GB | kB stored per decision | gap before the step, nats |
-|---|---|---|---|---|---|---|---|---|---|---|
+| trained | M parameters | s per SFT step | rollout, decisions/s | update, decisions/s |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Random weights solve nothing: for the update one of {SIBLINGS} siblings is called solved.
+Memory in GB, the most that the process had so far; kB stored for each decision; and the gap of log-probabilities before the first optimizer step:
+
+| trained | loaded | SFT | rollout | update | kB per decision | gap, nats |
+|---|---|---|---|---|---|---|
+{chr(10).join(memory)}
+
+- Command: `python benchmarks/tinyvla_sizes.py {size}`. Machine: {machine}, {torch.get_num_threads()} thread(s). Commit {result["commit"]}. Data: `{size}.json`. One run.
+- Random weights, float32, diffusion head with 10 denoising steps, chunks of {CHUNK}, two cameras of `tabletop` resized to 336 pixels.
+- Batches and micro-batches of 1; {SIBLINGS} episodes of {DECISIONS} decisions. Random weights solve nothing: for the update one of {SIBLINGS} siblings is called solved.
 """
     write_atomically(RESULTS / f"{size}.md", text.encode())
 

@@ -86,41 +86,50 @@ def main(arguments: Arguments) -> None:
 def page(result: dict) -> str:
     """The result as Markdown."""
     name = result["recipe"]
+    seeds, over_seeds = result["seeds"], result["over_seeds"]
     lines = [
-        f"# {name}: demonstrations, SFT, RL; training seeds: {len(result['seeds'])}",
+        f"# {name}: demonstrations, SFT, RL",
         "",
-        f"Command: `{result['command']}`. Machine: {result['machine']}. Greedy success on {result['seeds'][0]['n']} held-out initial states of "
-        f"{len(result['success_by_task']['sft'])} tasks, each once. Data: `{name}.json`.",
-        "",
-        "Protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()) + ".",
-        "",
-        f"![success against minutes, and per task]({name}.png)",
-        "",
-        "| seed | SFT (95 % Wilson) | SFT + RL (95 % Wilson) | n | updates | episodes | episodes to 90 % * | minutes to 90 % * | min demos | min SFT | min RL | min total | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["seeds"]:
-        goal = [f"{row['episodes_to_90']}", f"{row['minutes_to_90']:.1f}"] if row["episodes_to_90"] else ["-", "-"]
-        lines.append(
-            f"| {row['seed']} | {interval(row['sft_success'], row['n'])} | {interval(row['rl_success'], row['n'])} | {row['n']} | {row['updates']} "
-            f"| {row['episodes']} | {goal[0]} | {goal[1]} | {row['minutes_demos']:.1f} | {row['minutes_sft']:.1f} | {row['minutes_rl']:.1f} | {row['minutes_total']:.1f} "
-            f"| {row['commit'][:12]} |"
-        )
-    lines += [
-        "",
-        "\\* RL episodes and minutes until the greedy evaluation on train states, made every few updates, first shows 90 %.",
+        f"RL takes held-out success from {over_seeds['sft']['mean']:.1%} to {over_seeds['rl']['mean']:.1%} "
+        f"({len(seeds)} training {'seed' if len(seeds) == 1 else 'seeds'}, n = {seeds[0]['n']}).",
         "",
         "| over seeds | mean | 95 % interval (bootstrap over seeds, tasks, episodes) | std over seeds |",
         "|---|---|---|---|",
     ]
     for stage, title in (("sft", "SFT"), ("rl", "SFT + RL")):
-        row = result["over_seeds"][stage]
-        rates = [seed[f"{stage}_success"] for seed in result["seeds"]]
+        row = over_seeds[stage]
+        rates = [seed[f"{stage}_success"] for seed in seeds]
         spread = f"{np.std(rates, ddof=1):.1%}" if len(rates) > 1 else "one seed"
         lines.append(f"| {title} | {row['mean']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {spread} |")
-    lines += ["", "| task | SFT | SFT + RL |", "|---|---|---|"]
+    lines += ["", f"![success against minutes, and per task]({name}.png)", ""]
+    lines += ["| seed | SFT (95 % Wilson) | SFT + RL (95 % Wilson) | n | commit |", "|---|---|---|---|---|"]
+    for row in seeds:
+        sft, rl = (interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
+        lines.append(f"| {row['seed']} | {sft} | {rl} | {row['n']} | {row['commit'][:12]} |")
+    lines += [
+        "",
+        "| seed | updates | episodes | episodes to 90 % | minutes to 90 % | min demos | min SFT | min RL | min total |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in seeds:
+        goal = [f"{row['episodes_to_90']}", f"{row['minutes_to_90']:.1f}"] if row["episodes_to_90"] else ["-", "-"]
+        minutes = " | ".join(f"{row[f'minutes_{stage}']:.1f}" for stage in ("demos", "sft", "rl", "total"))
+        lines.append(f"| {row['seed']} | {row['updates']} | {row['episodes']} | {' | '.join(goal)} | {minutes} |")
+    lines += [
+        "",
+        '"To 90 %" is until the greedy evaluation on train states, made every few updates, first shows 90 %.',
+        "",
+        "| task | SFT | SFT + RL |",
+        "|---|---|---|",
+    ]
     for task, sft in result["success_by_task"]["sft"].items():
         lines.append(f"| {task} | {sft:.1%} | {result['success_by_task']['rl'][task]:.1%} |")
+    lines += [
+        "",
+        f"- Command: `{result['command']}`. Machine: {result['machine']}. Data: `{name}.json`.",
+        f"- Success is greedy, on {seeds[0]['n']} held-out initial states of {len(result['success_by_task']['sft'])} tasks, each once.",
+        "- Protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()) + ".",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -80,8 +80,7 @@ def ablate(switches: type, titles: dict[str, str], sides_of: Callable, none: str
 def page(result: dict) -> str:
     return f"""# What each waste of the reference costs
 
-Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. `tabletop`, half-trained nano policy, groups of 8; median of {result["repetitions"]} interleaved repetitions
-after one unmeasured. The reference's schedule is that of SimpleVLA-RL's public code, written anew in benchmarks/reference.py. Data: `wastes.json`.
+Our rollouts are {result["rollouts"][-1]["times"]:.1f} times as fast as the reference's schedule and our updates {result["updates"][-1]["times"]:.1f} times.
 
 ## Rollouts
 
@@ -92,6 +91,12 @@ after one unmeasured. The reference's schedule is that of SimpleVLA-RL's public 
 Episodes that train, per second.
 
 {table(result["updates"])}
+
+## How it was measured
+
+- Command: `{result["command"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. Data: `wastes.json`.
+- `tabletop`, half-trained nano policy, groups of 8. Medians of {result["repetitions"]} interleaved repetitions, after one that isn't measured.
+- The reference's schedule is that of SimpleVLA-RL's public code, written anew in benchmarks/reference.py.
 """
 
 
