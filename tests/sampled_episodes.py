@@ -65,7 +65,7 @@ def sampled_group(policy: FakePolicy, number: int, rewards: Sequence[int], tempe
     ]
 
 
-def load_fake_policy(folder: Path | str) -> FakePolicy:
+def load_fake_policy(folder: Path | str, device: str = "cpu") -> FakePolicy:
     """What `FakePolicy.save` wrote, of the default size, fitting the fake suite."""
     policy = FakePolicy()
     policy.load_state_dict(safetensors.torch.load_file(Path(folder) / "model.safetensors"))

@@ -1,6 +1,7 @@
 """Tasks one after another, for real but small: worker processes, a nano policy, RL on a fake suite."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from simplevla.config import (
     TrainConfig,
     to_dict,
 )
-from simplevla.policies.base import Sampling
+from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
+from simplevla.report.evidence import gather_evidence
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
@@ -272,3 +275,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(other)))
     with pytest.raises(ValueError, match=r"another config: tasks is .*; structure is"):
         continual(config(base), tmp_path / "run", resume=True)
+
+
+def test_every_policy_computes_where_it_was_asked_to(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no second device here: moving a policy is noted instead, and whatever computes must have been moved."""
+    moved: dict[int, tuple[Policy, str]] = {}
+    computed: list[str] = []
+
+    def note(policy: Policy, device: str) -> None:
+        moved[id(policy)] = policy, device
+
+    def watch(name: str) -> Callable[..., Any]:
+        original = getattr(TinyVLA, name)
+
+        def watched(policy: TinyVLA, *arguments: Any, **options: Any) -> Any:
+            where = moved.get(id(policy), (policy, "nowhere"))[1]
+            assert where == "cuda", f"{name} on {where}"
+            computed.append(name)
+            return original(policy, *arguments, **options)
+
+        return watched
+
+    monkeypatch.setattr("simplevla.adapters.load.move_to_device", note)
+    for name in ("act", "score"):
+        monkeypatch.setattr(TinyVLA, name, watch(name))
+    settings = config(base, structure="merge_then_new")
+    run = tmp_path / "run"
+    continual(replace(settings, train=replace(settings.train, device="cuda")), run)
+    gather_evidence(run / "2_far" / "rl")
+    assert set(computed) == {"act", "score"}

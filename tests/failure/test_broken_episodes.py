@@ -93,7 +93,7 @@ def test_a_policy_that_answers_with_nan_is_an_error(
 ) -> None:
     """Its actions are finite: the bin of the largest of NaN logits is some bin."""
 
-    def load(path: Path) -> FakePolicy:
+    def load(path: Path, device: str = "cpu") -> FakePolicy:
         policy = load_fake_policy(path)
         with torch.no_grad():
             policy.linear.bias[3] = float("nan")

@@ -129,7 +129,7 @@ def test_policy_folder_without_policy(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_policy_of_another_suite(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(folder: Path) -> FakePolicy:
+    def other(folder: Path, device: str = "cpu") -> FakePolicy:
         loaded = load_fake_policy(folder)
         loaded.action_dim = 7
         return loaded
@@ -259,6 +259,17 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMPLEVLA_DEBUG", "1")
     with pytest.raises(ValueError, match="unknown command"):
         cli.main(["trian"])
+
+
+def test_a_fault_of_the_program_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(arguments: list[str]) -> int:
+        raise ZeroDivisionError("nobody's mistake but ours")
+
+    monkeypatch.setitem(cli.COMMANDS, "list", (broken, ""))
+    assert cli.main(["list"]) == 4
+    assert "in broken" in capsys.readouterr().err
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,19 @@
 
 from pathlib import Path
 
-from simplevla.adapters.bank import AdapterBank, BankState, restore_bank
-from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.files import BANK, read_card
+from simplevla.adapters.bank import AdapterBank, restore_bank
+from simplevla.adapters.files import BANK
 from simplevla.errors import UserError
 from simplevla.policies.base import Policy
-from simplevla.policies.load import architecture
-from simplevla.storage import read_as
+from simplevla.policies.load import architecture, move_to_device
 
 
-def load_policy(folder: Path | str) -> Policy:
-    """The policy saved in `folder`, on the CPU, ready to act; with its adapters, if it was saved with any.
+def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
+    """The policy saved in `folder`, on `device`, ready to act; with its adapters, if it was saved with any.
 
     Raises:
-        UserError: there is no policy, or one of an unknown architecture, or its files don't fit each other.
+        UserError: there is no policy, or one of an unknown architecture, its files don't fit each other, or there is no such
+            device here.
     """
     folder = Path(folder)
     policy = architecture(folder).load(folder)
@@ -26,26 +25,8 @@ def load_policy(folder: Path | str) -> Policy:
             f"{folder / BANK} is missing, though there are adapters beside it: without it nobody knows which one acts. Copy it too, or "
             "take the adapters' folder away to use the base alone"
         )
+    move_to_device(policy, device)
     return policy
-
-
-def load_unfilled(folder: Path) -> Policy:
-    """A saved policy without its weights, with the adapter that was being trained, if there was one.
-
-    Raises:
-        UserError: there is no policy in `folder`, or one of an unknown architecture.
-    """
-    policy = architecture(folder).load_unfilled(folder)
-    if (folder / BANK).is_file() and (active := read_as(folder / BANK, BankState).active) is not None:
-        add_trained_adapter(policy, read_card(folder / BANK.parent / active).config)
-    return policy
-
-
-def add_trained_adapter(policy: Policy, config: AdapterConfig) -> None:
-    """Gives `policy` one adapter, which alone is trained."""
-    bank = AdapterBank(policy)
-    bank.add("planned", config)
-    bank.activate("planned", training=True)
 
 
 def load_bank(folder: Path) -> AdapterBank:

@@ -153,6 +153,7 @@ class _Behaviour:
     def of(cls, bank: AdapterBank, observations: ObservationBatch, trace: Tensor | None = None) -> "_Behaviour":
         """Greedy actions, and log-probabilities of `trace` or, without one, of those actions."""
         policy = bank.policy.eval()
+        observations = observations.to(next(policy.parameters()).device)
         generators = [np.random.default_rng(row) for row in range(len(observations))]
         sample = policy.act(observations, Sampling(greedy=True), generators)
         trace = sample.trace if trace is None else trace

@@ -13,7 +13,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
-from simplevla.policies.load import check_fits_suite, move_to_device
+from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import differences, held_out, warn_of_differences
 from simplevla.rollout.crew import last_lines
 from simplevla.rollout.scheduler import Engine, RolloutEngine
@@ -116,8 +116,7 @@ def evaluate_folder(
         UserError: the policy doesn't fit the suite, or as in `evaluate`.
     """
     suite = make_suite(suite_config)
-    policy = load_policy(folder)
-    move_to_device(policy, device)
+    policy = load_policy(folder, device)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:

@@ -8,7 +8,6 @@ from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.load import move_to_device
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
 from simplevla.storage import FolderLock, read_json, remove_leftovers
@@ -52,8 +51,7 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path])
     states = choose_states(results["before"], results["after"]).states
     for name, folder in folders.items():
         if not _filmed(run / "videos", name, results[name], states):
-            policy = load_policy(folder)
-            move_to_device(policy, config.device)
+            policy = load_policy(folder, config.device)
             pairs = [(suite.task(task), state) for task, state in states]
             record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
 

@@ -81,7 +81,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
         def row(file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
-                result = evaluate(engine, _as_deployed(config, load_policy(folder), suite), suite, settings)
+                result = evaluate(engine, _as_deployed(config, load_policy(folder, config.train.device), suite), suite, settings)
                 if result.unmeasured:
                     raise UserError(
                         f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
@@ -120,7 +120,7 @@ def _stage(
     only = replace(config.train.suite, tasks=(task,))
     start = folder / "start"
     if not start.exists():
-        policy = load_policy(previous)
+        policy = load_policy(previous, config.train.device)
         if config.structure != "full":
             _prepare(config, policy, suite, task, number)
         with atomic_folder(start) as temporary:

@@ -15,7 +15,7 @@ from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits_suite, move_to_device
+from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
 from simplevla.rollout.collect import Collection, NoSignal, rewards
 from simplevla.rollout.scheduler import Engine, RolloutEngine
@@ -96,8 +96,7 @@ def _train(
     make_learner: MakeLearner,
 ) -> RunOutcome:
     suite = make_suite(config.suite)
-    policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config))
-    move_to_device(policy, config.device)
+    policy = load_policy(checkpoint.policy if checkpoint else _policy_folder(config), config.device)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     policy.trained_on = with_stage(policy.trained_on, rl_stage(suite))
