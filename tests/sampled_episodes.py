@@ -10,6 +10,7 @@ import torch
 from fake_policy import FakePolicy
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.policies.base import ObservationBatch, Sampling
+from simplevla.policies.load import move_to_device
 from simplevla.rollout.collect import rewards
 from simplevla.training.learner import Learner
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
@@ -70,6 +71,7 @@ def load_fake_policy(folder: Path | str, device: str = "cpu") -> FakePolicy:
     policy = FakePolicy()
     policy.load_state_dict(safetensors.torch.load_file(Path(folder) / "model.safetensors"))
     policy.cameras, policy.state_dim = ("front",), 3
+    move_to_device(policy, device)
     return policy
 
 
