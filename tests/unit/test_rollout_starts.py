@@ -41,3 +41,13 @@ def test_as_many_are_remembered_as_are_said() -> None:
     assert starts.difference("reach", 0, arrays, 0) != ""
     starts.difference("reach", KEPT, arrays, 0)
     assert starts.difference("reach", 0, arrays, 0) == ""
+
+
+def test_what_another_slot_sees_does_not_matter() -> None:
+    arrays = SlotArrays.over(bytearray(SlotArrays.nbytes(FakeSuite.spec, 2, 4)), FakeSuite.spec, 2, 4)
+    starts = Starts()
+    assert starts.difference("reach", 3, arrays, 1) == ""
+    arrays.state[0], arrays.images["wrist"][0] = 9, 255
+    assert starts.difference("reach", 3, arrays, 1) == ""
+    arrays.state[1] = 9
+    assert starts.difference("reach", 3, arrays, 1) == "state, [0.0, 0.0, 0.0] and [9.0, 9.0, 9.0]"
