@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tyro
@@ -125,6 +126,8 @@ def run_tests(clone: Path, tests: list[str]) -> tuple[int, str]:
         sys.path.insert(0, str(clone / "src"))
         for name in [name for name in sys.modules if name.partition(".")[0] in ("simplevla", "benchmarks")]:
             del sys.modules[name]
+        # Or processes that tests spawn would run this file.
+        sys.modules["__main__"] = ModuleType("__main__")
         code = pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests])
         import simplevla
 
