@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from adapted_tinyvla import disturb
 from simplevla.adapters.bank import AdapterBank
-from simplevla.adapters.config import AdapterConfig, ContinualConfig
+from simplevla.adapters.config import AdapterConfig, ContinualConfig, Structure
 from simplevla.adapters.files import read_card
 from simplevla.adapters.load import load_bank, load_policy
 from simplevla.config import (
@@ -26,6 +26,8 @@ from simplevla.config import (
     TrainConfig,
     to_dict,
 )
+from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
+from simplevla.demonstrations.images import encode_png
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
@@ -82,9 +84,24 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "stages": stages}
 
 
-def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    result = continual(config(base), run)
+Finished = tuple[Path, dict[str, Any]]
+"""A continual run's folder and result."""
+
+
+@pytest.fixture(scope="module")
+def from_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    run = tmp_path_factory.mktemp("from_base") / "run"
+    return run, continual(config(base), run)
+
+
+@pytest.fixture(scope="module")
+def from_previous(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    run = tmp_path_factory.mktemp("from_previous") / "run"
+    return run, continual(config(base, start_from="previous"), run)
+
+
+def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path, from_base: Finished) -> None:
+    run, result = from_base
     assert json.loads((run / "continual.json").read_text()) == json.loads(json.dumps(result))
     assert [len(row) for row in result["matrix"]] == [3, 3, 3]
     assert (result["tasks"], result["order"], result["structure"]) == (list(TASKS), list(ORDER), "per_task")
@@ -167,10 +184,8 @@ def test_shared_merged_and_full(base: Path, tmp_path: Path) -> None:
     assert all(full[name] != expected[name] for name in expected)
 
 
-def test_an_adapter_can_go_on_from_the_last_tasks(base: Path, tmp_path: Path) -> None:
-    for start_from in ("base", "previous"):
-        run = tmp_path / start_from
-        continual(config(base, start_from=start_from), run)
+def test_an_adapter_can_go_on_from_the_last_tasks(from_base: Finished, from_previous: Finished) -> None:
+    for (run, _), goes_on in ((from_base, False), (from_previous, True)):
         first, second = (run / stage / part for stage, part in (("1_reach", "rl/policy"), ("2_far", "start")))
         trained, begun = (
             weights(next((folder / "adapters" / name).glob("*.safetensors")))
@@ -186,15 +201,14 @@ def test_an_adapter_can_go_on_from_the_last_tasks(base: Path, tmp_path: Path) ->
         assert trained.keys() == begun.keys()
         # A new adapter is the identity: its second matrices are zero.
         zero = all(not any(value) for name, value in begun.items() if "lora_B" in name)
-        assert (begun == trained, zero) == ((True, False) if start_from == "previous" else (False, True))
+        assert (begun == trained, zero) == (goes_on, not goes_on)
 
 
 @pytest.mark.parametrize("moment", ["before the second RL run", "in the second RL run", "before the last row"])
 def test_a_run_goes_on_wherever_it_was_stopped(
-    moment: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, base: Path, from_previous: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(base, start_from="previous")
-    whole = continual(settings, tmp_path / "whole")
+    settings, (uncut, whole) = config(base, start_from="previous"), from_previous
     real_train, real_evaluate = room.train, room.evaluate
     calls = {"train": 0, "evaluate": 0}
 
@@ -224,7 +238,7 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     result = continual(settings, cut, resume=True)
     assert timeless(result) == timeless(whole)
     for file in ("model.safetensors", "adapters/far/adapter_model.safetensors"):
-        assert weights(cut / "2_far/rl/policy" / file) == weights(tmp_path / "whole" / "2_far/rl/policy" / file)
+        assert weights(cut / "2_far/rl/policy" / file) == weights(uncut / "2_far/rl/policy" / file)
     # A run that was begun before a setting existed has its default.
     written = json.loads((cut / "config.json").read_text())
     del written["train"]["ray"], written["warmup_demos"]
@@ -249,6 +263,94 @@ def test_a_warm_up_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     assert weights(stage / "warmup/policy/model.safetensors") == weights(base / "model.safetensors")
     assert weights(stage / "warmup/policy" / adapter) != weights(stage / "start" / adapter)
     assert json.loads((stage / "rl/config.json").read_text())["policy"] == str(stage / "warmup/policy")
+
+
+def demonstrations(folder: Path, task: str, cameras: tuple[str, ...] = ("front", "wrist")) -> str:
+    """Four demonstrations of `task` that nobody's expert made; `TASK=FOLDER`."""
+    spec = make_suite(SuiteConfig(name="fake_suite:make")).spec
+    spec = replace(spec, cameras=dict.fromkeys(cameras, next(iter(spec.cameras.values()))))
+    rng = np.random.default_rng(0)
+    with DatasetWriter(folder / task, spec, [f"do {task}"], {}) as out:
+        for number in range(4):
+            images = {
+                name: [encode_png(rng.integers(0, 256, (*size, 3), np.uint8)) for _ in range(6)]
+                for name, size in spec.cameras.items()
+            }
+            out.add(
+                DemonstrationEpisode(
+                    task=task,
+                    instruction=f"do {task}",
+                    initial_state=number,
+                    attempts=1,
+                    images=images,
+                    state=rng.normal(size=(6, len(spec.state_names))).astype(np.float32),
+                    actions=rng.uniform(-1, 1, (6, len(spec.action_names))).astype(np.float32),
+                )
+            )
+        out.finish()
+    return f"{task}={folder / task}"
+
+
+IMITATION = SFTConfig(batches=3, batch_size=4, validate_every=3)
+
+
+@pytest.mark.parametrize("structure", ["shared", "per_task", "merge_then_new", "full"])
+def test_tasks_are_learned_from_their_own_data_alone(
+    base: Path, tmp_path: Path, structure: Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_expert(*_: object) -> None:
+        raise AssertionError("an expert is asked")
+
+    monkeypatch.setattr(room, "generate", no_expert)
+    data = tuple(demonstrations(tmp_path / "data", task) for task in ORDER)
+    settings = config(base, structure=structure, stages="sft", data=data, warmup=IMITATION)
+    result = continual(settings, tmp_path / "run")
+    assert [len(row) for row in result["matrix"]] == [3, 3, 3]
+    assert [(stage["task"], stage["updates"], stage["episodes"]) for stage in result["stages"]] == [
+        (task, 0, 0) for task in ORDER
+    ]
+    for number, task in enumerate(ORDER, start=1):
+        folder = tmp_path / "run" / f"{number}_{task}"
+        assert json.loads((folder / "warmup/config.json").read_text())["dataset"] == str(tmp_path / "data" / task)
+        assert not (folder / "rl").exists()
+    # The second task begins with what the first one left.
+    second = json.loads((tmp_path / "run/2_far/start/trained_on.json").read_text())
+    assert "do reach" in json.dumps(second)
+    assert continual(settings, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
+    write_continual_report(tmp_path / "run")
+
+
+def test_a_task_with_data_begins_with_imitation_and_one_without_with_rl(base: Path, tmp_path: Path) -> None:
+    data = (demonstrations(tmp_path / "data", "far"),)
+    continual(config(base, data=data, warmup=IMITATION), tmp_path / "run")
+    starts = [
+        json.loads((tmp_path / "run" / stage / "rl/config.json").read_text())["policy"]
+        for stage in ("1_reach", "2_far")
+    ]
+    assert starts == [str(tmp_path / "run/1_reach/start"), str(tmp_path / "run/2_far/warmup/policy")]
+
+
+def test_data_that_do_not_fit_are_refused_before_anything_is_trained(base: Path, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"data": ("reach",)}, r"data is \('reach',\); expected TASK=FOLDER, each task once"),
+        ({"data": ("reach=a", "reach=b")}, "each task once"),
+        ({"data": ("raech=a",)}, "data has raech; expected some of the tasks reach, far"),
+        ({"data": ("reach=a",), "stages": "rl"}, "stages is 'rl', which learns from no demonstrations"),
+        (
+            {"data": ("reach=a",), "stages": "sft"},
+            "stages is 'sft', and far has no demonstrations; give --data far=FOLDER",
+        ),
+        ({"stages": "sft+rl"}, "reach, far has no demonstrations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(base, **changes)
+    other = demonstrations(tmp_path / "data", "near").replace("near=", "reach=")
+    with pytest.raises(ValueError, match=r"demonstrations of reach, say 'do near'; the suite says 'do reach'"):
+        continual(config(base, data=(other,)), tmp_path / "run")
+    turned = demonstrations(tmp_path / "turned", "reach", cameras=("front", "side"))
+    with pytest.raises(ValueError, match="the policy looks through wrist, the demonstrations of reach has front, side"):
+        continual(config(base, data=(turned,)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:

@@ -48,16 +48,43 @@ class ContinualConfig:
     start_from: Literal["base", "previous"] = "base"
     """per_task: a new adapter is the identity, or goes on from the last task's."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    stages: Literal["sft", "rl", "sft+rl"] | None = None
+    """How a task is learned: by imitation of its demonstrations, by RL, or by both; None: imitation where a task has
+    demonstrations, then RL."""
+    data: tuple[str, ...] = ()
+    """Demonstrations of tasks, each `TASK=FOLDER` of a LeRobotDataset."""
     warmup_demos: Count = 0
-    """Demonstrations by the suite's expert that a task begins with; 0 is none."""
+    """Demonstrations by the suite's expert for each task without given ones; 0 is none."""
     demos: DemosConfig = field(default_factory=DemosConfig)
     """Settings of these demonstrations; their suite and number are overwritten."""
     warmup: SFTConfig = field(default_factory=SFTConfig)
-    """Settings of the imitation of these demonstrations; dataset, policy and suite are overwritten."""
+    """Settings of the imitation of demonstrations; dataset, policy, suite, seed and device are overwritten."""
     eval_episodes_per_task: Count = 0
     """Held-out initial states of each task in each row of the matrix; 0 means all."""
 
+    @property
+    def folders(self) -> dict[str, str]:
+        """Task -> folder of its given demonstrations."""
+        return dict(given.split("=", 1) for given in self.data)
+
     def __post_init__(self) -> None:
+        if not all("=" in given for given in self.data) or len(self.folders) < len(self.data):
+            raise UserError(f"continual.data is {self.data}; expected TASK=FOLDER, each task once")
+        if unknown := sorted(set(self.folders) - set(self.tasks)):
+            raise UserError(
+                f"continual.data has {', '.join(unknown)}; expected some of the tasks {', '.join(self.tasks)}"
+            )
+        if self.stages == "rl" and (self.data or self.warmup_demos):
+            raise UserError(
+                "continual.stages is 'rl', which learns from no demonstrations, and continual.data or warmup_demos gives some; "
+                "choose 'sft+rl', or give none"
+            )
+        lacking = [task for task in self.tasks if task not in self.folders and not self.warmup_demos]
+        if self.stages in ("sft", "sft+rl") and lacking:
+            raise UserError(
+                f"continual.stages is {self.stages!r}, and {', '.join(lacking)} has no demonstrations; give --data "
+                f"{lacking[0]}=FOLDER, or --warmup-demos N for those of the suite's expert"
+            )
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"continual.tasks are {self.tasks}; expected at least one, each once")
         if self.start_from == "previous" and self.structure != "per_task":

@@ -2,9 +2,9 @@
 
 A run folder holds `row_0.json` (the base policy on every task) and per task `1_NAME/`, `2_NAME/` ... with
 
-    demos/, warmup/  demonstrations of the task and imitation of them, where the config asks for it
+    demos/, warmup/  demonstrations of the task by the suite's expert, and imitation of these or of given ones
     start/           the policy that RL starts from, its adapter ready
-    rl/              an ordinary RL run
+    rl/              an ordinary RL run, unless imitation alone is asked for
     row.json         every task's held-out success afterwards
     adapter/         the task's adapter alone, with its success
     stage.json       how RL ended, episodes, bytes of the adapter
@@ -25,12 +25,14 @@ from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.checked import from_dict
 from simplevla.config import EvalConfig, SuiteConfig, to_dict
+from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.policies.load import check_fits
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite
@@ -38,7 +40,7 @@ from simplevla.suites.registry import make_suite
 from simplevla.terminal import Console
 from simplevla.training.health import Health
 from simplevla.training.imitation import sft
-from simplevla.training.loop import train
+from simplevla.training.loop import RunOutcome, train
 from simplevla.training.run_folder import CONFIG, open_run, require_same
 from simplevla.training.runlog import read_rows
 
@@ -76,12 +78,19 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
 
 def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, Any]:
     policy = Path(config.train.policy)
-    with RolloutEngine(config.train.suite, config.train.rollout, load_policy(policy).chunk_length) as engine:
+    base = load_policy(policy)
+    for task, demos in config.folders.items():
+        _check_data(base, suite, task, demos)
+    chunk_length = base.chunk_length
+    del base
+    with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
 
         def row(file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
-                result = evaluate(engine, _as_deployed(config, load_policy(folder, config.train.device), suite), suite, settings)
+                result = evaluate(
+                    engine, _as_deployed(config, load_policy(folder, config.train.device), suite), suite, settings
+                )
                 if result.unmeasured:
                     raise UserError(
                         f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
@@ -99,7 +108,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
             if rate == 0:
                 console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
             stages.append(_stage(config, suite, task, number, policy, folder))
-            policy = folder / "rl" / "policy"
+            policy = _trained(config, folder)
             rows.append(row(folder / "row.json", policy))
             _export(config, task, rows[-1], policy, folder / "adapter")
             done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
@@ -125,23 +134,25 @@ def _stage(
             _prepare(config, policy, suite, task, number)
         with atomic_folder(start) as temporary:
             policy.save(temporary)
-    if config.warmup_demos:
-        start = _warm_up(config, only, folder, start)
+    if task in config.folders or config.warmup_demos:
+        start = _imitate(config, only, task, folder, start)
     rl = folder / "rl"
-    settings = replace(config.train, suite=only, policy=str(start))
-    outcome = train(settings, rl, resume=(rl / CONFIG).exists())
-    curve = [row["eval_success"] for row in read_rows(rl) if "eval_success" in row]
-    last: dict[str, Any] = next((row for row in reversed(read_rows(rl)) if "episodes_total" in row), {})
-    trained = load_policy(rl / "policy")
+    outcome, rows = RunOutcome(reason="finished", update=0, message="learned by imitation alone"), []
+    if config.stages != "sft":
+        settings = replace(config.train, suite=only, policy=str(start))
+        outcome = train(settings, rl, resume=(rl / CONFIG).exists())
+        rows = read_rows(rl)
+    last: dict[str, Any] = next((row for row in reversed(rows) if "episodes_total" in row), {})
+    trained = load_policy(_trained(config, folder))
     stage = {
         "task": task,
         "outcome": outcome.reason,
         "message": outcome.message,
-        "warnings": [str(warning) for warning, _ in Health(read_rows(rl)).found],
+        "warnings": [str(warning) for warning, _ in Health(rows).found],
         "updates": outcome.update,
         "episodes": int(last.get("episodes_total", 0)),
         "minutes": last.get("elapsed_s", 0.0) / 60,
-        "curve": curve,
+        "curve": [row["eval_success"] for row in rows if "eval_success" in row],
         "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
         "adapter_bytes": bank_of(trained).bytes(_adapter_name(config, task)) if config.structure != "full" else None,
     }
@@ -149,6 +160,11 @@ def _stage(
         console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _trained(config: ContinualConfig, folder: Path) -> Path:
+    """The policy that a finished stage leaves."""
+    return folder / ("warmup" if config.stages == "sft" else "rl") / "policy"
 
 
 def _export(config: ContinualConfig, task: str, row: EvaluationResult, policy: Path, folder: Path) -> None:
@@ -185,14 +201,27 @@ def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, n
     bank.activate(name, training=True)
 
 
-def _warm_up(config: ContinualConfig, only: SuiteConfig, folder: Path, start: Path) -> Path:
-    demos, run = folder / "demos", folder / "warmup"
+def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path, start: Path) -> Path:
+    """Imitates the task's demonstrations, given ones or those of the suite's expert; returns the policy's folder."""
+    run = folder / "warmup"
+    demos = Path(config.folders.get(task, folder / "demos"))
     if not (run / "policy").exists():
-        if not demos.exists():
+        if task not in config.folders and not demos.exists():
             generate(replace(config.demos, suite=only, episodes=config.warmup_demos), demos)
         settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only, seed=config.train.seed)
         sft(settings, run, resume=(run / CONFIG).exists())
     return run / "policy"
+
+
+def _check_data(base: Policy, suite: Suite, task: str, folder: str) -> None:
+    """Refuses demonstrations of `task` that don't fit the policy or say something else, before anything is trained."""
+    dataset = LeRobotDataset(folder)
+    check_fits(base, list(dataset.cameras), dataset.state_dim, dataset.action_dim, f"the demonstrations of {task}")
+    told = suite.task(task).instruction
+    if told not in dataset.instructions:
+        raise UserError(
+            f"{folder}, the demonstrations of {task}, say {', '.join(map(repr, dataset.instructions))}; the suite says {told!r} for this task"
+        )
 
 
 def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:
