@@ -7,7 +7,7 @@ from simplevla.config import SuiteConfig
 from simplevla.suites.checker import check_suite
 from simplevla.suites.registry import make_suite
 from simplevla.suites.tabletop.environment import MAX_DELTA_M, TabletopEnvironment
-from simplevla.suites.tabletop.layout import BLOCKS, sample_layout
+from simplevla.suites.tabletop.layout import BLOCK_HALF, BLOCKS, sample_layout
 
 SUITE = make_suite(SuiteConfig(name="tabletop"))
 STATES_PER_TASK = 20
@@ -58,6 +58,27 @@ def test_an_action_moves_the_hand_by_its_delta_relative_to_where_it_is(environme
     action = np.array([[0.5, -1.0, 0.25, -1.0]], np.float32)
     environment.step_chunk(action)
     np.testing.assert_allclose(environment.hand() - before, MAX_DELTA_M * action[0, :3], atol=0.002)
+
+
+def test_a_hand_that_was_held_up_leaves_at_once(environment: TabletopEnvironment) -> None:
+    """An action is relative to where the hand is, not to where the last one wanted it."""
+    environment.reset(SUITE.task("press_button"), 0)
+    environment.step_chunk(np.tile(np.array([0, 0, -1, -1], np.float32), (12, 1)))
+    before = environment.hand()
+    environment.step_chunk(np.array([[0, 0, 1, -1]], np.float32))
+    assert environment.hand()[2] - before[2] > 0.8 * MAX_DELTA_M
+
+
+def test_the_red_block_on_the_blue_one_is_stacked_and_the_other_way_round_is_not(
+    environment: TabletopEnvironment,
+) -> None:
+    environment.reset(SUITE.task("stack_blocks"), 0)
+    for low, high, stacked in (("blue", "red", True), ("red", "blue", False)):
+        for name, height in ((low, BLOCK_HALF), (high, 3 * BLOCK_HALF)):
+            place = environment.model.joint(name).qposadr[0]
+            environment.data.qpos[place : place + 7] = (-0.05, -0.05, height, 1, 0, 0, 0)
+        environment.step_chunk(still())
+        assert environment.success() is stacked
 
 
 def test_without_a_command_nothing_is_solved_and_nothing_drifts(environment: TabletopEnvironment) -> None:
@@ -112,6 +133,14 @@ def test_the_same_state_gives_the_same_pixels_and_another_state_others(environme
     for camera in ("fixed", "wrist"):
         np.testing.assert_array_equal(first.images[camera], again.images[camera])
         assert np.abs(first.images[camera].astype(int) - other.images[camera]).max() > 50
+
+
+def test_each_task_has_layouts_of_its_own(environment: TabletopEnvironment) -> None:
+    blocks = set()
+    for task in SUITE.tasks:
+        environment.reset(task, 7)
+        blocks.add(tuple(environment.block("red")))
+    assert len(blocks) == len(SUITE.tasks)
 
 
 def test_a_sibling_that_nobody_sees_begins_like_one_that_is_seen(environment: TabletopEnvironment) -> None:
