@@ -96,3 +96,83 @@ def test_every_source_is_public() -> None:
     texts = [p for p in paths if p.suffix in {".py", ".md", ".toml", ".html", ".sh", ".txt"} and p.is_file()]
     found = [f"{path.relative_to(ROOT)}: {line}" for path in texts for line in private_sources(path.read_text())]
     assert not found, "\n".join(found)
+
+
+LONGEST_SENTENCE = 40
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem not in {"log", "scale"}),
+]
+CODE, LINK = re.compile(r"`[^`]*`"), re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+ITEM = re.compile(r" *(?:[-*]|\d+\.) +(?=\S)")
+BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\**\s+(?=[\W_]*[A-Z0-9])")
+
+
+def paragraphs(page: str) -> Iterator[tuple[int, str]]:
+    """First lines and texts of a page's paragraphs and list items, without headings, tables and indented code."""
+    started, lines = 0, list[str]()
+    inside_list = False
+    for number, line in enumerate([*page.splitlines(), ""], start=1):
+        item = ITEM.match(line)
+        inside_list = bool(item) or (inside_list and (not line or line.startswith(" ")))
+        left_out = not line.strip() or line.startswith(("#", "|")) or (line.startswith("    ") and not inside_list)
+        if (left_out or item) and lines:
+            yield started, " ".join(lines)
+            lines = []
+        if not left_out:
+            started = started if lines else number
+            lines.append(line[item.end() if item else 0 :].strip())
+
+
+def unclear(page: str) -> Iterator[str]:
+    """Lines and faults of a page's sentences; a piece of code counts as one word."""
+    for number, text in paragraphs(page):
+        plain = LINK.sub(r"\1", CODE.sub("Code", text))
+        if re.search(r"\([^()]*\(", plain):
+            yield f"{number}: nested parentheses; expected one level at most"
+        for sentence in BETWEEN_SENTENCES.split(plain):
+            if (words := len(sentence.split())) > LONGEST_SENTENCE:
+                yield f"{number}: a sentence of {words} words; expected at most {LONGEST_SENTENCE}: {sentence[:60]}..."
+        if re.search(r"\brooms?\b", plain):
+            yield f"{number}: 'room' for a part of the code; expected 'package'"
+
+
+LONG = "word " * LONGEST_SENTENCE + "more."
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"# Title\n\n{LONG}",
+        f"Short. {LONG} Short.",
+        f"**Bold.** {LONG}",
+        f"- Short.\n- {LONG}",
+        f"1. Short.\n   - {LONG}",
+        f"word\n{LONG}",
+        "One (two (three)).",
+        "One (two\n(three)).",
+        "The room of the suites.",
+    ],
+)
+def test_a_sentence_that_a_stranger_reads_twice_is_found(page: str) -> None:
+    assert len(list(unclear(page))) == 1
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        f"Text:\n\n    {LONG}",
+        f"| {LONG} |\n|---|",
+        f"# {LONG}",
+        f"{LONG[5:].capitalize()} {LONG[5:].capitalize()}",
+        f"- {LONG[5:]}\n- {LONG[5:]}",
+        f"`f(g({LONG}))` and [one (two)](page_(1).md) more (three).",
+    ],
+)
+def test_short_sentences_code_and_tables_are_no_faults(page: str) -> None:
+    assert list(unclear(page)) == []
+
+
+def test_documentation_is_plain() -> None:
+    found = [f"{page.relative_to(ROOT)}:{fault}" for page in PAGES for fault in unclear(page.read_text())]
+    assert not found, "\n".join(found)
