@@ -1,6 +1,5 @@
 """Reads LeRobotDataset v3.0 folders, our own and others', with images in the parquet files or in videos."""
 
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from simplevla.demonstrations.bounds import bounded_statistics, statistics_of, w
 from simplevla.demonstrations.cameras import Camera, find_cameras
 from simplevla.demonstrations.images import decode_image
 from simplevla.demonstrations.rows import Rows, read_rows
-from simplevla.demonstrations.streaming import EmbeddedPictures, Pictures, VideoPictures, require_images
+from simplevla.demonstrations.streaming import EmbeddedPictures, Pictures, VideoPictures, make_spill, require_images
 from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
 from simplevla.errors import UserError
@@ -148,13 +147,13 @@ class LeRobotDataset:
         Args:
             spill: a folder for encoded pictures, see `EmbeddedPictures`; what it holds is removed.
         """
-        shutil.rmtree(spill, ignore_errors=True)
-        images: dict[str, Pictures] = {}
+        images: dict[str, EmbeddedPictures | VideoPictures] = {}
         for name, camera in self._cameras.items():
             if camera.video:
                 images[name] = VideoPictures(camera.size, self._video_times(camera.key), self.fps)
             else:
                 images[name] = EmbeddedPictures(camera.key, camera.size, self.rows.places, spill)
+        make_spill(spill, sum(held.encoded_bytes for held in images.values() if isinstance(held, EmbeddedPictures)))
         return self._frames(images)
 
     def _frames(self, images: Mapping[str, Pictures]) -> Frames:

@@ -53,7 +53,7 @@ class EmbeddedPictures:
         places: data file -> int64, which frame each of its rows is; -1 for rows that aren't wanted.
 
     Raises:
-        UserError: a data file is damaged, or `spill` lacks the space for all pictures.
+        UserError: a data file is damaged or holds no images.
     """
 
     def __init__(self, key: str, size: tuple[int, int], places: Mapping[Path, np.ndarray], spill: Path) -> None:
@@ -62,22 +62,15 @@ class EmbeddedPictures:
         self.group_starts = []
         frames = 1 + max(int(rows.max(initial=-1)) for rows in places.values())
         self.file, self.row = np.full(frames, -1), np.zeros(frames, np.int64)
-        encoded = 0
+        self.encoded_bytes = 0
         for number, (path, rows) in enumerate(places.items()):
             with _damage(path), pq.ParquetFile(path) as file:
                 require_images(path, file, key)
                 groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
             self.group_starts.append(np.cumsum([0, *(group.num_rows for group in groups)]))
-            encoded += sum(_bytes_of(group, key) for group in groups)
+            self.encoded_bytes += sum(_bytes_of(group, key) for group in groups)
             wanted = np.flatnonzero(rows >= 0)
             self.file[rows[wanted]], self.row[rows[wanted]] = number, wanted
-        spill.mkdir(exist_ok=True)
-        free = shutil.disk_usage(spill).free
-        if encoded > free:
-            raise UserError(
-                f"{spill} needs {encoded / 1e9:.1f} GB for the encoded pictures of {key!r}, and {free / 1e9:.1f} GB are free; "
-                "make space, give a run folder on a larger disk, or a larger memory-gb so that nothing is streamed"
-            )
 
     def __getitem__(self, frames: np.ndarray) -> np.ndarray:
         pictures = np.empty((len(frames), *self.size, 3), np.uint8)
@@ -114,6 +107,22 @@ class EmbeddedPictures:
             out.seek(0)
             out.write(np.cumsum([0, *lengths], dtype=np.int64).tobytes())
         os.replace(temporary, copy)
+
+
+def make_spill(spill: Path, needed: int) -> None:
+    """Makes the empty folder `spill`; what it held is removed.
+
+    Raises:
+        UserError: the disk has less than the `needed` bytes.
+    """
+    shutil.rmtree(spill, ignore_errors=True)
+    spill.mkdir()
+    free = shutil.disk_usage(spill).free
+    if needed > free:
+        raise UserError(
+            f"{spill} needs {needed / 1e9:.1f} GB for encoded pictures, and {free / 1e9:.1f} GB are free; make space, give a run "
+            "folder on a larger disk, or a larger memory-gb so that nothing is streamed"
+        )
 
 
 def _bytes_of(group: Any, key: str) -> int:
