@@ -166,7 +166,7 @@ def chunk_batches(
 def _extending(config: SFTConfig) -> dict[str, str]:
     """Settings that may change when a run goes on, and why `batches` may not where the learning rate depends on it."""
     depends = "" if config.schedule == "constant" else " (the cosine schedule's learning rates depend on it)"
-    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": ""}
+    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": "", "memory_gb": ""}
 
 
 def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
