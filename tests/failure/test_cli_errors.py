@@ -13,6 +13,7 @@ import torch
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
 from simplevla import cli
+from simplevla.commands.arguments import resumed_run
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
 
@@ -204,6 +205,11 @@ def test_train_then_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path, p
 
     (run / "checkpoints" / "update_000001" / "state.json").write_text("{")
     assert "no intact checkpoint is left" in error_of(capsys, "train", *trust)
+
+
+@pytest.mark.parametrize("arguments", [["--resume", "runs/a"], ["--seed", "1", "--resume=runs/a"]])
+def test_the_run_to_go_on_with_is_found_before_its_flags_are_parsed(arguments: list[str]) -> None:
+    assert resumed_run(arguments) == Path("runs/a")
 
 
 @pytest.mark.parametrize(

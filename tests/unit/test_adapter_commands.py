@@ -145,6 +145,10 @@ def test_merge_writes_a_new_policy_and_leaves_the_old(
     assert merged.names == ["first", "second", "both"]
     # Half of each, side by side: ranks add up.
     assert merged.entry("both").config.rank == 8
+    module = merged.entry("both").modules[0]
+    change = {name: merged.carrier(name, module).get_delta_weight(name) for name in merged.names}
+    assert change["first"].abs().max() > 0
+    torch.testing.assert_close(change["both"], (change["first"] + change["second"]) / 2)
     assert {path: path.read_bytes() for path in policy.rglob("*") if path.is_file()} == files
     assert run("merge", policy, "first", "second", "--into", "both", "--out", tmp_path / "merged") == 2
     assert "exists already" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from sampled_episodes import load_fake_policy
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.rollout.collect import Collection, NoSignal
 from simplevla.training import loop
+from simplevla.training.checkpoint import list_checkpoints
 
 
 def config(folder: Path, task: str, stop_at: float | None) -> TrainConfig:
@@ -98,3 +99,10 @@ def test_a_resume_under_another_protocol_is_said(tmp_path: Path, monkeypatch: py
         UserWarning, match="another protocol of suite 'fake': horizon was 11, now 12; visuals was None, now 'lite'"
     ):
         loop.train(settings, tmp_path / "run", resume=True)
+
+
+def test_the_last_update_is_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    settings = replace(config(tmp_path / "a", "impossible", None), updates=3, eval_every=0, checkpoint_every=2)
+    loop.train(settings, tmp_path / "run")
+    assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["update_000002", "update_000003"]
