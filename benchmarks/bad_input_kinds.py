@@ -18,12 +18,13 @@ from adapted_tinyvla import make_bank
 from simplevla import cli
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.files import layout, list_cards, read_card
-from simplevla.adapters.load import load_bank, load_policy, load_unfilled
+from simplevla.adapters.load import load_bank, load_policy
 from simplevla.adapters.metrics import SuccessMatrix
 from simplevla.config import SuiteConfig, TrainConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
+from simplevla.planning import unfilled
 from simplevla.policies.base import Sampling
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.policies.tinyvla.published import import_tinyvla
@@ -68,7 +69,7 @@ def _policy(folder: Path) -> None:
     policy = load_policy(folder)
     batch = small.observations(list(small.INSTRUCTIONS))
     policy.act(batch, Sampling(), [np.random.default_rng(i) for i in range(len(batch))])
-    load_unfilled(folder)
+    unfilled.saved(folder)
 
 
 def _bank(folder: Path) -> None:
@@ -230,7 +231,7 @@ def _openvla_policy(folder: Path) -> None:
 
 def _load(folder: Path) -> None:
     load_policy(folder)
-    load_unfilled(folder)
+    unfilled.saved(folder)
 
 
 def _partial(folder: Path) -> None:

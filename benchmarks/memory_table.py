@@ -9,12 +9,11 @@ from pathlib import Path
 
 from simplevla import recipes
 from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.load import add_trained_adapter
 from simplevla.config import DenoisingConfig, OptimizerConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.evaluation.provenance import commit
-from simplevla.planning.footprint import Footprint, rollout_footprint, update_footprint
+from simplevla.planning.footprint import rollout_footprint, update_footprint
 from simplevla.planning.memory import Sizes, device_memory, sizes_of
-from simplevla.planning.unfilled import published_openvla_oft, supervised
+from simplevla.planning.unfilled import add_trained_adapter, published_openvla_oft, supervised
 from simplevla.policies.base import Policy
 from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.base import Suite
@@ -95,22 +94,16 @@ def measure(way: Way) -> dict:
         "trained": way.trained,
         "million_parameters": sizes.parameters / 1e6,
         "million_trained": sum(sizes.trained) / 1e6,
-        "tflop_per_decision": rollout.flops / ROWS / 1e12,
-        "tflop_per_trained_decision": updates[1].flops / 1e12,
-        "micro_batch_gb": {str(rows): trace.peak_bytes / 1e9 for rows, trace in updates.items()},
+        "micro_batch_gb": {str(rows): size / 1e9 for rows, size in updates.items()},
         "gb": {str(gpus): needs(sizes, way.config, gpus, updates, rollout) for gpus in GPUS},
     }
     print(row, flush=True)
     return row
 
 
-def needs(
-    sizes: Sizes, config: TrainConfig, gpus: int, updates: dict[int, Footprint], rollout: Footprint
-) -> dict[str, float]:
+def needs(sizes: Sizes, config: TrainConfig, gpus: int, updates: dict[int, int], rollout: int) -> dict[str, float]:
     """Micro-batch -> GB of each GPU."""
-    return {
-        str(rows): device_memory(sizes, config, gpus, trace, rollout).total / 1e9 for rows, trace in updates.items()
-    }
+    return {str(rows): device_memory(sizes, config, gpus, size, rollout).total / 1e9 for rows, size in updates.items()}
 
 
 def checked() -> list[dict]:

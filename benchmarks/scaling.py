@@ -34,7 +34,7 @@ from simplevla.planning.cost import (
     rollout_parts,
     rollout_seconds,
 )
-from simplevla.planning.measured import FILE, simulator_key
+from simplevla.planning.measured import FILE, Measured, simulator_key
 from simplevla.policies.base import Policy
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -333,7 +333,7 @@ def main() -> None:
     per_decision = (slow - quick) / (many - few)
     update = UpdateCost(constant=quick - few * per_decision, per_decision=per_decision)
     machine = this_machine()
-    write_measured(points, others, handling, update, wholes, machine, source)
+    write_measured(points, handling, update, wholes, machine, source)
     result = {
         "points": [asdict(one) for one in points],
         "handling_s": asdict(handling),
@@ -352,13 +352,7 @@ def main() -> None:
 
 
 def write_measured(
-    points: list[Point],
-    others: dict[str, SimulatorCost],
-    handling: Handling,
-    update: UpdateCost,
-    wholes: list[dict],
-    machine: str,
-    source: str,
+    points: list[Point], handling: Handling, update: UpdateCost, wholes: list[dict], machine: str, source: str
 ) -> None:
     """What `simplevla plan` knows."""
     found = {(one.curve, one.x): one for one in points}
@@ -368,23 +362,23 @@ def write_measured(
         key_of(suite): one
         for suite, one in ((tabletop.SUITE, recipe), (STOCK, stock), (libero.SUITE, lite), (LITE_FAST, lite_fast))
     }
-    simulators = {key: one.simulator for key, one in known.items()} | others
-    config = tabletop.train()
-    write_json(
-        FILE,
-        {
-            "commit": source,
-            "machine": machine,
-            "cores": CORES,
-            "simulators": {key: asdict(cost) for key, cost in simulators.items()},
-            "worker_mb": {key: one.rollout.worker_mb for key, one in known.items()},
-            "nano": asdict(recipe.policy),
-            "handling": asdict(handling),
-            "update": asdict(update),
-            "episodes": {"tabletop": recipe.rollout.episodes, "LIBERO": lite_fast.rollout.episodes},
-            "sampled_per_trained": float(np.mean([row["groups"] for row in wholes])) / config.sampling.groups,
-        },
+    counts = counted(recipe.rollout.episodes)
+    costs = Measured(
+        commit=source,
+        machine=machine,
+        cores=CORES,
+        suite=key_of(tabletop.SUITE),
+        parameters=sum(parameter.numel() for parameter in half_trained(TABLETOP).parameters()),
+        simulator=recipe.simulator,
+        policy=recipe.policy,
+        handling=handling,
+        update=update,
+        env_steps=counts.env_steps / counts.episodes,
+        decisions=counts.decisions / counts.episodes,
+        sampled_per_trained=float(np.mean([row["groups"] for row in wholes])) / tabletop.train().sampling.groups,
+        worker_mb={key: one.rollout.worker_mb for key, one in known.items()},
     )
+    write_json(FILE, asdict(costs))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The cost model of docs/performance.md, by hand."""
+"""The cost model of docs/performance.md: by hand, and against what was measured."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ from simplevla.planning.cost import (
     rollout_seconds,
     shared_seconds,
 )
+from simplevla.storage import read_json
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 SIMULATOR = SimulatorCost(step=0.01, observe=0.02, reset=0.1)
 COUNTS = Counts(env_steps=1000, decisions=250, episodes=10)
@@ -44,26 +48,29 @@ def test_workers_take_their_shares_from_the_policy() -> None:
     assert shared_seconds(15.0, 10.0, cores=2, workers=1) == pytest.approx(15.0)
 
 
-def test_a_gpu_takes_the_policy_off_the_cores() -> None:
-    policy = PolicyCost(batch=0.1, row=0.01)
-    actor = Actor(cores=4, workers=20, slots=20, on_gpu=True)
-    counts = replace(COUNTS, longest=50)
-    parts = rollout_parts(counts, SIMULATOR, policy, IN_POLICY, actor)
-    assert parts == pytest.approx(
-        {
-            "simulators": 16.0 / 4,
-            "policy": 250 * (0.01 + 0.1 / 10 + 0.004),
-            # The longest episode: 50 decisions of 16 / 250 s of simulation and a batch of one.
-            "turns": 50 * (16.0 / 250 + 0.1 + 0.01),
-            "cores": (16.0 + 250 * 0.004) / 4,
-        }
-    )
-    slots_decide = rollout_parts(COUNTS, SIMULATOR, policy, IN_POLICY, actor)["turns"]
-    # 12.5 decisions in each slot, one after another, each with a batch of 10.
-    assert slots_decide == pytest.approx(12.5 * (16.0 / 250 + 0.1 + 10 * 0.01))
+def test_episodes_follow_one_after_another_in_a_slot() -> None:
+    policy, actor = PolicyCost(batch=0.1, row=0.01), Actor(cores=4, workers=20, slots=20)
+    # 12.5 decisions in each slot, each with 16 / 250 s of simulation and a batch of 10.
+    slots = rollout_parts(COUNTS, SIMULATOR, policy, IN_POLICY, actor)
+    assert slots["turns"] == pytest.approx(12.5 * (16.0 / 250 + 0.1 + 10 * 0.01))
+    assert slots["simulators"] == pytest.approx(16.0 / 4)
+    assert slots["policy"] == pytest.approx(250 * (0.01 + 0.1 / 10 + 0.004))
+    # The longest episode: 50 decisions, each with a batch of one.
+    longest = rollout_parts(replace(COUNTS, longest=50), SIMULATOR, policy, IN_POLICY, actor)
+    assert longest["turns"] == pytest.approx(50 * (16.0 / 250 + 0.1 + 0.01))
 
 
-def test_actors_share_what_there_is() -> None:
-    policy, actor = PolicyCost(batch=0.1, row=0.01), Actor(cores=4, workers=20, slots=20, on_gpu=True)
-    one, four = (rollout_parts(COUNTS, SIMULATOR, policy, IN_POLICY, actor, actors) for actors in (1, 4))
-    assert {name: 4 * value for name, value in four.items()} == pytest.approx(one)
+def test_measured_rollouts_are_known_to_within_a_fifth() -> None:
+    recorded = read_json(RESULTS / "scaling.json")
+    handling = Handling(**recorded["handling_s"])
+    for point in recorded["points"]:
+        episodes = point["rollout"]["episodes"]
+        counts = Counts(
+            env_steps=sum(steps for steps, _ in episodes),
+            decisions=sum(decisions for _, decisions in episodes),
+            episodes=len(episodes),
+            longest=max(decisions for _, decisions in episodes),
+        )
+        costs = SimulatorCost(**point["simulator"]), PolicyCost(**point["policy"]), handling
+        seconds = rollout_seconds(counts, *costs, Actor(**point["actor"]))
+        assert seconds == pytest.approx(point["rollout"]["seconds"], rel=0.2), (point["curve"], point["x"])

@@ -1,4 +1,4 @@
-"""Bytes and multiplications that are planned with: by hand, and as real policies, gradients and optimizers have them."""
+"""Bytes that are planned with: by hand, and as real policies, gradients and optimizers have them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,15 @@ import small_tinyvla
 from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
-from simplevla.adapters.load import add_trained_adapter, load_policy, load_unfilled
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
-from simplevla.planning.footprint import Counter, Footprint, rollout_footprint, update_footprint
+from simplevla.planning.footprint import Counter, update_footprint
 from simplevla.planning.memory import BLOCK, Sizes, device_memory, moment_bytes, sizes_of, stored_episodes
-from simplevla.planning.unfilled import published_openvla_oft
+from simplevla.planning.unfilled import add_trained_adapter, published_openvla_oft, saved
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import ROWS
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.policies.tinyvla.policy import TinyVLA
-from simplevla.policies.towers import layers
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.libero.suite import LiberoSuite
 from simplevla.training.learner import Learner
@@ -45,7 +44,7 @@ ALL_HALF = Sizes(
     outside_bytes=300,
     stored_bytes=100,
 )
-UPDATE, ROLLOUT = Footprint(peak_bytes=5000, flops=0), Footprint(peak_bytes=700, flops=0)
+UPDATE, ROLLOUT = 5000, 700
 
 
 def test_one_gpu_by_hand() -> None:
@@ -171,7 +170,7 @@ def test_stored_bytes_are_an_episode_s(head: str) -> None:
     sizes = sizes_of(policy, SPEC)
     assert 2 * sizes.stored_bytes == sum(array.nbytes for array in arrays)
     config = TrainConfig(sampling=SamplingConfig(groups=4, group_size=8))
-    assert stored_episodes(sizes, config, 2.0) == 4 * 8 * 2 * sizes.stored_bytes
+    assert stored_episodes(sizes, config, 2) == 4 * 8 * 2 * sizes.stored_bytes
 
 
 def test_an_adapter_is_as_large_as_the_bank_makes_it(tmp_path: Path) -> None:
@@ -182,12 +181,12 @@ def test_an_adapter_is_as_large_as_the_bank_makes_it(tmp_path: Path) -> None:
     bank.add("task", AdapterConfig(rank=4, alpha=4))
     bank.activate("task", training=True)
     real.save(tmp_path / "adapted")
-    empty = load_unfilled(tmp_path / "policy")
+    empty = saved(tmp_path / "policy")
     add_trained_adapter(empty, AdapterConfig(rank=4, alpha=4))
     spec = libero().spec
     assert all(parameter.device.type == "meta" for parameter in empty.parameters())
     assert sizes_of(empty, spec) == sizes_of(real, spec)
-    assert sizes_of(load_unfilled(tmp_path / "adapted"), spec) == sizes_of(real, spec)
+    assert sizes_of(saved(tmp_path / "adapted"), spec) == sizes_of(real, spec)
     assert 4 * sum(sizes_of(empty, spec).trained) == bank.bytes("task")
 
 
@@ -196,7 +195,7 @@ def test_counting_by_hand() -> None:
     with Counter(layer) as counter:
         x = torch.zeros(2, 4)
         y = layer(x)
-        assert (counter.alive, counter.flops) == (4 * 2 * 4 + 4 * 2 * 3, 2 * 2 * 4 * 3)
+        assert counter.alive == 4 * 2 * 4 + 4 * 2 * 3
         z = torch.cat([y, y])
         del x, y
         # The graph keeps x for the weight's gradient, and nothing keeps y.
@@ -218,40 +217,14 @@ def test_a_policy_without_numbers_takes_what_the_real_one_takes() -> None:
             update_footprint(p, SPEC, small_tinyvla.INSTRUCTIONS[0], ROWS, checkpointing)
             for p in (real, without_numbers(real))
         )
-        assert counted.peak_bytes == pytest.approx(computed.peak_bytes, rel=0.05)
-        # torch's table of formulas lacks the CPU's attention kernel, so multiplications can't be compared here.
+        assert counted == pytest.approx(computed, rel=0.05)
 
 
 def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -> None:
     policy = without_numbers(small_tinyvla.make("siglip_test"))
 
     def peak(rows: int, checkpointing: bool = False) -> int:
-        return update_footprint(policy, SPEC, small_tinyvla.INSTRUCTIONS[0], rows, checkpointing).peak_bytes
+        return update_footprint(policy, SPEC, small_tinyvla.INSTRUCTIONS[0], rows, checkpointing)
 
     assert peak(1) < peak(2) < peak(4) < peak(8)
     assert peak(8, checkpointing=True) < peak(8)
-
-
-def test_multiplications_of_the_published_policy() -> None:
-    policy = published_openvla_oft(libero())
-    instruction = libero().tasks[0].instruction
-    forward = rollout_footprint(policy, libero().spec, instruction, 2).flops / 2
-    tokens = 1 + 256 + policy.prompts.batch([instruction])[0].shape[1] + 56 + 1  # type: ignore[attr-defined,operator]
-    linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    attention = 32 * 2 * 2 * tokens**2 * 4096
-    towers = sum(p.numel() for layer in layers(policy)[:49] for p in layer.parameters())
-    # A multiplication and an addition for each weight and token; the towers' 256 and 261 tokens, the projector; 1 % for the rest.
-    expected = (
-        2 * tokens * linear
-        + attention
-        + 2 * 258 * towers
-        + 2 * 256 * sum(p.numel() for p in policy.projector.parameters())
-    )  # type: ignore[operator,union-attr]
-    assert forward == pytest.approx(expected, rel=0.02)
-    full = update_footprint(policy, libero().spec, instruction, 1, checkpointing=True).flops
-    # Forward, twice as much backward, and the layers once more.
-    assert full == pytest.approx(4 * forward, rel=0.07)
-    add_trained_adapter(policy, AdapterConfig())
-    adapted = update_footprint(policy, libero().spec, instruction, 1, checkpointing=True).flops
-    # The frozen weights have no gradient.
-    assert adapted == pytest.approx(3 * forward, rel=0.07)

@@ -1,74 +1,74 @@
 """Plans as the command line makes them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fake_suite import FakeSuite
 from simplevla import recipes
+from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.load import load_policy
 from simplevla.cli import main
-from simplevla.config import SuiteConfig, TrainConfig
-from simplevla.planning.measured import FILE, measured, simulator_key
-from simplevla.planning.memory import Sizes
-from simplevla.planning.plan import (
-    NETWORK,
-    NVLINK,
-    OBJECT_STORE,
-    Machine,
-    exchange_seconds,
-    plan,
-    weights_seconds,
-    workload,
-)
-from simplevla.planning.unfilled import supervised
+from simplevla.config import RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.planning.measured import FILE, simulator_key
+from simplevla.planning.plan import Machine, Plan, plan, remedies
+from simplevla.planning.unfilled import add_trained_adapter, published_openvla_oft, supervised
+from simplevla.policies.base import Policy
+from simplevla.policies.registry import ARCHITECTURES
+from simplevla.storage import read_json
 from simplevla.suites.registry import make_suite
+from toy_policy import ToyPolicy
 
-HALF = Sizes(
-    parameters=10**9,
-    weight_bytes=2 * 10**9,
-    trained=(10**9,),
-    trained_half=10**9,
-    layer_bytes=0,
-    outside_bytes=0,
-    stored_bytes=0,
-)
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
     code = main(["plan", *arguments])
-    return code, capsys.readouterr().out.splitlines()[-1]
+    return code, capsys.readouterr().out.splitlines()
 
 
 def test_a_cpu_recipe_fits_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = run(capsys, "tabletop_nano", "--gpus", "0", "--memory", "8")
+    code, lines = run(capsys, "tabletop_nano", "--gpus", "0", "--memory", "8", "--rollout.workers", "2")
     assert code == 0
-    assert line.startswith("fits: ")
-    code, line = run(capsys, "tabletop_nano", "--gpus", "0", "--memory", "0.5")
+    assert lines[-2].startswith("seconds: about ")
+    assert lines[-1].startswith("fits: ")
+
+
+def test_what_would_fit_counts_simulators_and_episodes_too(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("tabletop_nano", "--gpus", "0", "--rollout.workers", "2", "--memory")
+    code, lines = run(capsys, *arguments, "0.9")
     assert code == 1
-    assert line.startswith("doesn't fit: needs ")
-    assert "smaller micro-batches" in line
+    assert lines[-1].startswith("doesn't fit: needs ")
+    assert "smaller micro-batches (--microbatch-decisions 1" in lines[-1]
+    # The process and its simulators alone are 0.77 GB, whatever the policy does.
+    assert run(capsys, *arguments, "0.7")[1][-1].endswith("no single change that is known here makes it fit")
 
 
 def test_the_adapter_s_recipe_fits_24_gb(capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = run(capsys, "libero_spatial_lora_24gb", "--gpus", "1", "--memory", "24")
-    assert (code, line.split()[0]) == (0, "fits:")
+    code, lines = run(capsys, "libero_spatial_lora_24gb", "--gpus", "1", "--memory", "24")
+    assert (code, lines[-1].split()[0]) == (0, "fits:")
+    assert lines[-2] == "seconds: none, since nobody has measured an update on a GPU"
 
 
-def test_all_parameters_need_8_large_gpus(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("libero_spatial_one_demo", "--gpus", "8", "--memory")
-    assert run(capsys, *arguments, "80")[0] == 0
-    code, line = run(capsys, *arguments, "24")
-    assert code == 1
-    assert "of 24 GB on each GPU" in line
+def test_all_parameters_need_8_large_gpus() -> None:
+    config = recipes.TRAIN["libero_spatial_one_demo"]()
 
+    def make(adapter_rank: int) -> Policy:
+        policy = published_openvla_oft(make_suite(config.suite))
+        if adapter_rank:
+            add_trained_adapter(policy, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
+        return policy
 
-def test_one_large_gpu_needs_an_adapter_for_all_parameters(capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = run(capsys, "libero_spatial_one_demo", "--gpus", "1", "--memory", "80")
-    assert code == 1
-    assert "--adapter-rank 32" in line
+    found = plan(config, make(0))
+    assert found.fits(Machine(gpus=8, memory_gb=80))
+    assert not found.fits(Machine(gpus=8, memory_gb=24))
     # 7.4 billion: 2 + 4 + 4 bytes each and moments of 2 are still more than 80 GB.
-    assert "8-bit" not in line
-    assert "GPUs" in line.partition("what would fit")[2]
+    assert remedies(found, make, 0, Machine(gpus=1, memory_gb=80)) == [
+        "an adapter of rank 32 (--adapter-rank 32)",
+        "4 GPUs",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,6 @@ def test_one_large_gpu_needs_an_adapter_for_all_parameters(capsys: pytest.Captur
             ["plan", "tabletop_nano", "--gpus", "0", "--memory", "8", "--microbatch-decisions", "1000000000"],
             "a batch of 1000000000 decisions has",
         ),
-        (["plan", "tabletop_nano", "--gpus", "8", "--memory", "8", "--simulators", "4"], "4 simulators for 8 GPUs"),
         (["plan", "tabletop_nano", "--gpus", "0", "--memory", "8", "--policy", "nowhere"], "nowhere holds no policy"),
     ],
 )
@@ -92,46 +91,100 @@ def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.C
     assert message in capsys.readouterr().err
 
 
-def test_more_gpus_shorten_rollouts_and_updates() -> None:
-    config = recipes.TRAIN["tabletop_nano"]()
-    suite = make_suite(config.suite)
-    one, four = (
-        plan(config, supervised(recipes.SFT["tabletop_nano"](), suite), Machine(gpus=n, memory_gb=80)) for n in (1, 4)
+def test_a_policy_and_a_suite_that_nobody_measured_are_planned_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "toy", lambda: ToyPolicy)
+    suite = FakeSuite(("reach",))
+    toy = supervised_toy(suite)
+    toy.save(tmp_path / "policy")
+    assert isinstance(load_policy(tmp_path / "policy"), ToyPolicy)
+    arguments = ("--suite.name", "fake_suite:make", "--policy", str(tmp_path / "policy"), "--rollout.workers", "1")
+    code, lines = run(capsys, "tabletop_nano", "--gpus", "0", "--memory", "8", *arguments)
+    assert (code, lines[-1][:5]) == (0, "fits:")
+    assert lines[-2].startswith("seconds: none, since only the recipe tabletop_nano's costs were measured")
+    # It has no gradient checkpointing, which makes that no remedy, and no error.
+    code, lines = run(capsys, "tabletop_nano", "--gpus", "1", "--memory", "0.9", *arguments)
+    assert (code, lines[-1]) == (
+        1,
+        "doesn't fit: needs 1.00 of 0.9 GB on each GPU; no single change that is known here makes it fit",
     )
-    # The same simulators and cores for each GPU.
-    assert max(four.rollout.values()) < max(one.rollout.values())
-    assert four.rollout["cores"] == pytest.approx(one.rollout["cores"] / 4)
-    assert four.counts == one.counts
-    assert four.seconds == pytest.approx(max(four.rollout.values()) + four.update_s + four.weights_s)
 
 
-def test_what_learners_exchange() -> None:
-    # 100 decisions for each of 8 GPUs are 25 micro-batches of 4: weights twice, gradients once, 7/8 of each from others.
-    config = TrainConfig(microbatch_decisions=4)
-    assert exchange_seconds(HALF, config, 8, 800) == pytest.approx(25 * 6e9 * 7 / 8 / NVLINK)
-    assert exchange_seconds(HALF, config, 16, 1600) == pytest.approx(25 * 6e9 * 15 / 16 / NETWORK)
-    assert exchange_seconds(HALF, config, 1, 100) == 0
-    # Into the store once, out of it on each of two machines.
-    assert weights_seconds(HALF, 16) == pytest.approx(3 * 2e9 / OBJECT_STORE)
-    assert weights_seconds(HALF, 1) == 0
+def supervised_toy(suite: FakeSuite) -> ToyPolicy:
+    recipe = replace(recipes.SFT["tabletop_nano"](), policy="toy_small")
+    made = supervised(recipe, suite)
+    assert isinstance(made, ToyPolicy)
+    return ToyPolicy(made.sizes, made.statistics, made.tokenizer)
 
 
-def test_the_workload_of_a_paper_s_update() -> None:
-    config = recipes.TRAIN["libero_spatial_one_demo"]()
-    counts, trained = workload(config, make_suite(config.suite), 8)
-    # 512 episodes train, 768 are sampled; 40 % of 512 env steps are 25.6 decisions.
-    assert counts.episodes == 768
-    assert counts.decisions == pytest.approx(768 * 25.6)
-    assert counts.longest == 64
-    assert trained == pytest.approx(512 * 25.6)
+@pytest.fixture(scope="module")
+def nano() -> Plan:
+    config = replace(recipes.TRAIN["tabletop_nano"](), rollout=RolloutConfig(workers=2, slots_per_worker=128))
+    return plan(config, supervised(recipes.SFT["tabletop_nano"](), make_suite(config.suite)))
 
 
-def test_measured_costs_are_of_every_training_recipe() -> None:
+def test_seconds_are_those_of_measured_updates(nano: Plan) -> None:
+    wholes = read_json(RESULTS / "scaling.json")["whole_updates"]
+    expected = nano.seconds()
+    for part, name in (("rollout", "collect_s"), ("training", "update_s")):
+        assert expected[part] == pytest.approx(sum(row[name] for row in wholes) / len(wholes), rel=0.2)
+
+
+def test_seconds_follow_the_numbers_of_episodes(nano: Plan) -> None:
+    def seconds(**changes: object) -> dict[str, float]:
+        return replace(nano, config=replace(nano.config, **changes)).seconds()  # type: ignore[arg-type]
+
+    once, twice = (seconds(sampling=SamplingConfig(groups=groups)) for groups in (32, 64))
+    assert twice["rollout"] == pytest.approx(2 * once["rollout"])
+    assert once["training"] < twice["training"] < 2 * once["training"]
+    # Off, as many episodes are sampled as train, in place of 2.3 times as many.
+    assert seconds(sampling=SamplingConfig(groups=32, dynamic=False))["rollout"] < 0.5 * once["rollout"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_checkpointing": True},
+        {"rollouts_ahead": True},
+        {"microbatch_decisions": 8},
+        {"minibatches": 1},
+        {"ray": RayConfig(actors=2)},
+        {"rollout": RolloutConfig(bfloat16=True)},
+    ],
+)
+def test_nothing_is_said_of_times_that_were_not_measured(nano: Plan, changes: dict[str, object]) -> None:
+    assert nano.seconds()
+    assert replace(nano, config=replace(nano.config, **changes)).seconds() == {}  # type: ignore[arg-type]
+    assert replace(nano, simulators="tabletop, 128 px").seconds() == {}
+    for sizes in (replace(nano.sizes, trained=(5,)), replace(nano.sizes, parameters=5)):
+        assert replace(nano, sizes=sizes).seconds() == {}
+
+
+def test_every_gpu_has_simulators_on_the_host(nano: Plan) -> None:
+    assert nano.host(8)["simulators"] == 8 * nano.host(1)["simulators"] == 8 * nano.host(0)["simulators"]
+    assert nano.host(8)["the driver's policy"] == nano.sizes.weight_bytes
+    assert "the driver's policy" not in nano.host(1)
+    assert nano.memory(0).kept["simulators"] == 2 * 176_453_632
+    assert "simulators" not in nano.memory(1).kept
+    assert nano.fits(Machine(gpus=0, memory_gb=nano.memory(0).total / 1e9))
+    assert not nano.fits(Machine(gpus=0, memory_gb=nano.memory(0).total / 1e9 - 1e-9))
+
+
+def test_a_simulator_that_nobody_measured_is_as_large_as_the_largest(nano: Plan) -> None:
+    assert replace(nano, simulators="tabletop, 512 px").worker_memory() == (176.453632, "tabletop, 64 px")
+    other = replace(nano, simulators="Meta-World lite, 64 px").worker_memory()
+    assert other == (1525.665792, "LIBERO stock, stock stepping, 64 px")
+
+
+def test_episodes_are_counted_up_to_the_horizon(nano: Plan) -> None:
+    horizon = max(task.horizon for task in make_suite(TrainConfig().suite).tasks)
+    assert nano.longest == -(-horizon // 4)
+    assert nano.host(0)["stored episodes"] == 32 * 8 * nano.longest * nano.sizes.stored_bytes
+
+
+def test_measured_costs_say_where_they_are_from() -> None:
     assert len(json.loads(FILE.read_text())["commit"]) >= 40
-    for recipe in recipes.TRAIN.values():
-        suite = recipe().suite
-        height, _ = next(iter(make_suite(suite).spec.cameras.values()))
-        assert simulator_key(suite, height) in measured().simulators
 
 
 def test_keys() -> None:

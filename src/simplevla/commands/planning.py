@@ -1,4 +1,4 @@
-"""Prediction of a recipe's memory and speed on a machine."""
+"""Prediction of the memory that a recipe needs, and of an update's seconds where they were measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """Says if a recipe fits a machine, and how long an update takes: simplevla plan RECIPE --gpus N --memory GB.
+    """Says if a recipe fits a machine, and what would make it fit: simplevla plan RECIPE --gpus N --memory GB.
 
-    Computed from the policy's sizes and from costs measured on two CPU cores (docs/memory.md, docs/scale.md).
+    Bytes are counted on the policy's own code. Seconds are given where they were measured (docs/memory.md).
     """
 
     config: Annotated[TrainConfig, UNPREFIXED]
     """Recipe; its `policy` is a saved policy to plan for instead of the recipe's own."""
     gpus: int
-    """Number of GPUs; 0 is a CPU machine like the one that was measured."""
+    """Number of GPUs; 0 is a CPU machine."""
     memory: float
     """GB (1e9 bytes) of each GPU, or of the host without one."""
-    cores: int = 0
-    """CPU cores in all; 0: 16 per GPU, two without one."""
-    simulators: int = 0
-    """Environments in all; 0: what the recipe gives each rollout actor, one per GPU."""
-    tflops: float = 396.0
-    """TFLOP/s that a GPU reaches; the default assumes an H100 at 40 % of its 990."""
     adapter_rank: int = 0
     """Rank of a LoRA on every linear layer, which alone is trained. 0: all parameters, or the policy's own adapter."""
 
@@ -53,34 +47,29 @@ def plan_command(arguments: list[str]) -> int:
     parsed = tyro.cli(PlanArguments, prog="simplevla plan", args=rest, default=default)
 
     from simplevla.adapters.config import AdapterConfig
-    from simplevla.adapters.load import add_trained_adapter, load_unfilled
     from simplevla.planning import show, unfilled
     from simplevla.planning.plan import Machine, plan, remedies
     from simplevla.suites.registry import make_suite
 
-    machine = Machine(
-        gpus=parsed.gpus,
-        memory_gb=parsed.memory,
-        cores=parsed.cores,
-        simulators=parsed.simulators,
-        tflops=parsed.tflops,
-    )
+    machine = Machine(gpus=parsed.gpus, memory_gb=parsed.memory)
     config, suite = parsed.config, make_suite(parsed.config.suite)
     supervised = recipes.SFT.get(name or "")
 
     def policy(adapter_rank: int) -> "Policy":
         if config.policy:
-            made = load_unfilled(Path(config.policy))
+            made = unfilled.saved(Path(config.policy))
         else:
             made = unfilled.supervised(supervised(), suite) if supervised else unfilled.published_openvla_oft(suite)
         if adapter_rank:
-            add_trained_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
+            unfilled.add_trained_adapter(made, AdapterConfig(rank=adapter_rank, alpha=adapter_rank))
         return made
 
-    found = plan(config, policy(parsed.adapter_rank), machine)
-    advice = [] if found.fits else remedies(found.traced, config, policy, parsed.adapter_rank, machine)
+    found = plan(config, policy(parsed.adapter_rank))
+    fits = found.fits(machine)
+    advice = [] if fits else remedies(found, policy, parsed.adapter_rank, machine)
     console = Console()
     console.print(show.table(found, machine))
-    console.print(show.sources(machine), style="dim", highlight=False)
+    console.print(show.sources(found, machine), style="dim", highlight=False)
+    print(show.time(found, machine))
     print(show.verdict(found, machine, advice))
-    return 0 if found.fits else EXIT_PROBLEMS
+    return 0 if fits else EXIT_PROBLEMS

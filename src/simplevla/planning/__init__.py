@@ -1,1 +1,1 @@
-"""Prediction of an update's seconds and bytes before it is run, and of whether it fits a machine."""
+"""Prediction of the bytes that a run needs before it is run, and of seconds where they were measured."""

@@ -1,7 +1,4 @@
-"""Seconds of a rollout and an update, from their parts measured one by one; docs/performance.md explains the formula.
-
-A rollout has one or more actors, each with its own policy process, worker processes and CPU cores.
-"""
+"""Seconds of a rollout and an update, from parts measured one by one; docs/performance.md explains the formula."""
 
 from dataclasses import dataclass
 
@@ -59,14 +56,12 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """Cores, worker processes and environments of one rollout actor."""
+    """Cores, worker processes and environments of a rollout; the policy's process has the same cores."""
 
     cores: int
     workers: int
     slots: int
     """Environments, in all of its workers."""
-    on_gpu: bool = False
-    """The policy computes beside the cores, and not on them."""
 
     @property
     def rows(self) -> float:
@@ -80,7 +75,7 @@ class Actor:
 
 
 def rollout_parts(
-    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor
 ) -> dict[str, float]:
     """Wall time of a rollout if one thing alone held it up; the largest decides.
 
@@ -88,12 +83,12 @@ def rollout_parts(
     episode's decisions follow one another, so that each slot does its share of them in a row, and somebody the longest
     episode; `cores`: all that cores do, shared out fairly.
     """
-    decisions = counts.decisions / actors
+    decisions = counts.decisions
     simulation = (
         counts.env_steps * simulator.step
-        + counts.decisions * (simulator.observe + handling.worker)
+        + decisions * (simulator.observe + handling.worker)
         + counts.episodes * simulator.reset
-    ) / actors
+    )
     inference = decisions * (policy.row + policy.batch / actor.rows + handling.policy)
     turn = simulation / decisions + policy.batch + policy.row * actor.rows
     alone = simulation / decisions + policy.batch + policy.row
@@ -101,19 +96,15 @@ def rollout_parts(
         "simulators": simulation / min(actor.workers, actor.cores),
         "policy": inference,
         "turns": max(decisions / actor.slots * turn, counts.longest * alone),
-        "cores": (
-            (simulation + decisions * handling.policy) / actor.cores
-            if actor.on_gpu
-            else shared_seconds(simulation, inference, actor.cores, actor.active_workers)
-        ),
+        "cores": shared_seconds(simulation, inference, actor.cores, actor.active_workers),
     }
 
 
 def rollout_seconds(
-    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor, actors: int = 1
+    counts: Counts, simulator: SimulatorCost, policy: PolicyCost, handling: Handling, actor: Actor
 ) -> float:
     """Wall time of a rollout: the largest of `rollout_parts`."""
-    return max(rollout_parts(counts, simulator, policy, handling, actor, actors).values())
+    return max(rollout_parts(counts, simulator, policy, handling, actor).values())
 
 
 def shared_seconds(simulation: float, inference: float, cores: int, workers: float) -> float:

@@ -6,49 +6,41 @@ from pathlib import Path
 
 from simplevla.config import SuiteConfig
 from simplevla.planning.cost import Handling, PolicyCost, SimulatorCost, UpdateCost
-from simplevla.storage import read_json
+from simplevla.storage import read_as
 
 FILE = Path(__file__).with_name("measured.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds of one core of `machine`, at `commit`."""
+    """Costs of the recipe tabletop_nano on `machine`, at `commit`, in seconds of one core; memory of other suites."""
 
     commit: str
     machine: str
     cores: int
-    simulators: dict[str, SimulatorCost]
-    """Costs of simulators, by `simulator_key`."""
-    worker_mb: dict[str, float]
-    """Memory of a worker process, by `simulator_key`, with as many environments as the recipe gives it."""
-    nano: PolicyCost
-    """The nano policy with a token head, images of 64 pixels."""
+    suite: str
+    """Suite of the costs, as `simulator_key` names it."""
+    parameters: int
+    """Number of the policy's parameters, by which a plan knows that it is the measured one."""
+    simulator: SimulatorCost
+    policy: PolicyCost
     handling: Handling
     update: UpdateCost
-    """Update of the nano policy, on all cores together."""
-    episodes: dict[str, list[tuple[int, int]]]
-    """(env steps, decisions) of sampled episodes, by suite."""
+    """Update, on all cores together."""
+    env_steps: float
+    """Mean env steps of a sampled episode."""
+    decisions: float
+    """Mean decisions of a sampled episode."""
     sampled_per_trained: float
-    """Episodes sampled per episode that trains, in the recipe tabletop_nano, halfway."""
+    """Episodes sampled per episode that trains."""
+    worker_mb: dict[str, float]
+    """Memory of a worker process, by `simulator_key`, with as many environments as the recipe gives it."""
 
 
 @cache
 def measured() -> Measured:
     """The content of measured.json."""
-    values = read_json(FILE)
-    return Measured(
-        commit=values["commit"],
-        machine=values["machine"],
-        cores=values["cores"],
-        simulators={key: SimulatorCost(**cost) for key, cost in values["simulators"].items()},
-        worker_mb=values["worker_mb"],
-        nano=PolicyCost(**values["nano"]),
-        handling=Handling(**values["handling"]),
-        update=UpdateCost(**values["update"]),
-        episodes={key: [(steps, decisions) for steps, decisions in rows] for key, rows in values["episodes"].items()},
-        sampled_per_trained=values["sampled_per_trained"],
-    )
+    return read_as(FILE, Measured)
 
 
 def simulator_key(suite: SuiteConfig, image_size: int) -> str:

@@ -4,7 +4,6 @@ Weights stay in the policy's own dtype. What is trained has float32 gradients an
 master copy where the weights are of half precision, whose own gradient is there until it was added to the master's.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from simplevla.config import TrainConfig
-from simplevla.planning.footprint import Footprint, trace_bytes
 from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
 from simplevla.suites.base import SuiteSpec
@@ -60,7 +58,7 @@ def sizes_of(policy: Policy, spec: SuiteSpec) -> Sizes:
         layer_bytes=max(each, default=0),
         outside_bytes=_bytes(policy) - sum(each),
         # `executed` is an int64.
-        stored_bytes=images + 4 * numbers + 8 + trace_bytes(policy),
+        stored_bytes=images + 4 * numbers + 8 + policy.empty_trace(1).nbytes,
     )
 
 
@@ -93,15 +91,15 @@ class Memory:
         return sum(self.kept.values()) + max(self.passing.values())
 
 
-def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Footprint, rollout: Footprint) -> Memory:
+def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update_bytes: int, batch_bytes: int) -> Memory:
     """Memory of each of `gpus` GPUs, or of the CPU process if there are none.
 
     One process rolls out and trains with the same weights; with several GPUs each has a learner, with its part of
     parameters and optimizer or a copy of all (`ray.divide`), and beside it a rollout actor with a replica.
 
     Args:
-        update: trace of a micro-batch; its activations aren't divided.
-        rollout: trace of a policy batch.
+        update_bytes: footprint of a micro-batch, whose activations aren't divided.
+        batch_bytes: footprint of a policy batch.
     """
     parts = gpus if gpus > 1 and config.ray.divide == "full" else 1
     trained = sum(sizes.trained)
@@ -111,7 +109,7 @@ def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Footprin
         "gradients": 4 * trained // parts,
         "AdamW's moments": moment_bytes(sizes.trained, config.optimizer.moments) // parts,
     }
-    micro_batch = update.peak_bytes + 2 * sizes.trained_half // parts
+    micro_batch = update_bytes + 2 * sizes.trained_half // parts
     if parts > 1:
         # This layer and the next, and this one's gradient before it is divided.
         micro_batch += sizes.outside_bytes + (3 if sizes.trained_half else 2) * sizes.layer_bytes
@@ -123,18 +121,14 @@ def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update: Footprin
     }
     if gpus > 1:
         kept["replica for rollouts"] = sizes.weight_bytes
-        kept["a policy batch beside it"] = rollout.peak_bytes
+        kept["a policy batch beside it"] = batch_bytes
         kept["two processes (assumed)"] = 2 * CONTEXT_BYTES
     else:
-        passing["a policy batch"] = rollout.peak_bytes
+        passing["a policy batch"] = batch_bytes
         kept["process (assumed)" if gpus else "process"] = CONTEXT_BYTES if gpus else PROCESS_BYTES
     return Memory(kept={name: size for name, size in kept.items() if size}, passing=passing)
 
 
-def stored_episodes(sizes: Sizes, config: TrainConfig, decisions: float) -> int:
-    """Bytes of the episodes that an update trains on, on the host.
-
-    Args:
-        decisions: mean decisions of an episode.
-    """
-    return math.ceil(config.sampling.groups * config.sampling.group_size * decisions * sizes.stored_bytes)
+def stored_episodes(sizes: Sizes, config: TrainConfig, decisions: int) -> int:
+    """Most bytes of the episodes that an update trains on, on the host: all have as many `decisions` as the horizon."""
+    return config.sampling.groups * config.sampling.group_size * decisions * sizes.stored_bytes

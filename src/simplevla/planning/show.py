@@ -1,44 +1,24 @@
-"""A plan as a table and one line."""
+"""A plan as a table, and its verdict in one line."""
 
 from rich.table import Table
 
 from simplevla.planning.measured import measured
-from simplevla.planning.plan import (
-    EPISODE_SHARE,
-    GPU_MEMORY_RATE,
-    NETWORK,
-    NVLINK,
-    OBJECT_STORE,
-    SAMPLED_PER_TRAINED,
-    Machine,
-    Plan,
-)
+from simplevla.planning.plan import Machine, Plan
 
 
 def table(found: Plan, machine: Machine) -> Table:
-    """Memory, then time."""
-    where = "each GPU" if machine.gpus else "host"
-    shown = Table(
-        title=f"{found.sizes.parameters / 1e6:,.1f} M parameters, {sum(found.sizes.trained) / 1e6:,.1f} M of them trained"
-    )
-    shown.add_column("")
+    """Bytes, and the seconds that are known."""
+    sizes, memory, place = found.sizes, found.memory(machine.gpus), "each GPU" if machine.gpus else "host"
+    title = f"{sizes.parameters / 1e6:,.1f} M parameters, {sum(sizes.trained) / 1e6:,.1f} M of them trained"
+    shown = Table("", title=title)
     shown.add_column("GB", justify="right")
-    shown.add_column("s per update", justify="right")
-    for name, size in found.memory.kept.items():
-        shown.add_row(f"{where}: {name}", gigabytes(size), "")
-    for name, size in found.memory.passing.items():
-        shown.add_row(f"{where}: {name}, while it lasts", gigabytes(size), "")
-    shown.add_row(f"{where}: at most", gigabytes(found.memory.total), "", style="bold", end_section=True)
-    for name, size in found.host.items():
-        shown.add_row(f"host: {name}", gigabytes(size), "")
-    counts, actor = found.counts, found.actor
-    actors = max(1, machine.gpus)
-    sampled = f"rollout of {counts.episodes:,.0f} episodes, {counts.decisions:,.0f} decisions on {actor.slots * actors} simulators, {actor.cores * actors} cores"
-    shown.add_row(sampled, "", seconds(max(found.rollout.values())))
-    shown.add_row(f"update on {found.trained_decisions:,.0f} decisions", "", seconds(found.update_s))
-    if found.weights_s:
-        shown.add_row("weights to the rollout actors", "", seconds(found.weights_s))
-    shown.add_row("together", "", seconds(found.seconds), style="bold")
+    for name, size in memory.kept.items():
+        shown.add_row(f"{place}: {name}", gigabytes(size))
+    for name, size in memory.passing.items():
+        shown.add_row(f"{place}: {name}, while it lasts", gigabytes(size))
+    shown.add_row(f"{place}: at most", gigabytes(memory.total), style="bold", end_section=True)
+    for name, size in found.host(machine.gpus).items() if machine.gpus else ():
+        shown.add_row(f"host: {name}", gigabytes(size))
     return shown
 
 
@@ -47,36 +27,35 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}" if size < 10e9 else f"{size / 1e9:.1f}"
 
 
-def seconds(time: float) -> str:
-    """Three digits or so."""
-    return f"{time:.2f}" if time < 10 else f"{time:,.0f}"
+def sources(found: Plan, machine: Machine) -> str:
+    """Text that says what was counted, measured and assumed."""
+    worker_mb, suite = found.worker_memory()
+    assumed = "; assumed: 1 GB per process on a GPU" if machine.gpus else ""
+    return (
+        f"Counted: the policy's weights, gradients, moments and batches, and episodes that all last to the horizon. Simulators: "
+        f"{found.actor.workers * max(1, machine.gpus)} processes of {worker_mb / 1e3:.2f} GB, measured on {suite}{assumed}."
+    )
+
+
+def time(found: Plan, machine: Machine) -> str:
+    """One line about the seconds of an update."""
+    if machine.gpus:
+        return "seconds: none, since nobody has measured an update on a GPU"
+    known, parts = measured(), found.seconds()
+    where = f"{known.machine}, commit {known.commit[:12]}"
+    if not parts:
+        return f"seconds: none, since only the recipe tabletop_nano's costs were measured ({where})"
+    each = " and ".join(f"{seconds:.1f} of {name}" for name, seconds in parts.items())
+    return f"seconds: about {sum(parts.values()):.1f} an update, {each}, on a machine like the measured one ({where})"
 
 
 def verdict(found: Plan, machine: Machine, remedies: list[str]) -> str:
-    """One line: whether it fits, what would, and what takes longest."""
+    """One line: whether it fits, and what would."""
     place = "on each GPU" if machine.gpus else "of this host's memory"
-    needs = f"{gigabytes(found.memory.total)} of {machine.memory_gb:g} GB {place}"
-    time = f"about {seconds(found.seconds)} s per update, most of it {found.bottleneck}"
-    if found.fits:
-        return f"fits: {needs}; {time}"
+    needs = f"{gigabytes(found.memory(machine.gpus).total)} of {machine.memory_gb:g} GB {place}"
+    if found.fits(machine):
+        return f"fits: {needs}"
     advice = (
         f"what would fit: {'; '.join(remedies)}" if remedies else "no single change that is known here makes it fit"
     )
     return f"doesn't fit: needs {needs}; {advice}"
-
-
-def sources(machine: Machine) -> str:
-    """Text that says what was measured and what is assumed."""
-    known = measured()
-    text = (
-        f"Measured ({known.machine}, commit {known.commit[:12]}): simulators, handling of decisions"
-        f"{'' if machine.gpus else ', the nano policy and its update, scaled by the number of multiplications'}; episodes of tabletop. "
-        f"Computed: parameters, multiplications, bytes. Assumed: elsewhere episodes of {EPISODE_SHARE:.0%} of the horizon and {SAMPLED_PER_TRAINED:g} "
-        "sampled for one that trains"
-    )
-    if not machine.gpus:
-        return text + "."
-    return (
-        f"{text}; {machine.tflops:g} TFLOP/s per GPU; weights read at {GPU_MEMORY_RATE / 1e12:.2f} TB/s; {NVLINK / 1e9:g} and {NETWORK / 1e9:g} GB/s between "
-        f"GPUs of one machine and of several; {OBJECT_STORE / 1e9:g} GB/s through the object store; 1 GB per process. Nothing was measured on a GPU."
-    )

@@ -1,15 +1,22 @@
 """Policies without weights, on the meta device: as large as the real ones, and made in a second."""
 
+from pathlib import Path
+
 import torch
 
+from simplevla.adapters.bank import AdapterBank, BankState
+from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.files import BANK, read_card
 from simplevla.config import SFTConfig
 from simplevla.policies.base import Policy
+from simplevla.policies.load import architecture
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 from simplevla.policies.openvla_oft.prompt import PROMPT
 from simplevla.policies.registry import with_preset
 from simplevla.policies.tinyvla.tokens import train_tokenizer
+from simplevla.storage import read_as
 from simplevla.suites.base import Suite
 
 
@@ -41,6 +48,25 @@ def supervised(recipe: SFTConfig, suite: Suite) -> Policy:
             statistics=_statistics(suite),
             head=recipe.head,
         )
+
+
+def saved(folder: Path) -> Policy:
+    """The policy in `folder` without its weights, with the adapter that was being trained, if there was one.
+
+    Raises:
+        UserError: there is no policy in `folder`, or one of an unknown architecture.
+    """
+    policy = architecture(folder).load_unfilled(folder)
+    if (folder / BANK).is_file() and (active := read_as(folder / BANK, BankState).active) is not None:
+        add_trained_adapter(policy, read_card(folder / BANK.parent / active).config)
+    return policy
+
+
+def add_trained_adapter(policy: Policy, config: AdapterConfig) -> None:
+    """Gives `policy` one adapter, which alone is trained."""
+    bank = AdapterBank(policy)
+    bank.add("planned", config)
+    bank.activate("planned", training=True)
 
 
 def _statistics(suite: Suite) -> Statistics:
