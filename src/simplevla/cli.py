@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from simplevla.commands.adapters import adapters_command
 from simplevla.commands.arguments import nearest
 from simplevla.commands.bench import bench_command
-from simplevla.commands.checkpoints import import_command
+from simplevla.commands.imports import import_command
 from simplevla.commands.listing import list_command
 from simplevla.commands.planning import plan_command
 from simplevla.commands.results import compare_command, evaluate_command, report_command
@@ -88,7 +88,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (compare_command, "compare two evaluations on the same initial states"),
     "report": (report_command, "write one HTML page about a run"),
     "adapters": (adapters_command, "list, show, export, add, merge or route the adapters of a policy"),
-    "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint to a policy folder"),
+    "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint, or HDF5 demonstrations"),
     "check-suite": (check_suite_command, "find mistakes in a suite of your own"),
     "demo": (demo_command, "run the main job on the embedded suite, from nothing to a report"),
     "bench": (bench_command, "measure rollouts and updates side by side with how others do them"),

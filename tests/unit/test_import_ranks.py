@@ -1,4 +1,4 @@
-"""The rooms import in one direction, and each heavy stack in one place (docs/architecture.md)."""
+"""The packages import in one direction, and each heavy stack in one place (docs/architecture.md)."""
 
 import ast
 import re
@@ -45,6 +45,7 @@ ALLOWED = {
     "accelerate": {"policies", "adapters"},
     "ray": {"distributed"},
     "torchao": {"training"},
+    "h5py": {"demonstrations"},
 }
 MODULE = re.compile(r"simplevla(\.\w+)+(:\w+)?")
 WITHOUT_TORCH = ("types.py", "config.py", "suites", "rollout/workers.py", "rollout/crew.py", "demonstrations/expert.py")

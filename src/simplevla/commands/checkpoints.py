@@ -6,9 +6,6 @@ from typing import Literal
 
 import tyro
 
-from simplevla.commands.arguments import nearest, take_name
-from simplevla.errors import UserError
-
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
@@ -52,15 +49,8 @@ class ImportOpenVLAArguments:
     """Use of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
 
 
-def import_command(arguments: list[str]) -> int:
-    name, rest = take_name(arguments)
-    kinds = ("tinyvla", "openvla-oft")
-    if name not in kinds and not {"-h", "--help"} & set(arguments):
-        expected = " or ".join(map(repr, kinds))
-        raise UserError(f"import what? Got {name!r}; expected {expected}.{nearest(name or '', kinds)}")
-    if name == "openvla-oft":
-        return _import_openvla_oft(rest)
-    parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=rest)
+def import_tinyvla_command(arguments: list[str]) -> int:
+    parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=arguments)
 
     from simplevla.policies.tinyvla.published import import_tinyvla
 
@@ -72,7 +62,7 @@ def import_command(arguments: list[str]) -> int:
     return 0
 
 
-def _import_openvla_oft(arguments: list[str]) -> int:
+def import_openvla_oft_command(arguments: list[str]) -> int:
     parsed = tyro.cli(ImportOpenVLAArguments, prog="simplevla import openvla-oft", args=arguments)
 
     from simplevla.policies.openvla_oft.published import import_openvla_oft

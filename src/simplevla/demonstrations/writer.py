@@ -25,10 +25,7 @@ BYTES_PER_FILE = 64 * 2**20
 """A data file is written when either is reached: what an interruption can lose, and below LeRobot's 100 MB a file."""
 
 
-NUMBERS = (
-    *("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_to_index"),
-    *("initial_state", "attempts"),
-)
+NUMBERS = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_to_index", "attempts")
 """Columns of `meta/episodes` that a resumed generation goes on from."""
 
 
@@ -36,14 +33,14 @@ NUMBERS = (
 class DemonstrationEpisode:
     """One successful demonstration of F frames; frame i pairs an observation with the action taken there."""
 
-    task: str
-    """The task's name in its suite."""
+    task: str | None
+    """The task's name in its suite; None, as for the initial state: nobody knows, of no episode of the dataset."""
     instruction: str
-    initial_state: int
+    initial_state: int | None
     attempts: int
-    """Episodes that were run to get this one, itself included."""
+    """Episodes that were run, or recordings that were read, to get this one, itself included."""
     images: dict[str, list[bytes]]
-    """Camera -> F PNG files."""
+    """Camera -> F PNG or JPEG files."""
     state: np.ndarray
     """float32 [F, S]."""
     actions: np.ndarray
@@ -189,6 +186,7 @@ class DatasetWriter:
             tables.append(self._table(vectors, images))
             stats.append(episode_stats(vectors, images))
             end = start + len(episode.state)
+            known = {"task_name": episode.task, "initial_state": episode.initial_state}
             rows.append(
                 {
                     "episode_index": number,
@@ -200,8 +198,7 @@ class DatasetWriter:
                     "dataset_to_index": end,
                     "meta/episodes/chunk_index": at["chunk_index"],
                     "meta/episodes/file_index": at["file_index"],
-                    "task_name": episode.task,
-                    "initial_state": episode.initial_state,
+                    **{name: value for name, value in known.items() if value is not None},
                     "attempts": episode.attempts,
                 }
             )

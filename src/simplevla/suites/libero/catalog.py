@@ -9,6 +9,7 @@ from libero.libero import get_libero_path
 from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
 from simplevla.errors import UserError
+from simplevla.suites.libero.conventions import instruction
 from simplevla.types import Split, Task
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -45,17 +46,6 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
     raise UserError(
         f"suite.horizon_protocol is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
     )
-
-
-def instruction(task_name: str) -> str:
-    """Instruction that the benchmark gives the policy: the task's name without its scene, as words.
-
-    >>> instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
-    'close the top drawer of the cabinet'
-    """
-    words = task_name.split("_")
-    scene = next((i for i, word in enumerate(words) if word.startswith("SCENE")), -1)
-    return " ".join(words[scene + 1 :]).lower()
 
 
 def tasks(suite: str, protocol: str) -> tuple[Task, ...]:

@@ -7,6 +7,7 @@ from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
+from simplevla.suites.libero.conventions import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
 from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
@@ -26,28 +27,11 @@ class LiberoSuite(Suite):
         self.tasks = catalog.tasks(name, horizon)
         self.spec = SuiteSpec(
             cameras=dict.fromkeys(CAMERAS, (image_size, image_size)),
-            state_names=(
-                "hand_x_m",
-                "hand_y_m",
-                "hand_z_m",
-                "hand_rotation_x_rad",
-                "hand_rotation_y_rad",
-                "hand_rotation_z_rad",
-                "finger_left_m",
-                "finger_right_m",
-            ),
-            action_names=(
-                "delta_x_50mm",
-                "delta_y_50mm",
-                "delta_z_50mm",
-                "rotate_x_0.5rad",
-                "rotate_y_0.5rad",
-                "rotate_z_0.5rad",
-                "gripper_minus_opens_plus_closes",
-            ),
+            state_names=STATE_NAMES,
+            action_names=ACTION_NAMES,
             action_low=(-1.0,) * 7,
             action_high=(1.0,) * 7,
-            control_hz=20.0,
+            control_hz=CONTROL_HZ,
         )
         self.task_change_is_slow = visuals == "stock"
         self._horizon, self._visuals, self._image_size, self._stepping = horizon, visuals, image_size, stepping

@@ -1,0 +1,33 @@
+"""Names and rates of LIBERO's observations and actions, for those who have no simulator."""
+
+STATE_NAMES = (
+    "hand_x_m",
+    "hand_y_m",
+    "hand_z_m",
+    "hand_rotation_x_rad",
+    "hand_rotation_y_rad",
+    "hand_rotation_z_rad",
+    "finger_left_m",
+    "finger_right_m",
+)
+ACTION_NAMES = (
+    "delta_x_50mm",
+    "delta_y_50mm",
+    "delta_z_50mm",
+    "rotate_x_0.5rad",
+    "rotate_y_0.5rad",
+    "rotate_z_0.5rad",
+    "gripper_minus_opens_plus_closes",
+)
+CONTROL_HZ = 20.0
+
+
+def instruction(task_name: str) -> str:
+    """Instruction that the benchmark gives the policy: the task's name without its scene, as words.
+
+    >>> instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
+    'close the top drawer of the cabinet'
+    """
+    words = task_name.split("_")
+    scene = next((i for i, word in enumerate(words) if word.startswith("SCENE")), -1)
+    return " ".join(words[scene + 1 :]).lower()
