@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = [p for p in sorted((Path(__file__).parents[2] / "docs" / "results").glob("*.md")) if p.stem != "scale"]
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*.md"))
 COLUMNS = 5
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
