@@ -16,10 +16,10 @@ from types import ModuleType
 
 import pytest
 import tyro
-from benchmarks.machine import this_machine
 
 # Imported for what it imports: a forked test process then has torch and transformers already, and reads this package from the clone.
 import simplevla.recipes.demo  # noqa: F401
+from benchmarks.support.machine import this_machine
 from simplevla import checked
 from simplevla.checked import from_dict
 from simplevla.errors import UserError

@@ -95,6 +95,20 @@ def test_disturbance_has_the_configured_size_and_spares_the_gripper() -> None:
     assert np.mean(untouched) == pytest.approx(0.75, abs=0.03)
 
 
+def test_every_attempt_is_disturbed_in_its_own_way() -> None:
+    suite = PointSuite()
+    suite.tasks = suite.tasks[:2]
+    schedule, environment = Schedule(demos(noise=0.5, noise_probability=1.0), suite), suite.make_environment()
+    after_one_step = set()
+    for episode, number in ((0, 0), (10, 0), (0, 5)):
+        attempt = schedule.attempt(episode, number)
+        assert (attempt.task.name, attempt.initial_state) == ("near", 0)
+        demonstration = attempt.run(suite, environment, lambda: None)
+        assert demonstration is not None
+        after_one_step.add(tuple(demonstration.state[1]))
+    assert len(after_one_step) == 3
+
+
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 3):
         generate(demos("near", "flaky", episodes=9, workers=workers), tmp_path / str(workers), progress=False)

@@ -14,7 +14,7 @@ ROWS = [
         "groups_sampled": 40,
         "groups_mixed": 20,
         "groups_all_failed": 16,
-        "groups_all_solved": 4,
+        "groups_all_solved": 2,
         "success_by_task": {"lift": [3, 4], "push": [0, 0]},
         "entropy": None,
         "episodes_total": 320,
@@ -43,9 +43,9 @@ def test_values_that_were_not_finite_leave_a_gap():
 
 
 def test_groups_are_shares_of_the_sampled_ones():
-    # mixed 20 of 40, all failed 16, all solved 4: stacked to 50, 90 and 100 %
+    # Mixed 20 of 40, all failed 16, all solved 2, stacked; two broke or lay outside of the filter.
     tops = [layer.get_paths()[0].vertices[:, 1].max() for layer in drawn("Groups").collections]
-    assert tops == pytest.approx([50, 90, 100])
+    assert tops == pytest.approx([50, 90, 95])
 
 
 def test_tasks_without_episodes_are_left_out():

@@ -1,0 +1,1 @@
+"""Learning, reliability, experts and exports."""

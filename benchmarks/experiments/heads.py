@@ -1,0 +1,96 @@
+"""Token head and diffusion head at the same budget: `python -m benchmarks.experiments.heads`, from what benchmarks/experiments/training_seeds.py recorded.
+
+Writes docs/results/heads.md and .png.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from simplevla.evaluation.statistics import wilson
+from simplevla.storage import read_json, write_atomically
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+HEADS = {"token": "tabletop_nano", "diffusion": "tabletop_nano_diffusion"}
+
+
+def cell(rate: float, n: int) -> str:
+    low, high = wilson(round(rate * n), n)
+    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def plot(results: dict[str, dict]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for number, (head, result) in enumerate(results.items()):
+        for i, seed in enumerate(result["seeds"]):
+            minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).T
+            label = f"{head} head" if i == 0 else None
+            axes[0].plot(minutes, 100 * success, "o-", color=f"C{number}", alpha=0.8, label=label)
+        tasks = list(result["success_by_task"]["sft"])
+        places = np.arange(len(tasks)) + 0.4 * number
+        for stage, alpha in (("rl", 1.0), ("sft", 0.45)):
+            heights = [100 * result["success_by_task"][stage][task] for task in tasks]
+            label = f"{head}, {'SFT + RL' if stage == 'rl' else 'SFT'}"
+            axes[1].bar(
+                places, heights, 0.38, color=f"C{number}" if stage == "rl" else "0.75", alpha=alpha, label=label
+            )
+    axes[0].set(xlabel="minutes of RL on 2 cores", ylabel="greedy success, %", ylim=(0, 100), title="train states")
+    axes[1].set_xticks(np.arange(len(tasks)) + 0.2, [task.replace("_", "\n") for task in tasks], fontsize=8)
+    axes[1].set(title="held-out states, mean over seeds (grey: before RL)")
+    axes[0].legend(loc="lower right")
+    figure.savefig(RESULTS / "heads.png", dpi=110)
+
+
+def main() -> None:
+    results = {head: read_json(RESULTS / f"{recipe}.json") for head, recipe in HEADS.items()}
+    plot(results)
+    rows, means = [], []
+    for head, result in results.items():
+        for seed in result["seeds"]:
+            n = seed["n"]
+            rows.append(
+                f"| {head} | {seed['seed']} | {cell(seed['sft_success'], n)} | {cell(seed['rl_success'], n)} | {n} | {seed['updates']} "
+                f"| {seed['episodes']} | {seed['minutes_sft']:.1f} | {seed['minutes_rl']:.1f} |"
+            )
+        whole = []
+        for stage in ("sft", "rl"):
+            row, rates = result["over_seeds"][stage], [seed[f"{stage}_success"] for seed in result["seeds"]]
+            whole.append(
+                f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}], {100 * np.std(rates, ddof=1):.1f}"
+            )
+        means.append(f"| {head} | {whole[0]} | {whole[1]} |")
+    first = results["token"]
+    commits = sorted({seed["commit"][:12] for result in results.values() for seed in result["seeds"]})
+    changes = " and ".join(
+        f"from {100 * result['over_seeds']['sft']['mean']:.1f} to {100 * result['over_seeds']['rl']['mean']:.1f} % with the {head} head"
+        for head, result in results.items()
+    )
+    text = f"""# Token head and diffusion head at the same budget
+
+RL takes held-out success {changes} ({len(first["seeds"])} training seeds each).
+
+| head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
+|---|---|---|
+{chr(10).join(means)}
+
+![success against minutes, and per task](heads.png)
+
+| head | seed | SFT [95 % Wilson] | SFT + RL [95 % Wilson] | n | updates | episodes | min SFT | min RL |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+- Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {" and ".join(f"`{recipe}`" for recipe in HEADS.values())}, then `python -m benchmarks.experiments.heads`.
+- Machine: {first["machine"]}. Commit {", ".join(commits)}. Data: {" and ".join(f"`{recipe}.json`" for recipe in HEADS.values())}.
+- Both heads have the same demonstrations, numbers of SFT batches and RL updates, and groups. The diffusion head's learning rate in RL is a third of the token head's.
+- Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head.
+- Minutes include what else the machine did.
+"""
+    write_atomically(RESULTS / "heads.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()
