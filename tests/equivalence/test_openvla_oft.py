@@ -229,7 +229,7 @@ def test_a_jpeg_comes_out_as_tensorflow_decodes_it() -> None:
 
 
 def test_pixels_are_tensorflow_s() -> None:
-    """Recorded by benchmarks/record_openvla_pixels.py with TensorFlow 2.21: the published calls, step by step."""
+    """Recorded by benchmarks/experiments/record_openvla_pixels.py with TensorFlow 2.21: the published calls, step by step."""
     page = np.asarray(Image.open(RECORDED / "openvla_pixels.png").convert("RGB"))
     camera, decoded, seen = page[:96], page[96:192], page[192:, :84]
     np.testing.assert_array_equal(jpeg_round_trip(camera), decoded)

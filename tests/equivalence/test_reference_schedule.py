@@ -1,11 +1,12 @@
-"""The reference's wasteful update (benchmarks/reference.py) and ours have the same gradient on the same episodes."""
+"""The reference's wasteful update (benchmarks/support/reference.py) and ours have the same gradient on the same episodes."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from reference import (
+
+from benchmarks.support.reference import (
     Padded,
     ReferenceRollout,
     UpdateWastes,
@@ -17,7 +18,6 @@ from reference import (
     padded_update,
     stored_bytes,
 )
-
 from fake_policy import FakePolicy
 from sampled_episodes import sampled_group, small_policy
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig

@@ -1,4 +1,4 @@
-"""Bad input of every kind ends well or with one line; the whole campaign is benchmarks/bad_inputs.py."""
+"""Bad input of every kind ends well or with one line; the whole campaign is benchmarks/experiments/bad_inputs.py."""
 
 import io
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_input_changes import WRITTEN
-from bad_inputs import Inputs
 
 import small_tinyvla as small
+from benchmarks.experiments.bad_input_changes import WRITTEN
+from benchmarks.experiments.bad_inputs import Inputs
 from simplevla import cli
 from simplevla.adapters.load import load_policy
 from simplevla.config import SuiteConfig

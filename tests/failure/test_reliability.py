@@ -1,4 +1,4 @@
-"""The campaign of benchmarks/reliability.py, cut short: real processes that are killed, and then go on."""
+"""The campaign of benchmarks/experiments/reliability.py, cut short: real processes that are killed, and then go on."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reliability_commands import Case, Commands, remove
-from reliability_kills import finish, reference
-from reliability_tally import Tally
 
+from benchmarks.experiments.reliability_commands import Case, Commands, remove
+from benchmarks.experiments.reliability_kills import finish, reference
+from benchmarks.experiments.reliability_tally import Tally
 from simplevla import cli
 from small_tinyvla import for_fake_suite
 
@@ -47,9 +47,11 @@ def test_kills_before_file_operations_change_nothing_and_leave_nothing(
     assert (tally.tried, tally.survived, tally.failures) == (3, 3, [])
 
 
-def test_the_benchmarks_run_in_the_process_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmarks_run_in_the_process_that_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     become: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(os, "execv", lambda path, arguments: become.append((path, arguments)))
+    monkeypatch.chdir(tmp_path)
     cli.main(["bench", "--only", "rollout"])
-    script = str(Path(__file__).parents[2] / "benchmarks" / "bench.py")
-    assert become == [(sys.executable, [sys.executable, script, "--only", "rollout"])]
+    assert become == [(sys.executable, [sys.executable, "-m", "benchmarks.speed.bench", "--only", "rollout"])]
+    # The package is found there.
+    assert Path.cwd() == Path(__file__).parents[2]

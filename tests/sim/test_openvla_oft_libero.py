@@ -39,7 +39,7 @@ SUITE = SuiteConfig(name="libero_object", visuals="lite", stepping="fast", image
 
 
 def test_imitation_rollouts_and_an_update(tmp_path: Path) -> None:
-    """From a published checkpoint to an update. What RL gains is measured by benchmarks/openvla_small.py."""
+    """From a published checkpoint to an update. What RL gains is measured by benchmarks/experiments/openvla_small.py."""
     generate(DemosConfig(suite=SUITE, episodes=2, noise=0, workers=1), tmp_path / "demos")
     dataset = LeRobotDataset(tmp_path / "demos")
     made.write(tmp_path / "published")

@@ -4,8 +4,7 @@ import pytest
 
 pytest.importorskip("torchrl", reason="needs the extra 'bench'")
 
-from torchrl_rollout import TorchRLRollout
-
+from benchmarks.support.torchrl_rollout import TorchRLRollout
 from fake_policy import FakePolicy
 from simplevla.config import SuiteConfig
 

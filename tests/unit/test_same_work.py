@@ -1,7 +1,6 @@
-"""What benchmarks/same_work.py replays is what the engine's workers did."""
+"""What benchmarks/support/same_work.py replays is what the engine's workers did."""
 
-from same_work import LoggingWorker, execute, start_replay
-
+from benchmarks.support.same_work import LoggingWorker, execute, start_replay
 from fake_policy import FakePolicy
 from fake_suite import REGULAR, FakeSuite
 from simplevla.config import RolloutConfig, SuiteConfig

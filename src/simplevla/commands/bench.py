@@ -8,12 +8,13 @@ from simplevla.errors import UserError
 
 
 def bench_command(arguments: list[str]) -> int:
-    script = Path(__file__).parents[3] / "benchmarks" / "bench.py"
-    if not script.is_file():
+    checkout = Path(__file__).parents[3]
+    if not (checkout / "benchmarks").is_dir():
         raise UserError(
-            f"no {script}: the benchmarks are part of the repository, not of the package. "
+            f"no {checkout / 'benchmarks'}: the benchmarks are part of the repository, not of the package. "
             "Run this from a checkout that was installed with: pip install -e ."
         )
     sys.stdout.flush()
     # In this very process, so that nothing of it is left when it is killed.
-    os.execv(sys.executable, [sys.executable, str(script), *arguments])
+    os.chdir(checkout)
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.speed.bench", *arguments])

@@ -1,4 +1,4 @@
-"""Costs measured on two CPU cores, on which plans rest: measured.json, which benchmarks/scaling.py writes."""
+"""Costs measured on two CPU cores, on which plans rest: measured.json, which benchmarks/speed/scaling.py writes."""
 
 from dataclasses import dataclass
 from functools import cache
