@@ -28,6 +28,7 @@ from simplevla.config import (
 )
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
+from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.report.continual import write_continual_report
@@ -98,6 +99,43 @@ def from_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def from_previous(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     run = tmp_path_factory.mktemp("from_previous") / "run"
     return run, continual(config(base, start_from="previous"), run)
+
+
+def test_a_row_and_a_card_have_the_success_that_was_just_measured(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = iter(
+        ({"reach": 0, "near": 1, "far": 0}, {"reach": 2, "near": 0, "far": 1}, {"reach": 1, "near": 0, "far": 2})
+    )
+
+    def evaluated(engine: object, policy: Policy, suite: Suite, settings: object) -> EvaluationResult:
+        outcomes = [
+            Outcome(task=task, initial_state=state, success=state < count, env_steps=1)
+            for task, count in next(solved).items()
+            for state in range(2)
+        ]
+        return EvaluationResult(
+            suite=suite.name,
+            split="test",
+            protocol={},
+            horizons=dict.fromkeys(TASKS, 11),
+            greedy=True,
+            temperature=None,
+            seed=0,
+            episodes=tuple(outcomes),
+            wall_s=0.0,
+            versions={},
+            commit="unknown",
+        )
+
+    policy, cards = load_policy(base), []
+    monkeypatch.setattr(room, "evaluate", evaluated)
+    monkeypatch.setattr(room, "load_policy", lambda *_: policy)
+    monkeypatch.setattr(room, "_stage", lambda config, suite, task, *_: {"task": task, "curve": [0.0], "episodes": 0})
+    monkeypatch.setattr(room, "_export", lambda config, task, row, *_: cards.append((task, row.by_task[task].solved)))
+    result = continual(config(base), tmp_path / "run")
+    assert cards == [("reach", 2), ("far", 2)]
+    assert result["matrix"] == [[0.0, 0.5, 0.0], [1.0, 0.0, 0.5], [0.5, 0.0, 1.0]]
 
 
 def test_per_task_adapters_come_and_what_was_there_stays_bit_for_bit(base: Path, from_base: Finished) -> None:

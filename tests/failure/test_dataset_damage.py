@@ -291,6 +291,9 @@ def test_rows_in_another_order_are_sorted_by_episode_and_index(folder: Path) -> 
     frames = LeRobotDataset(folder).load_all()
     np.testing.assert_array_equal(frames.actions, expected.actions)
     np.testing.assert_array_equal(frames.images["wrist"], expected.images["wrist"])
+    some = np.array([5, 0, 7, 2])
+    streamed = LeRobotDataset(folder).streamed(folder.with_name("spill"))
+    np.testing.assert_array_equal(streamed.images["wrist"][some], expected.images["wrist"][some])
 
 
 @pytest.mark.parametrize("index", [[0, 1, 1, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 7, 8]])
