@@ -4,7 +4,6 @@ import math
 import socket
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from torch.multiprocessing import start_processes
 import made_openvla_checkpoint as made
 import small_tinyvla as small
 from adapted_tinyvla import sampled_group
+from forked import FORKED
 from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
@@ -42,7 +42,6 @@ CONFIG = TrainConfig(
 )
 EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, moments="8bit"))
 RANKS = 2
-IMPORTED = ["torchao.optim", "simplevla.distributed.learner", "simplevla.policies.openvla_oft.policy"]
 
 Case = Literal["float32", "bfloat16", "lora", "8bit"]
 
@@ -192,9 +191,7 @@ def together(work: Any, case: Case, how: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Ranks are forked from a process that has imported all of this once: an import is longer than a case.
-    get_context("forkserver").set_forkserver_preload(IMPORTED)
-    start_processes(rank, (work, case, how, folder, port), RANKS, start_method="forkserver")
+    start_processes(rank, (work, case, how, folder, port), RANKS, start_method=FORKED.get_start_method())
 
 
 def worked_alone(work: Any, case: Case, parent: Path) -> Path:

@@ -1,9 +1,8 @@
 """A run that was killed at any moment and resumed ends bit for bit as one that was never interrupted."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,69 +11,53 @@ import numpy as np
 import pytest
 
 from fake_policy import FakePolicy
+from forked import FORKED
 from sampled_episodes import load_fake_policy
-from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig, to_dict
+from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
+from simplevla.training.learner import Learner
 
 TIMES = {"elapsed_s", "update_s", "collect_s", "eval_s", "policy_s", "wait_s", "rollout_wait_s"}
 TIMES |= {"env_steps_per_s", "decisions_per_s"}
 
-KILL = """
-import json, os, signal, sys
-from pathlib import Path
-from simplevla.checked import from_dict
-from simplevla.config import TrainConfig
-from simplevla.training import checkpoint, learner, loop
-from sampled_episodes import load_fake_policy
-import fake_policy
 
-place, update, run = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-state = {"update": 0}
+def killed(place: str, update: int, run: Path, config: TrainConfig) -> None:
+    """A run that kills itself at `place` of `update`; called in a process of its own."""
+    now = 0
+    update_policy, step, save, save_checkpoint = Learner.update, Learner._step, FakePolicy.save, loop.save_checkpoint
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
+    def kill_in_time() -> None:
+        if now == update:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def counted(original):
-    def update_and_count(self, groups, advantages, number):
-        state["update"] = number
-        return original(self, groups, advantages, number)
-    return update_and_count
+    def counted(self: Learner, groups: Any, advantages: Any, number: int) -> Any:
+        nonlocal now
+        now = number
+        return update_policy(self, groups, advantages, number)
 
-def between_mini_batches(original):
-    def step(self, where):
-        norm = original(self, where)
-        if state["update"] == update:
-            kill()
+    def between_mini_batches(self: Learner, where: Any) -> Any:
+        norm = step(self, where)
+        kill_in_time()
         return norm
-    return step
 
-def in_the_checkpoint(original):
-    def save(self, folder):
-        original(self, folder)
-        if state["update"] == update:
-            kill()
-    return save
+    def in_the_checkpoint(self: FakePolicy, folder: Path) -> None:
+        save(self, folder)
+        kill_in_time()
 
-def before_the_checkpoint(original):
-    def save(*arguments):
-        if state["update"] == update:
-            kill()
-        return original(*arguments)
-    return save
+    def before_the_checkpoint(*arguments: Any) -> Any:
+        kill_in_time()
+        return save_checkpoint(*arguments)
 
-loop.load_policy = load_fake_policy
-learner.Learner.update = counted(learner.Learner.update)
-if place == "between mini-batches":
-    learner.Learner._step = between_mini_batches(learner.Learner._step)
-elif place == "in the checkpoint":
-    fake_policy.FakePolicy.save = in_the_checkpoint(fake_policy.FakePolicy.save)
-else:
-    loop.save_checkpoint = before_the_checkpoint(loop.save_checkpoint)
-
-if __name__ == "__main__":
-    loop.train(from_dict(TrainConfig, json.loads(Path(sys.argv[4]).read_text())), run)
-"""
+    loop.load_policy = load_fake_policy  # type: ignore[assignment]
+    Learner.update = counted  # type: ignore[method-assign]
+    if place == "between mini-batches":
+        Learner._step = between_mini_batches  # type: ignore[method-assign]
+    elif place == "in the checkpoint":
+        FakePolicy.save = in_the_checkpoint  # type: ignore[method-assign]
+    else:
+        loop.save_checkpoint = before_the_checkpoint
+    loop.train(config, run)
 
 
 def config_for(policy: Path, ahead: bool) -> TrainConfig:
@@ -166,11 +149,10 @@ def test_kill_9_then_resume(
 ) -> None:
     config, uninterrupted = straight
     run = tmp_path / "run"
-    (tmp_path / "killed.py").write_text(KILL)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, tmp_path / "killed.py", place, str(update), run, tmp_path / "config.json"]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    process = FORKED.Process(target=killed, args=(place, update, run, config))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == left
     written = len(rows(run))
     assert written == (update + 1 if "checkpoint" in place else update)
