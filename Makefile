@@ -8,13 +8,16 @@ PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 
-.PHONY: demo test check format bench system clean
+.PHONY: demo test test-slow check format bench system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simplevla demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python -m pytest $(PARALLEL) tests/unit

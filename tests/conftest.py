@@ -11,6 +11,14 @@ import pytest
 TESTS = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real simulators have the marker `sim`."""
+    for item in items:
+        if item.path.parent == TESTS / "sim":
+            item.add_marker("sim")
+
+
 @pytest.fixture(autouse=True)
 def _tests_importable_in_subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fake_suite:make` must be found by every Python process that a test starts."""
