@@ -169,7 +169,10 @@ FAULTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "cut off": (cut_off, "'observations/images/top' is incomplete: 2 of its blocks were never written"),
     "never written": (huge("observations/qpos", (5, 3), "f8"), "'observations/qpos' is incomplete: 1 of its blocks"),
     "damaged picture": (damaged_jpeg, "'observations/images/top', frame 2: the image can't be decoded"),
-    "other picture size": (other_size, "'observations/images/top', frame 3 is (5, 8, 3); the first frame is (6, 8, 3)"),
+    "other picture size": (
+        other_size,
+        "'observations/images/top', frame 3: the image is (5, 8); the first frame is (6, 8)",
+    ),
     "huge pictures": (
         huge(TOP, (5, 100_000, 100_000, 3), np.uint8, chunks=(1, 100, 100, 3)),
         "is incomplete",

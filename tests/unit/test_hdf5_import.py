@@ -297,7 +297,8 @@ def test_pictures_are_read_a_part_at_a_time_and_whole(tmp_path: Path, monkeypatc
         chunked = file.create_dataset("chunked", data=images, chunks=(3, 2, 8, 3), compression="gzip")
         plain = file.create_dataset("plain", data=images)
         for data in (chunked, plain):
-            np.testing.assert_array_equal(np.stack(list(hdf5.pictures(data))), images)
+            for count in (7, 5, 1):
+                np.testing.assert_array_equal(np.stack(list(hdf5.pictures(data, count))), images[:count])
 
 
 def test_help_lists_what_can_be_imported(capsys: pytest.CaptureFixture[str]) -> None:

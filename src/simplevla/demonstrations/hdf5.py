@@ -139,7 +139,7 @@ def read_vectors(data: h5py.Dataset) -> np.ndarray:
     Raises:
         UserError: a number is NaN or infinite, or isn't within float32; names the frame.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         values = np.asarray(data[()]).reshape(len(data), -1).astype(np.float32)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
@@ -161,29 +161,29 @@ def picture_size(data: h5py.Dataset) -> tuple[int, int]:
     shape: tuple[int, ...] = data.shape or ()
     if shape and shape[0] > LONGEST_EPISODE:
         raise UserError(f"{where} has the shape {shape}; expected at most {LONGEST_EPISODE} frames")
-    if data.dtype == np.uint8 and len(shape) == 4:
+    height = width = 0
+    if data.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3:
         height, width = shape[1:3]
-        if shape[3] == 3 and 1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE:
-            return int(height), int(width)
     elif _holds_files(data) and shape[0]:
-        first = bytes(next(pictures(data)))
+        first = bytes(next(pictures(data, 1)))
         height, width, _ = read_image(first, f"{where}, frame 0").shape
-        return height, width
+    if 1 <= height <= LARGEST_SIDE and 1 <= width <= LARGEST_SIDE:
+        return int(height), int(width)
     hint = ": multiply by 255 if they lie in [0, 1], and write them as uint8" if data.dtype.kind == "f" else ""
     if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
         hint = ": move the channels to the end"
     raise UserError(f"{where} holds {data.dtype} {shape}; {PICTURES}{hint}")
 
 
-def pictures(data: h5py.Dataset) -> Iterator[np.ndarray | bytes]:
-    """The pictures one by one: pixels uint8 [height, width, 3], or a file's bytes without what fills them up."""
+def pictures(data: h5py.Dataset, count: int) -> Iterator[np.ndarray | bytes]:
+    """The first `count` pictures one by one: pixels uint8 [height, width, 3], or a file's bytes without what fills them up."""
     files = _holds_files(data)
     frame = max(1, math.prod(data.shape[1:])) * data.dtype.itemsize
     # Whole chunks at a time, since each is decompressed as a whole.
     chunk = data.chunks[0] if data.chunks else 1
     step = min(max(1, READ_BYTES // (frame * chunk)) * chunk, max(1, LARGEST_CHUNK // frame))
-    for start in range(0, len(data), step):
-        for picture in data[start : start + step]:
+    for start in range(0, count, step):
+        for picture in data[start : min(start + step, count)]:
             yield np.asarray(picture).tobytes().rstrip(b"\0") if files else picture
 
 

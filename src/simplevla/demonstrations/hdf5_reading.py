@@ -62,17 +62,17 @@ def _files(
 
     def encode(numbered: tuple[int, np.ndarray | bytes]) -> bytes:
         frame, picture = numbered
-        pixels = read_image(picture, f"{where}, frame {frame}") if isinstance(picture, bytes) else picture
+        at = f"{where}, frame {frame}"
+        # The header's size is looked at before a file is decoded.
+        pixels = read_image(picture, at, size, "the first frame is") if isinstance(picture, bytes) else picture
         if pixels.shape != (*size, 3):
-            raise UserError(f"{where}, frame {frame} is {pixels.shape}; the first frame is {(*size, 3)}")
-        return (
-            picture
-            if isinstance(picture, bytes) and change is None
-            else encode_png(change(pixels) if change else pixels)
-        )
+            raise UserError(f"{at}: the image is {pixels.shape[:2]}; the first frame is {size}")
+        if isinstance(picture, bytes) and change is None:
+            return picture
+        return encode_png(change(pixels) if change else pixels)
 
     files: list[bytes] = []
-    numbered = enumerate(islice(pictures(data), frames))
+    numbered = enumerate(pictures(data, frames))
     # A part at a time: `map` alone would first read all of them.
     while part := list(islice(numbered, FRAMES_AT_ONCE)):
         files += threads.map(encode, part)

@@ -18,8 +18,10 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 [height, width, 3] of PNG or JPEG `data`; `where` names the frame in errors.
+def read_image(
+    data: bytes, where: str, size: tuple[int, int] | None = None, says: str = "meta/info.json says"
+) -> np.ndarray:
+    """uint8 [height, width, 3] of PNG or JPEG `data`; `where` names the frame in errors, and `says` who knows its size.
 
     Raises:
         UserError: the picture is damaged, or its header, read first, says another `size` (height, width).
@@ -28,7 +30,7 @@ def read_image(data: bytes, where: str, size: tuple[int, int] | None = None) -> 
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # A turned picture has its sides exchanged.
             if size is not None and sorted(image.size) != sorted(size):
-                raise UserError(f"{where}: the image is {image.size[::-1]}; meta/info.json says {size}")
+                raise UserError(f"{where}: the image is {image.size[::-1]}; {says} {size}")
             if image.mode.startswith(("I", "F")):
                 raise UserError(
                     f"{where}: the image has more than 8 bits a pixel (mode {image.mode}), as depth maps have"
