@@ -1,1 +1,1 @@
-"""The commands behind docs/results: `python -m benchmarks.speed.NAME` or `benchmarks.experiments.NAME`, from a checkout."""
+"""Commands behind docs/results: `python -m benchmarks.speed.NAME` or `benchmarks.experiments.NAME` in a checkout."""

@@ -2,7 +2,8 @@
 
 Facts from LeRobot's own loader (`lerobot/datasets`, codebase version v3.0): `info.json` names the features and path
 patterns; parquet schemas carry Hugging Face feature types under the key `huggingface`; `tasks.parquet` is a pandas
-frame indexed by instruction; a vector of one dimension is stored as a scalar column.
+frame indexed by instruction; a vector of one dimension is stored as a scalar column. That loader reads a dataset of
+ours in benchmarks/experiments/check_lerobot_loader.py.
 """
 
 import io
