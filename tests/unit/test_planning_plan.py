@@ -103,6 +103,7 @@ def test_a_policy_and_a_suite_that_nobody_measured_are_planned_for(
     code, lines = run(capsys, "tabletop_nano", "--gpus", "0", "--memory", "8", *arguments)
     assert (code, lines[-1][:5]) == (0, "fits:")
     assert lines[-2].startswith("seconds: none, since only the recipe tabletop_nano's costs were measured")
+    assert "since none of fake_suite:make, 8 px was" in " ".join(" ".join(lines).split())
     # It has no gradient checkpointing, which makes that no remedy, and no error.
     code, lines = run(capsys, "tabletop_nano", "--gpus", "1", "--memory", "0.9", *arguments)
     assert (code, lines[-1]) == (

@@ -66,7 +66,7 @@ class Plan:
 
         It is the largest of all where this suite's wasn't measured."""
         known = measured().worker_mb
-        same = [name for name in known if name.rpartition(", ")[0] == self.simulators.rpartition(", ")[0]]
+        same = [name for name in known if without_pixels(name) == without_pixels(self.simulators)]
         name = same[0] if same else max(known, key=lambda name: known[name])
         return known[name], name
 
@@ -101,6 +101,11 @@ class Plan:
             "rollout": rollout_seconds(counts, known.simulator, known.policy, known.handling, self.actor),
             "training": known.update.constant + known.update.per_decision * trained * known.decisions,
         }
+
+
+def without_pixels(simulators: str) -> str:
+    """A key of `simulator_key` without the image size."""
+    return simulators.rpartition(", ")[0]
 
 
 def plan(config: TrainConfig, policy: Policy) -> Plan:

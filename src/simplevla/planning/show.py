@@ -3,11 +3,11 @@
 from rich.table import Table
 
 from simplevla.planning.measured import measured
-from simplevla.planning.plan import Machine, Plan
+from simplevla.planning.plan import Machine, Plan, without_pixels
 
 
 def table(found: Plan, machine: Machine) -> Table:
-    """Bytes, and the seconds that are known."""
+    """Bytes of a plan, one entry a row."""
     sizes, memory, place = found.sizes, found.memory(machine.gpus), "each GPU" if machine.gpus else "host"
     title = f"{sizes.parameters / 1e6:,.1f} M parameters, {sum(sizes.trained) / 1e6:,.1f} M of them trained"
     shown = Table("", title=title)
@@ -30,10 +30,15 @@ def gigabytes(size: float) -> str:
 def sources(found: Plan, machine: Machine) -> str:
     """Text that says what was counted, measured and assumed."""
     worker_mb, suite = found.worker_memory()
+    largest = (
+        ""
+        if without_pixels(suite) == without_pixels(found.simulators)
+        else f", the largest, since none of {found.simulators} was"
+    )
     assumed = "; assumed: 1 GB per process on a GPU" if machine.gpus else ""
     return (
         f"Counted: the policy's weights, gradients, moments and batches, and episodes that all last to the horizon. Simulators: "
-        f"{found.actor.workers * max(1, machine.gpus)} processes of {worker_mb / 1e3:.2f} GB, measured on {suite}{assumed}."
+        f"{found.actor.workers * max(1, machine.gpus)} processes of {worker_mb / 1e3:.2f} GB, measured on {suite}{largest}{assumed}."
     )
 
 
