@@ -117,10 +117,6 @@ def test_a_policy_that_answers_with_nan_is_an_error(
             "raise near any",
             "5 of 5 attempts at task 'near' broke in their environment, each 3 times: environment or exp",
         ),
-        (
-            "die near any",
-            "5 of 5 attempts at task 'near' broke in their environment, each 3 times: worker died (exit c",
-        ),
         ("yes near 0", "suite 'point', task 'near', initial state 0, run: success is 'yes' of type str"),
     ],
 )
