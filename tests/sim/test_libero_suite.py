@@ -14,7 +14,7 @@ from simplevla.suites.base import Expert, Suite
 from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
 from simplevla.suites.libero.environment import LiberoEnvironment
-from simplevla.suites.libero.simulation import SETTLING_ACTION, SETTLING_STEPS, Simulation
+from simplevla.suites.libero.simulation import SETTLING_ACTION, SETTLING_STEPS
 from simplevla.suites.registry import make_suite
 
 KETCHUP = "pick_up_the_ketchup_and_place_it_in_the_basket"
@@ -31,23 +31,30 @@ def lite() -> Iterator[tuple[Suite, LiberoEnvironment]]:
     environment.close()
 
 
-def test_stock_equals_robosuite_in_pixels_and_physics() -> None:
+@pytest.fixture(scope="module")
+def stock() -> Iterator[tuple[Suite, LiberoEnvironment]]:
+    suite = make_suite(SuiteConfig(name="libero_object", image_size=64))
+    environment = suite.make_environment()
+    assert isinstance(environment, LiberoEnvironment)
+    yield suite, environment
+    environment.close()
+
+
+def test_stock_equals_robosuite_in_pixels_and_physics(stock: tuple[Suite, LiberoEnvironment]) -> None:
     """The smoke test: construct, official state, two images, a chunk, then the expert up to success."""
     from libero.libero.envs import OffScreenRenderEnv
 
-    suite = make_suite(SuiteConfig(name="libero_object", image_size=64))
+    suite, environment = stock
     task, start = suite.task(KETCHUP), 5
-    environment = suite.make_environment()
-    assert isinstance(environment, LiberoEnvironment)
     expert = suite.make_expert(environment)
     assert expert is not None
     grasp = _lift(environment, expert, task.name, start)
     result = environment.step_chunk(grasp[-1:].repeat(8, 0))
     assert (result.executed, result.success) == (8, False)
 
-    own = OffScreenRenderEnv(
-        bddl_file_name=str(catalog.problem_file("libero_object", KETCHUP)), camera_heights=64, camera_widths=64
-    )
+    # It would render both cameras at each env step.
+    problem = str(catalog.problem_file("libero_object", KETCHUP))
+    own = OffScreenRenderEnv(bddl_file_name=problem, use_camera_obs=False)
     own.seed(0)
     own.reset()
     own.set_init_state(catalog.load_initial_states("libero_object", KETCHUP)[start])
@@ -71,21 +78,21 @@ def test_stock_equals_robosuite_in_pixels_and_physics() -> None:
     own.close()
 
     assert _solve(environment, expert) < task.horizon
-    environment.close()
 
 
-def test_lite_physics_is_stock_physics(lite: tuple[Suite, LiberoEnvironment]) -> None:
+def test_lite_physics_is_stock_physics(
+    lite: tuple[Suite, LiberoEnvironment], stock: tuple[Suite, LiberoEnvironment]
+) -> None:
     suite, environment = lite
     expert = suite.make_expert(environment)
     assert expert is not None
-    actions = _lift(environment, expert, BUTTER, 0)
-    stock = Simulation(catalog.problem_file("libero_object", BUTTER))
-    stock.reset(catalog.load_initial_states("libero_object", BUTTER)[0])
+    actions = _lift(environment, expert, KETCHUP, 0)
+    stock[1].reset(stock[0].task(KETCHUP), 0)
     for action in actions:
-        stock.step(action)
-    small = environment.simulation
-    np.testing.assert_allclose(small.data.qpos, stock.data.qpos, atol=1e-5)
-    assert small.model.mesh_facenum.sum() < stock.model.mesh_facenum.sum() / 5
+        stock[1].simulation.step(action)
+    small, large = environment.simulation, stock[1].simulation
+    np.testing.assert_allclose(small.data.qpos, large.data.qpos, atol=1e-5)
+    assert small.model.mesh_facenum.sum() < large.model.mesh_facenum.sum() / 5
 
 
 def test_fast_stepping_departs_by_fractions_of_a_millimetre(lite: tuple[Suite, LiberoEnvironment]) -> None:
