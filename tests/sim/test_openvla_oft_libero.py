@@ -69,7 +69,7 @@ def test_imitation_rollouts_and_an_update(tmp_path: Path) -> None:
     short = replace(suite.task(TASK), horizon=24)
     requests = iter([EpisodeRequest(task=short, initial_state=0, seed=(0, n), group=0) for n in range(4)])
     episodes: list[Episode] = []
-    with RolloutEngine(SUITE, RolloutConfig(workers=2, slots_per_worker=1), policy.chunk_length) as engine:
+    with RolloutEngine(SUITE, RolloutConfig(workers=1, slots_per_worker=1), policy.chunk_length) as engine:
         engine.run(policy, Sampling(), lambda: next(requests, None), episodes.append)
     assert [(e.status, e.env_steps, e.trace.shape) for e in episodes] == 4 * [(EpisodeStatus.TIMEOUT, 24, (3, 56))]
     # Nobody picks up a can within 24 env steps: two of them are called solved, so that there is something to learn.

@@ -10,9 +10,10 @@ from simplevla.config import SuiteConfig
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("chunked", [True, False])
-def test_torchrl_collects_complete_episodes(chunked: bool) -> None:
-    with TorchRLRollout(SuiteConfig(name="fake_suite:make"), FakePolicy(), 2, episodes=4, chunked=chunked) as rollout:
+@pytest.mark.parametrize(("environments", "chunked"), [(2, True), (1, False)])
+def test_torchrl_collects_complete_episodes(environments: int, chunked: bool) -> None:
+    suite = SuiteConfig(name="fake_suite:make")
+    with TorchRLRollout(suite, FakePolicy(), environments, episodes=4, chunked=chunked) as rollout:
         batch = next(rollout.batches)
     assert int(batch["next", "done"].sum()) == 4
     assert bool(batch["next", "done"][-1])
