@@ -83,6 +83,11 @@ def unknown_filter(file: h5py.File) -> None:
     data.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
 
 
+def foreign_attribute(file: h5py.File) -> None:
+    del file["language_raw"]
+    file.attrs.create("language", b"gr\xfcn", dtype=h5py.string_dtype("utf-8"))
+
+
 def huge(name: str, shape: tuple[int, ...], dtype: object, **options: object) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
         del file[name]
@@ -135,6 +140,7 @@ FAULTS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         replaced("language_raw", np.array([b"gr\xfcn"])),
         "isn't UTF-8; write it again, or give --instruction",
     ),
+    "attribute not UTF-8": (foreign_attribute, "attribute 'language' is 'gr\\udcfcn', which isn't UTF-8"),
     "many words": (
         replaced("language_raw", np.array([b"a", b"b"])),
         "'language_raw' holds |S1 (2,); expected one text",
@@ -386,11 +392,23 @@ def test_a_full_disk_is_said_in_a_line_and_the_import_goes_on_later(
     assert (tmp_path / "out/meta/info.json").exists()
 
 
-def test_a_file_that_somebody_writes_or_may_not_be_read_says_so(tmp_path: Path) -> None:
+def test_a_folder_that_is_called_like_a_recording_is_no_broken_episode(tmp_path: Path) -> None:
     write_act(tmp_path / "a.hdf5")
     (tmp_path / "b.hdf5").mkdir()
     with pytest.raises(IsADirectoryError):
         import_hdf5(tmp_path, tmp_path / "out", ACT, skip_broken=True, progress=False)
+
+
+@pytest.mark.parametrize("name", ["action", "observations/qpos", TOP])
+def test_a_file_that_changes_between_looking_and_reading_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.hdf5"
+    write_act(path)
+    with open_hdf5(path) as file:
+        recording = describe(file, path, "", ACT)
+    with h5py.File(path, "a") as file:
+        replaced(name, file[name][:-1])(file)
+    with pytest.raises(UserError, match=r"a\.hdf5 has changed since it was looked at"):
+        read(recording, ACT, ThreadPoolExecutor(1))
 
 
 def test_bytes_changed_by_chance_are_a_line_or_other_content(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def picture_size(data: h5py.Dataset) -> tuple[int, int]:
 
 
 def pictures(data: h5py.Dataset, count: int) -> Iterator[np.ndarray | bytes]:
-    """The first `count` pictures one by one: pixels uint8 [height, width, 3], or a file's bytes without what fills them up."""
+    """The first `count` pictures: pixels uint8 [height, width, 3], or a file's bytes without what fills them up."""
     files = _holds_files(data)
     frame = max(1, math.prod(data.shape[1:])) * data.dtype.itemsize
     # Whole chunks at a time, since each is decompressed as a whole.

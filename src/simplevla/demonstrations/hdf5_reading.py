@@ -35,7 +35,7 @@ def read(recording: Recording, settings: HDF5Settings, threads: ThreadPoolExecut
             camera: _files(dataset(file, name), f"{r}, {name!r}", r.frames, r.sizes[camera], settings, threads)
             for camera, name in r.cameras.items()
         }
-    if not len(state) == len(actions) == r.frames:
+    if {len(state), len(actions), *map(len, images.values())} != {r.frames}:
         raise UserError(f"{r.path} has changed since it was looked at; import again when nobody writes to it")
     if settings.gripper in GRIPPERS:
         actions[:, -1] = _gripper(actions[:, -1], settings.gripper, str(r))
