@@ -22,7 +22,7 @@ from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
 
 SUITE = SuiteConfig(name="tabletop", tasks=("slide_lid", "push_to_strip"))
-UPDATES = 16
+UPDATES = 12
 
 
 @pytest.fixture(scope="module")
@@ -37,32 +37,32 @@ def imitator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return policy
 
 
-def rl(policy: Path, seed: int) -> TrainConfig:
+def rl(policy: Path, seed: int = 0, updates: int = UPDATES, groups: int = 16) -> TrainConfig:
     return replace(
         tabletop.train(),
         suite=SUITE,
         policy=str(policy),
-        updates=UPDATES,
-        sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0),
+        updates=updates,
+        sampling=SamplingConfig(groups=groups, group_size=8, temperature=1.0),
         optimizer=replace(tabletop.train().optimizer, lr=3e-4, warmup_steps=2),
         rollout=RolloutConfig(slots_per_worker=16),
         eval_every=0,
-        checkpoint_every=UPDATES,
+        checkpoint_every=updates,
         seed=seed,
     )
 
 
 def test_reinforcement_improves_an_imitator(imitator: Path, tmp_path: Path) -> None:
-    train(rl(imitator, 0), tmp_path / "run")
+    train(rl(imitator), tmp_path / "run")
     success = [row["train_success"] for row in read_rows(tmp_path / "run")]
     before, after = sum(success[:2]) / 2, sum(success[-4:]) / 4
-    # About 450 and 800 episodes at 15 to 30 % success: more than three standard errors of the difference.
+    # About 500 and 800 episodes at 12 to 36 % success: more than three standard errors of the difference.
     assert after > before + 0.08, success
 
 
 def test_without_advantages_nothing_is_learned(imitator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "group_relative_advantages", torch.zeros_like)
-    train(replace(rl(imitator, 0), updates=1), tmp_path / "run")
+    train(rl(imitator, updates=1, groups=4), tmp_path / "run")
     before, after = (load_file(folder / "model.safetensors") for folder in (imitator, tmp_path / "run" / "policy"))
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -72,14 +72,14 @@ def result_states(result: EvaluationResult, task: str) -> list[int]:
 
 
 def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(replace(rl(imitator, 0), updates=1, checkpoint_every=1), run)
+    run, suite = tmp_path / "run", replace(SUITE, tasks=("slide_lid",))
+    train(replace(rl(imitator, updates=1, groups=4), suite=suite), run)
     gather_evidence(run)
     results = [read_result(run / "eval" / f"{name}.json") for name in ("before", "after")]
-    assert [(result.split, result.overall.n) for result in results] == [("test", 100)] * 2
+    assert [(result.split, result.overall.n) for result in results] == [("test", 50)] * 2
     assert results[0].policy_sha256 != results[1].policy_sha256
     choice = choose_states(results[0], results[1])
-    assert choice.neutral == [(task, result_states(results[0], task)[0]) for task in SUITE.tasks]
+    assert choice.neutral == [(task, result_states(results[0], task)[0]) for task in suite.tasks]
     for name, result in zip(("before", "after"), results, strict=True):
         clips = {(clip.task, clip.initial_state): clip for clip in read_clips(run / "videos", name)}
         evaluated = {(episode.task, episode.initial_state): episode for episode in result.episodes}
@@ -93,7 +93,7 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
     files = written()
     gather_evidence(run)
     assert written() == files
-    train(replace(rl(imitator, 0), updates=1, seed=1), tmp_path / "other")
+    train(replace(rl(imitator, seed=1, updates=1, groups=4), suite=suite), tmp_path / "other")
     shutil.rmtree(run / "policy")
     shutil.copytree(tmp_path / "other" / "policy", run / "policy")
     gather_evidence(run)
@@ -102,7 +102,7 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
 
 
 def test_a_resumed_run_ends_bit_for_bit_on_several_threads(imitator: Path, tmp_path: Path) -> None:
-    config = replace(rl(imitator, 0), updates=3, checkpoint_every=1)
+    config = replace(rl(imitator, updates=2, groups=4), checkpoint_every=1)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -110,8 +110,7 @@ def test_a_resumed_run_ends_bit_for_bit_on_several_threads(imitator: Path, tmp_p
         train(config, whole)
         shutil.copytree(whole, cut)
         shutil.rmtree(cut / "policy")
-        for update in (2, 3):
-            shutil.rmtree(cut / "checkpoints" / f"update_{update:06d}")
+        shutil.rmtree(cut / "checkpoints" / "update_000002")
         train(config, cut, resume=True)
     finally:
         torch.set_num_threads(threads)
