@@ -1,6 +1,6 @@
 """Breaks simplevla's commands in every way that people met, and records how many were survived.
 
-    MUJOCO_GL=egl PYTHONPATH=tests python -m benchmarks.experiments.reliability [--parts kills workers disk inputs soak] [--kill-points 60] [--soak-minutes 60]
+    MUJOCO_GL=egl PYTHONPATH=tests python -m benchmarks.experiments.reliability [--parts kills workers disk inputs soak] [--kill-points 12] [--soak-minutes 60]
 
 Parts may be run one by one: each replaces its own in docs/results/reliability.json, and the page beside it is written anew.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.experiments.bad_inputs import campaign
 from benchmarks.experiments.reliability_disk import full_disk
-from benchmarks.experiments.reliability_kills import SEED, kills
+from benchmarks.experiments.reliability_kills import COMMANDS, SEED, kills
 from benchmarks.experiments.reliability_page import page
 from benchmarks.experiments.reliability_soak import soak
 from benchmarks.experiments.reliability_tally import Tally
@@ -66,12 +66,12 @@ def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     def of(part: str, key: str) -> Any:
         return parts.get(part, {}).get(key)
 
-    def total(key: str) -> int:
-        return sum(record.get(key, 0) for record in parts.values())
+    def total(key: str, start: str = "") -> int:
+        return sum(record.get(key, 0) for name, record in parts.items() if name.startswith(start))
 
     return {
-        "kill_points": of("kills", "tried"),
-        "kill_survived": of("kills", "survived"),
+        "kill_points": total("tried", "kills"),
+        "kill_survived": total("survived", "kills"),
         "worker_faults": of("workers", "tried"),
         "worker_survived": of("workers", "survived"),
         "full_disk": of("disk", "tried"),
@@ -85,21 +85,26 @@ def totals(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
+    def killed(command: str) -> Callable[[Path], Tally]:
+        return lambda work: kills(work, command, arguments.kill_points)
+
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "kills": counted(lambda work: kills(work, arguments.kill_points)),
+        **{f"kills-{command}": counted(killed(command)) for command in COMMANDS},
         "workers": counted(worker_faults),
         "disk": counted(full_disk),
         "inputs": bad_inputs,
         "soak": lambda work: soak(work, arguments.soak_minutes),
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--kill-points", type=int, default=60, help="kills at random moments, in all")
+    parser.add_argument(
+        "--parts", nargs="+", choices=["kills", *parts], default=list(parts), help="kills: of each command"
+    )
+    parser.add_argument("--kill-points", type=int, default=12, help="kills of each command at random moments")
     parser.add_argument("--soak-minutes", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the .json; the page is the .md beside it")
     arguments = parser.parse_args()
     records = json.loads(arguments.out.read_text())["parts"] if arguments.out.exists() else {}
-    for name in arguments.parts:
+    for name in [part for asked in arguments.parts for part in parts if part == asked or asked == part.split("-")[0]]:
         print(f"== {name}", flush=True)
         records[name] = run_part(parts[name])
         print({key: value for key, value in totals(records).items() if value is not None}, flush=True)

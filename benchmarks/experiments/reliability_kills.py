@@ -26,6 +26,7 @@ from benchmarks.experiments.reliability_tally import Tally
 
 NEW_PROCESSES = 2
 """Kills of each command in a process of its own, imports included."""
+COMMANDS = ("demos", "sft", "train", "continual", "demo")
 SEED = 15
 
 
@@ -89,31 +90,30 @@ def moments(case: Case, straight: Reference, points: int, rng: random.Random) ->
         yield "file operation", {"kill_at": int(number)}
 
 
-def kills(work: Path, points: int) -> Tally:
-    """`points` kills at random moments, one before each file operation to the first checkpoint, and a few of new processes."""
-    tally, rng = Tally(), random.Random(SEED)
+def kills(work: Path, command: str, points: int) -> Tally:
+    """Kills of a command: `points` at random moments, one before each file operation to the first checkpoint, and a few
+    of new processes."""
+    tally, rng = Tally(), random.Random(f"{SEED} {command}")
     with Commands(work) as commands:
-        tried = cases(*prepare(commands, work))
-        for case in tried:
-            folder = work / "killed" / case.name / "run"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            straight = reference(commands, case, folder)
-            print(
-                f"{case.name}: {straight.seconds:.1f} s, {straight.operations} operations on files, "
-                f"{straight.before_checkpoint} to the first checkpoint",
-                flush=True,
-            )
-            for kind, when in moments(case, straight, -(-points // len(tried)), rng):
-                remove(folder)
-                killed = commands.run(case.command(folder), under=str(folder), **when, **case.order)
-                problems = tally.look_at(killed)
-                problems += finish(commands, case, folder, straight.end, tally)
-                tally.add(f"{case.name}, {kind}", [f"{when}", *problems] if problems else [])
-            for _ in range(NEW_PROCESSES if not case.order else 0):
-                remove(folder)
-                seconds = rng.uniform(1, 8 + straight.seconds)
-                problems = tally.look_at(commands.run_new(case.command(folder), seconds))
-                problems += finish(commands, case, folder, straight.end, tally)
-                tally.add(f"{case.name}, new process", [f"after {seconds:.1f} s", *problems] if problems else [])
+        case = next(case for case in cases(*prepare(commands, work)) if case.name == command)
+        folder = work / "killed" / "run"
+        folder.parent.mkdir(parents=True)
+        straight = reference(commands, case, folder)
+        print(
+            f"{straight.seconds:.1f} s, {straight.operations} operations on files, {straight.before_checkpoint} to the first "
+            "checkpoint",
+            flush=True,
+        )
+        for kind, when in moments(case, straight, points, rng):
             remove(folder)
+            killed = commands.run(case.command(folder), under=str(folder), **when, **case.order)
+            problems = tally.look_at(killed)
+            problems += finish(commands, case, folder, straight.end, tally)
+            tally.add(kind, [f"{when}", *problems] if problems else [])
+        for _ in range(NEW_PROCESSES if not case.order else 0):
+            remove(folder)
+            seconds = rng.uniform(1, 8 + straight.seconds)
+            problems = tally.look_at(commands.run_new(case.command(folder), seconds))
+            problems += finish(commands, case, folder, straight.end, tally)
+            tally.add("new process", [f"after {seconds:.1f} s", *problems] if problems else [])
     return tally

@@ -3,9 +3,9 @@
 from typing import Any
 
 ROWS = (
-    ("kill -9, then the same command or --resume", "kills", "tried", "survived"),
-    ("faults of workers", "workers", "tried", "survived"),
-    ("full disk", "disk", "tried", "survived"),
+    ("kill -9, then the same command or --resume", "kill_points", "kill_survived"),
+    ("faults of workers", "worker_faults", "worker_survived"),
+    ("full disk", "full_disk", "full_disk_survived"),
 )
 MEANING = {
     "kills": "After each kill the same command, or `--resume` where a run had begun, ends as the uninterrupted one. Its files are the same, "
@@ -24,7 +24,7 @@ MEANING = {
 def page(result: dict[str, Any]) -> str:
     """Markdown."""
     parts = result["parts"]
-    rows = [(what, parts[part][tried], parts[part][kept]) for what, part, tried, kept in ROWS if part in parts]
+    rows = [(what, result[tried], result[kept]) for what, tried, kept in ROWS if result[tried]]
     if "inputs" in parts:
         tried = result["bad_inputs"]
         rows.append(("bad inputs", tried, tried - parts["inputs"]["tracebacks"] - parts["inputs"]["hangs"]))
@@ -41,9 +41,11 @@ def page(result: dict[str, Any]) -> str:
         f"Tracebacks {result['tracebacks']}, hangs {result['hangs']}, results lost {result['results_lost']}, left behind {result['left_behind']} "
         "(processes, names in shared memory, unfinished files).",
     ]
+    first_kills = next((name for name in parts if name.startswith("kills")), None)
     for name, record in parts.items():
         lines += ["", f"## {name}", ""]
-        lines += [MEANING[name], ""] if name in MEANING else []
+        kind = name.split("-")[0]
+        lines += [MEANING[kind], ""] if kind in MEANING and name in (kind, first_kills) else []
         if "by_kind" in record:
             lines += ["| kind | survived | tried |", "|---|---|---|"]
             lines += [f"| {kind} | {kept} | {tried} |" for kind, (kept, tried) in record["by_kind"].items()]
