@@ -1,4 +1,4 @@
-"""Planted faults: does a test notice each one? `python -m benchmarks.experiments.planted_faults`, about twelve minutes on one core.
+"""Planted faults: does a test notice each one? `python -m benchmarks.experiments.planted_faults`, about fifteen minutes on one core.
 
 Every fault of `planted_faults.toml` is planted alone in a clone of the last commit, where its tests then run; before, they pass without it. Writes
 docs/results/planted_faults.json and .md. With words, only the faults whose file or sentence has one of them are tried, and nothing is written.
@@ -150,7 +150,7 @@ def page(result: dict) -> str:
         *(f"| {row['package']} | {row['fault']} | {name_of(row['caught_by'])} |" for row in rows),
         "",
         f"Command: `python -m benchmarks.experiments.planted_faults`. Machine: {result['machine']}. Commit {result['commit']}. The faults' texts are in",
-        "`benchmarks/experiments/planted_faults.toml`; they were chosen from the code, without looking at the tests.",
+        "`benchmarks/experiments/planted_faults.toml`; they were chosen from the code, and what survived got a test.",
     ]
     return "\n".join(lines) + "\n"
 
