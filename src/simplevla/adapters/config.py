@@ -49,7 +49,7 @@ class ContinualConfig:
     """per_task: a new adapter is the identity, or goes on from the last task's."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     stages: Literal["sft", "rl", "sft+rl"] | None = None
-    """How a task is learned: by imitation of its demonstrations, by RL, or by both; None: imitation where a task has
+    """Ways to learn a task: imitation of its demonstrations, RL, or both; None: imitation where a task has
     demonstrations, then RL."""
     data: tuple[str, ...] = ()
     """Demonstrations of tasks, each `TASK=FOLDER` of a LeRobotDataset."""

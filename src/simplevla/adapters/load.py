@@ -13,8 +13,8 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
     """The policy saved in `folder`, on `device`, ready to act; with its adapters, if it was saved with any.
 
     Raises:
-        UserError: there is no policy, or one of an unknown architecture, its files don't fit each other, or there is no such
-            device here.
+        UserError: there is no policy, or one of an unknown architecture, its files don't fit each other, or there is no
+            such device here.
     """
     folder = Path(folder)
     policy = architecture(folder).load(folder)
