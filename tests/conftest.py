@@ -6,6 +6,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before anything imports torch: there is a test process for each core already.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray would report its use to its makers, and let its actors run when nothing else wants to.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 import pytest
 
 TESTS = Path(__file__).parent
