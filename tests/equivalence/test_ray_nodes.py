@@ -26,14 +26,23 @@ TASKS = ("reach", "far")
 SUITE = SuiteConfig(name="fake_suite:make", tasks=TASKS)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
     """One node with one CPU; this process is its driver."""
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
     yield nodes
     ray.shutdown()
     nodes.shutdown()
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """That node, alone again after the test."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
+    head.wait_for_nodes()
 
 
 @pytest.fixture
