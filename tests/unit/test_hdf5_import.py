@@ -189,11 +189,32 @@ def test_a_gripper_of_another_convention_is_turned_to_ours(
     np.testing.assert_array_equal(frames.actions[:, 0], first)
 
 
-def test_words_are_found_wherever_a_layout_has_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [np.bytes_(b"wipe\n the table "), ["wipe the table"], np.array([b"wipe the table"], "S40"), None]
+)
+def test_words_are_text_of_any_kind_in_a_dataset_or_an_attribute(tmp_path: Path, words: object) -> None:
     write_act(tmp_path / "a.hdf5", words=None)
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
-        file.attrs["language_instruction"] = " wipe\n the table "
+        if words is None:
+            file.attrs["language_instruction"] = " wipe\n the table "
+        else:
+            file["language_raw"] = words
     assert imported(tmp_path / "a.hdf5", ACT)[0].instructions == ["wipe the table"]
+
+
+def test_words_given_replace_those_of_the_files(tmp_path: Path) -> None:
+    write_act(tmp_path / "a.hdf5")
+    settings = HDF5Settings(layout="act", fps=50.0, instruction="press\tit")
+    assert imported(tmp_path / "a.hdf5", settings)[0].instructions == ["press it"]
+
+
+def test_a_camera_of_the_layout_is_chosen_by_its_name_alone(tmp_path: Path) -> None:
+    (made,) = write_libero(tmp_path / "open_demo.hdf5", late=False)
+    settings = HDF5Settings(layout="libero", cameras=("wrist", "front=agentview_rgb"), pictures="keep")
+    _, frames = imported(tmp_path / "open_demo.hdf5", settings)
+    assert list(frames.images) == ["wrist", "front"]
+    np.testing.assert_array_equal(frames.images["wrist"], made["obs/eye_in_hand_rgb"])
+    np.testing.assert_array_equal(frames.images["front"], made["obs/agentview_rgb"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import islice
 import h5py
 import numpy as np
 
-from simplevla.demonstrations.hdf5 import open_hdf5, pictures, read_vectors
+from simplevla.demonstrations.hdf5 import READ_BYTES, open_hdf5, pictures, read_vectors
 from simplevla.demonstrations.hdf5_layouts import Recording, dataset
 from simplevla.demonstrations.hdf5_settings import LAYOUTS, HDF5Settings
 from simplevla.demonstrations.images import encode_png, read_image
@@ -74,7 +74,8 @@ def _files(
     files: list[bytes] = []
     numbered = enumerate(pictures(data, frames))
     # A part at a time: `map` alone would first read all of them.
-    while part := list(islice(numbered, FRAMES_AT_ONCE)):
+    at_once = max(1, min(FRAMES_AT_ONCE, READ_BYTES // (3 * size[0] * size[1])))
+    while part := list(islice(numbered, at_once)):
         files += threads.map(encode, part)
     return files
 
