@@ -168,6 +168,18 @@ def test_libero_under_another_name_says_what_the_file_says(tmp_path: Path) -> No
     assert (dataset.instructions, dataset.num_frames) == (["pick the akita black bowl"], 6)
 
 
+@pytest.mark.parametrize("other", ["mine.hdf5", "zebra.hdf5", "close_demo.hdf5"])
+def test_tasks_are_named_for_all_episodes_or_for_none(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    write_libero(folder / "open_demo.hdf5")
+    write_libero(folder / other)
+    dataset, _ = imported(folder, LIBERO)
+    assert dataset.task_names == (["close", "open"] if other == "close_demo.hdf5" else None)
+    columns = pq.read_schema(dataset.folder / "meta/episodes/chunk-000/file-000.parquet").names
+    assert ("task_name" in columns) == (other == "close_demo.hdf5")
+
+
 @pytest.mark.parametrize(
     ("convention", "recorded", "expected"),
     [

@@ -80,6 +80,9 @@ def import_hdf5(
     with _bar(console) as bar:
         recordings, left_out = _look(bar.track(files, description="looking at files"), settings, skip_broken)
     _require_some(recordings, left_out, source)
+    if any(one.task is None for one in recordings):
+        # A dataset names the tasks of all episodes or of none.
+        recordings = [replace(one, task=None) for one in recordings]
     first = recordings[0]
     if first.fps is None:
         raise UserError(f"{first.path} says nowhere how many frames a second has; give --fps (ALOHA's have 50)")
