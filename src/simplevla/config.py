@@ -107,23 +107,11 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayConfig:
-    """Rollouts on the actors of a Ray cluster; needs the extra `ray`."""
+class LearnersConfig:
+    """Processes on a Ray cluster that train one policy together; they need the extra `ray`."""
 
-    actors: Processes = 0
-    """Processes with environments and a replica of the policy each; 0 keeps everything on this machine, without Ray."""
-    cpus: Above0 = 1.0
-    """CPUs that Ray reserves for an actor, whose `rollout.workers` then share them."""
-    gpus: NotNegative = 0.0
-    """GPUs, or a part of one, that Ray reserves for an actor; its policy is there then, else on the CPU."""
     address: str = ""
     """Address of a running cluster; `auto` is the one that this machine belongs to, empty starts one for the run."""
-    answer_timeout_s: Above0 = 600.0
-    """An actor that says nothing for so long is replaced, and its episodes are run again."""
-    simulators: Processes = 0
-    """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no
-    actors; 0: `rollout.workers` processes beside each policy."""
-    simulator_cpus: NotNegative = 1.0
     learners: Processes = 0
     """Processes that train the policy together; 0: this one, alone."""
     learner_cpus: NotNegative = 1.0
@@ -131,6 +119,24 @@ class RayConfig:
     """GPUs that Ray reserves for each learner, which then trains there; 0 trains on CPUs."""
     divide: Literal["full", "copies"] = "full"
     """`full`: each learner keeps its part of parameters and optimizer (FSDP2); `copies`: all of them keep all (DDP)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig(LearnersConfig):
+    """Rollouts on the actors of a Ray cluster, and learners there; needs the extra `ray`."""
+
+    actors: Processes = 0
+    """Processes with environments and a replica of the policy each; 0 keeps everything on this machine, without Ray."""
+    cpus: Above0 = 1.0
+    """CPUs that Ray reserves for an actor, whose `rollout.workers` then share them."""
+    gpus: NotNegative = 0.0
+    """GPUs, or a part of one, that Ray reserves for an actor; its policy is there then, else on the CPU."""
+    answer_timeout_s: Above0 = 600.0
+    """An actor that says nothing for so long is replaced, and its episodes are run again."""
+    simulators: Processes = 0
+    """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no
+    actors; 0: `rollout.workers` processes beside each policy."""
+    simulator_cpus: NotNegative = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +252,17 @@ class SFTConfig:
     batch_size: Annotated[int, Ge(1), Le(10**6)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))
     schedule: Literal["cosine", "constant"] = "cosine"
+    microbatch_size: Count = 0
+    """Samples in one forward-backward; changes memory, not the result; 0: the whole batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16`: products are computed in it, by autocast; parameters, gradients and optimizer stay float32. A policy
+    that is itself of bfloat16 computes in it either way, and is stepped through float32 masters."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass: less memory, a third more time."""
+    adapter_rank: Count = 0
+    """Trains a new LoRA of this rank (`sft` in the policy's bank), alpha equal to it, and the base stays frozen; 0
+    trains all that the policy lets be trained, such as the adapter that a saved one has ready."""
+    ray: LearnersConfig = field(default_factory=LearnersConfig)
     shift_pixels: Annotated[int, Ge(0), Le(8192)] = 2
     """Random translation of the images, up to this many pixels, in SFT only."""
     colour_jitter: Share = 0.1
@@ -259,6 +276,15 @@ class SFTConfig:
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     """Suite of these episodes."""
     seed: Seed = 0
+    device: Device = "cpu"
+    """Device of training, validation and closed-loop evaluation; `ray.learners` train on their own GPUs."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.device == "cpu" or not self.ray.learners or self.ray.learner_gpus > 0,
+            f"device is {self.device!r}, and the {self.ray.learners} ray.learners have no GPU; give --ray.learner-gpus 1, or "
+            "leave the device at cpu",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

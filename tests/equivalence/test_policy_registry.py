@@ -9,7 +9,7 @@ from simplevla import cli
 from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, SFTConfig, TrainConfig
 from simplevla.policies.registry import ARCHITECTURES
-from simplevla.training.imitation import Optimizer
+from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from toy_policy import ToyPolicy
 
@@ -60,7 +60,7 @@ def test_the_policy_says_what_weight_decay_spares_in_sft_and_rl(known: None) -> 
     assert policy.spared_from_decay() == spared
     settings = OptimizerConfig(lr=0.0, weight_decay=0.5)
     for adamw in (
-        Optimizer(policy, SFTConfig(optimizer=settings)).adamw,
+        Imitator(policy, SFTConfig(optimizer=settings)).optimizer,
         Learner(policy, TrainConfig(optimizer=settings)).optimizer,
     ):
         decays = {group["weight_decay"] for group in adamw.adamw.param_groups}

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import simplevla.training.imitation as imitation
 from fake_policy import FakePolicy
-from sampled_episodes import sampled_group, small_policy, update_by
+from sampled_episodes import observations, sampled_group, small_policy, update_by
 from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.policies.base import Sampling
 from simplevla.training.checkpoint import load_latest, save_checkpoint
+from simplevla.training.chunks import ChunkBatch
+from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Decisions, Learner, pack
 from simplevla.training.optimizer import MasterAdamW
 
@@ -179,14 +180,20 @@ def micro_gradients(policy: HalfPolicy, part: Decisions) -> dict[str, Tensor]:
     return {name: p.grad.float() for name, p in policy.named_parameters() if p.grad is not None}
 
 
-def test_imitation_steps_on_masters_too() -> None:
+def test_imitation_steps_on_masters_too(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = half_policy()
     with torch.no_grad():
         policy.linear.weight.fill_(0.02)
     config = SFTConfig(batches=100, schedule="constant", optimizer=OptimizerConfig(lr=5e-6, weight_decay=0.0))
-    optimizer = imitation.Optimizer(policy, config)
+    monkeypatch.setattr(policy, "imitation_loss", lambda *_: policy.linear.weight.sum())
+    trainer = Imitator(policy, config)
+    batch = ChunkBatch(
+        observations=observations(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3), np.float32)),
+        actions=torch.zeros(1, 4, 2),
+        mask=torch.ones(1, 4, dtype=torch.bool),
+    )
     for number in range(40):
-        optimizer.step(policy.linear.weight.sum(), number)
+        trainer.update(batch, number)
     moved = 0.02 - policy.linear.weight.detach().float()
     np.testing.assert_allclose(moved.numpy(), 2e-4, atol=2**-14)
 

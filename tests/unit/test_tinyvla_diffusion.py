@@ -191,7 +191,7 @@ def test_the_training_loss_is_the_error_of_the_noise_over_valid_actions() -> Non
     actions = torch.tensor([[[0.5, -0.5]] * 3] * 2)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     torch.manual_seed(0)
-    loss = float(head.loss(conditions(2), actions, mask))
+    loss = float(head.loss(conditions(2), actions, mask, **head.loss_noise(2)))
     ((noisy, step),) = seen
     noise = torch.stack(
         [
@@ -208,7 +208,7 @@ def test_several_noises_per_chunk_share_a_condition() -> None:
     head.config = DiffusionConfig(steps=5, noise_samples=4, unet=SMALL)
     shapes = []
     head.unet.register_forward_hook(lambda _m, inputs, _o: shapes.append([tuple(x.shape) for x in inputs]))
-    head.loss(conditions(2), torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.bool))
+    head.loss(conditions(2), torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.bool), **head.loss_noise(2))
     assert shapes == [[(8, 3, 2), (8,), (8, WIDTH)]]
 
 

@@ -1,5 +1,7 @@
 """Demonstrations, imitation, RL, continual training."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,18 +63,24 @@ def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
     settings = config.ray
     if not (settings.actors or settings.simulators or settings.learners):
         return local_engine, Learner
-    try:
+    with _needing_ray():
         from simplevla.distributed.engine import RayEngine
         from simplevla.distributed.learner import RayLearner
         from simplevla.distributed.simulators import engine_with_remote_simulators
+    engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
+    return engine, RayLearner if settings.learners else Learner
+
+
+@contextlib.contextmanager
+def _needing_ray() -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise UserError(
             "ray.actors, ray.simulators and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0"
         ) from None
-    engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
-    return engine, RayLearner if settings.learners else Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,8 @@ class SFTArguments:
 
 def sft_command(arguments: list[str]) -> int:
     from simplevla import recipes
-    from simplevla.training.imitation import sft
+    from simplevla.training.imitation import MakeTrainer, sft
+    from simplevla.training.imitator import Imitator
     from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
@@ -99,7 +108,12 @@ def sft_command(arguments: list[str]) -> int:
     parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
-    policy = sft(parsed.config, parsed.resume or new_run(parsed.run), resume=parsed.resume is not None)
+    trainer: MakeTrainer = Imitator
+    if parsed.config.ray.learners:
+        with _needing_ray():
+            from simplevla.distributed.learner import RayImitator as trainer
+    run = parsed.resume or new_run(parsed.run)
+    policy = sft(parsed.config, run, resume=parsed.resume is not None, make_trainer=trainer)
     print(f"the policy is in {policy}")
     return 0
 

@@ -7,19 +7,20 @@ from collections.abc import Mapping
 import ray
 from ray.exceptions import RayTaskError
 
-from simplevla.config import RayConfig
+from simplevla.config import LearnersConfig, RayConfig, to_dict
 from simplevla.errors import UserError
 
 RENDERING = ("MUJOCO_GL", "PYOPENGL_PLATFORM")
 """Variables that say how pictures are drawn."""
 
 
-def check_resources(settings: RayConfig, resources: dict[str, float]) -> None:
+def check_resources(learners: LearnersConfig, resources: dict[str, float]) -> None:
     """Refuses at once what the cluster could never place.
 
     Raises:
         UserError: naming what is missing.
     """
+    settings = learners if isinstance(learners, RayConfig) else RayConfig(**to_dict(learners))
     simulators = settings.simulators * max(settings.actors, 1)
     needed = {
         "CPU": settings.actors * settings.cpus
@@ -49,7 +50,7 @@ def surroundings(variables: Mapping[str, str] | None = None) -> dict[str, dict[s
     return {"env_vars": {"PYTHONPATH": path, **drawn, **(variables or {})}}
 
 
-def connect(settings: RayConfig) -> None:
+def connect(settings: LearnersConfig) -> None:
     """Joins the cluster at `settings.address`, or starts one, unless this process has one already.
 
     Raises:

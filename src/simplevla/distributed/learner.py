@@ -13,13 +13,15 @@ from torch.distributed._composable import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from simplevla.config import TrainConfig
+from simplevla.config import SFTConfig, TrainConfig
 from simplevla.distributed.cluster import cause_of, check_resources, connect, surroundings
 from simplevla.distributed.files import packed, unpacked
 from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 from simplevla.policies.towers import layers
+from simplevla.training.chunks import ChunkBatch
 from simplevla.training.determinism import deterministic
+from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from simplevla.training.ranks import full_tensor
 from simplevla.types import Episode
@@ -44,14 +46,14 @@ def divide(policy: Policy, how: Literal["full", "copies"]) -> None:
 
 
 class LearnerActor:
-    """One rank. All ranks get the same calls and the same groups, of which each works on its micro-batches.
+    """One rank, of RL or of SFT. All ranks get the same calls and the same work, of which each does its micro-batches.
 
     Args:
         address: host and port at which rank 0 listens; of rank 0's machine.
         files: the policy, as `packed` made it.
     """
 
-    def __init__(self, rank: int, config: TrainConfig, files: dict[str, bytes]) -> None:
+    def __init__(self, rank: int, config: TrainConfig | SFTConfig, files: dict[str, bytes]) -> None:
         self._rank, self._config, self._files = rank, config, files
         self._device = torch.device("cuda" if config.ray.learner_gpus else "cpu")
 
@@ -70,20 +72,26 @@ class LearnerActor:
         policy = unpacked(self._files)
         policy.to(self._device)
         self._files = {}
+        self._learner: Learner | Imitator
+        if isinstance(self._config, SFTConfig):
+            divide(policy, settings.divide)
+            self._learner = Imitator(policy, self._config)
+            return
         policy.prepare_for_rl(self._config)
         if policy.scores_from_trace:
             raise UserError("denoising.frozen_backbone trains a small head alone; leave ray.learners at 0 for it")
         divide(policy, settings.divide)
         self._learner = Learner(policy, self._config)
 
-    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
-        """See `Learner.update`."""
+    def update(self, *work: Any) -> dict[str, float]:
+        """See `Learner.update` and `Imitator.update`."""
         with deterministic(self._device.type):
-            return self._learner.update(groups, advantages, update)
+            return self._learner.update(*work)
 
     def weights(self) -> dict[str, Tensor]:
         """All that is trained, whole, on the CPU; nothing but from rank 0, which is enough."""
-        tensors = {name: full_tensor(p.detach()).cpu() for name, p in self._learner.trainable.items()}
+        trained = self._learner.optimizer.parameters
+        tensors = {name: full_tensor(p.detach()).cpu() for name, p in trained.items()}
         return tensors if self._rank == 0 else {}
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -96,18 +104,17 @@ class LearnerActor:
         self._learner.load_optimizer_state(tensors, optimizer_steps)
 
 
-class RayLearner:
-    """Has the interface of a `Learner`, with the ranks as Ray actors; the driver's policy follows them.
+class _Ranks:
+    """The ranks as Ray actors, and the driver's policy, which gets what they have trained.
 
     Raises:
         UserError: the cluster can't be reached or lacks what `config.ray` asks for.
     """
 
-    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+    def __init__(self, policy: Policy, config: TrainConfig | SFTConfig) -> None:
         connect(config.ray)
         check_resources(config.ray, ray.cluster_resources())
         self.policy, self.optimizer_steps = policy, 0
-        policy.prepare_for_rl(config)
         files = ray.put(packed(policy))
         remote = ray.remote(LearnerActor).options(
             num_cpus=config.ray.learner_cpus, num_gpus=config.ray.learner_gpus, runtime_env=surroundings()
@@ -116,17 +123,19 @@ class RayLearner:
         address = _result([self._ranks[0].address.remote()])[0]
         _result([rank.join.remote(address) for rank in self._ranks])
 
-    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
-        """See `Learner.update`. The groups travel once."""
-        shared = ray.put([list(group) for group in groups])
-        stats: dict[str, float] = _result([rank.update.remote(shared, advantages, update) for rank in self._ranks])[0]
-        self.optimizer_steps += int(stats["optimizer_steps"])
+    def _update(self, shared: Any, *work: Any) -> dict[str, float]:
+        """Metrics of an update; `shared` travels once."""
+        reference = ray.put(shared)
+        stats: dict[str, float] = _result([rank.update.remote(reference, *work) for rank in self._ranks])[0]
+        return stats
+
+    def sync(self) -> None:
+        """Gives the driver's policy the weights that the ranks have trained."""
         weights = _result([rank.weights.remote() for rank in self._ranks])[0]
         parameters = dict(self.policy.named_parameters())
         with torch.no_grad():
             for name, value in weights.items():
                 parameters[name].copy_(value)
-        return stats
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """See `Learner.optimizer_state`."""
@@ -145,6 +154,29 @@ class RayLearner:
             ray.kill(rank)
 
 
+class RayLearner(_Ranks):
+    """Has the interface of a `Learner`."""
+
+    def __init__(self, policy: Policy, config: TrainConfig) -> None:
+        policy.prepare_for_rl(config)
+        super().__init__(policy, config)
+
+    def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
+        """See `Learner.update`."""
+        stats = self._update([list(group) for group in groups], advantages, update)
+        self.optimizer_steps += int(stats["optimizer_steps"])
+        self.sync()
+        return stats
+
+
+class RayImitator(_Ranks):
+    """Has the interface of an `Imitator`."""
+
+    def update(self, batch: ChunkBatch, number: int) -> dict[str, float]:
+        """See `Imitator.update`."""
+        return self._update(batch, number)
+
+
 def _result(futures: list[Any]) -> list[Any]:
     """Answers of all ranks.
 
@@ -158,6 +190,7 @@ def _result(futures: list[Any]) -> list[Any]:
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"a learner process was lost ({reason}); the last checkpoint is intact: go on with simplevla train --resume"
+            f"a learner process was lost ({reason}); the last checkpoint is intact: go on with simplevla train --resume, or sft "
+            "--resume"
         ) from None
     return answers

@@ -243,9 +243,20 @@ class Policy(nn.Module, ABC):
         """
         raise UserError(f"{type(self).__name__} names no groups of modules, so it can't get adapters")
 
+    def imitation_noise(self, samples: int) -> dict[str, Tensor]:
+        """Random numbers of the loss of so many demonstrated decisions, a row for each; none if the loss has none.
+
+        They are drawn from torch's generator for a whole batch and given to `imitation_loss` by name, so that a
+        micro-batch, or another process, gets those of its own rows.
+        """
+        return {}
+
     @abstractmethod
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
-        """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H]."""
+        """Mean loss against demonstrated `actions` float32 [B, H, A] in the environment's units; `mask` bool [B, H].
+
+        A policy that has `imitation_noise` takes it as further arguments, and draws it where it isn't given.
+        """
 
     def save(self, folder: Path) -> None:
         """Writes the policy into `folder`, with its adapters if it has any; `load_policy` reads it."""

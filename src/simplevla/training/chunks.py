@@ -71,6 +71,19 @@ class ChunkBatch:
     mask: Tensor
     """bool [B, H], false after the end of the demonstration."""
 
+    def part(self, rows: slice) -> "ChunkBatch":
+        """The batch of these decisions alone; nothing is copied."""
+        seen = self.observations
+        return ChunkBatch(
+            observations=ObservationBatch(
+                images={camera: image[rows] for camera, image in seen.images.items()},
+                state=seen.state[rows],
+                instructions=seen.instructions[rows],
+            ),
+            actions=self.actions[rows],
+            mask=self.mask[rows],
+        )
+
 
 class ChunkBatches:
     """Cuts chunks of H actions out of demonstrations."""

@@ -1,10 +1,9 @@
 """Supervised fine-tuning: a policy learns to continue demonstrations, one chunk at a time."""
 
 import itertools
-import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.allocation import keep_freed_memory, machine_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
@@ -23,7 +23,7 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.policies.base import Policy
-from simplevla.policies.load import check_fits, check_fits_suite
+from simplevla.policies.load import check_fits, check_fits_suite, move_to_device
 from simplevla.policies.registry import with_preset
 from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
@@ -32,8 +32,8 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
 from simplevla.training.chunks import ChunkBatch, ChunkBatches, Request, augment, split_episodes
 from simplevla.training.determinism import deterministic
+from simplevla.training.imitator import ImitationTrainer, Imitator, weighted_losses
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.prefetch import lost_workers, made_ahead
 from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
 from simplevla.training.runlog import MetricsFile, environment_facts
@@ -46,44 +46,55 @@ VALIDATION_CHUNKS = 2048
 
 KEEP_CHECKPOINTS = 2
 
+ADAPTER = "sft"
+"""Name of the adapter that `adapter_rank` asks for."""
 
-def sft(config: SFTConfig, run: Path, resume: bool = False) -> Path:
+MakeTrainer = Callable[[Policy, SFTConfig], ImitationTrainer]
+
+
+def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTrainer = Imitator) -> Path:
     """Trains a policy on a dataset of demonstrations; returns the folder of the trained policy, `run/policy`.
 
     Batch number n depends on (seed, n) alone, so that a resumed run goes on as if it had never stopped.
 
     Args:
         resume: go on from the newest checkpoint of `run`.
+        make_trainer: what trains the policy.
 
     Raises:
-        UserError: dataset, policy, suite or run folder don't fit each other.
+        UserError: dataset, policy, suite or run folder don't fit each other, or the device isn't there.
     """
     keep_freed_memory()
     with open_run(run, resume, "sft") as folder:
         if resume:
             config = require_same(run, config, _extending(config))
         checkpoint = newest_checkpoint(run, "batch", min(config.validate_every, config.batches)) if resume else None
-        return _sft(config, run, folder, checkpoint)
+        return _sft(config, run, folder, checkpoint, make_trainer)
 
 
-def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoint | None) -> Path:
+def _sft(
+    config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoint | None, make_trainer: MakeTrainer
+) -> Path:
     dataset = LeRobotDataset(Path(config.dataset))
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
+    if config.adapter_rank and checkpoint is None:
+        add_adapter(policy, config, dataset.instructions)
+    move_to_device(policy, config.device)
     policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
-    optimizer = Optimizer(policy, config)
-    if checkpoint:
-        optimizer.adamw.load_state(checkpoint.optimizer())
     first = int(checkpoint.state["update"]) if checkpoint else 0
     if config.batches < first:
         raise UserError(f"batches is {config.batches}, and {run} has done {first}; expected as many or more")
+    trainer = make_trainer(policy, config)
+    if checkpoint:
+        trainer.load_optimizer_state(checkpoint.optimizer(), first)
     episode_index = dataset.rows.episode_index
     train_starts, validation_starts = split_episodes(episode_index, config.validation_fraction, config.seed)
     parts = validation_parts(validation_starts, config.batch_size)
     write_json(run / CONFIG, to_dict(config))
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
-        stack.enter_context(deterministic())
+        stack.enter_context(deterministic(config.device))
         keep_bytes = checkpoint.state["metrics_bytes"] if checkpoint else 0
         batches = stack.enter_context(
             chunk_batches(config, run, dataset, policy, requests(config, first, train_starts, parts))
@@ -96,22 +107,22 @@ def _sft(config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoin
         bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
         window = Window()
         for number in range(first, config.batches):
-            batch = next(batches)
-            torch.manual_seed(1_000_003 * config.seed + number)
-            loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
-            window.add(float(loss.detach()), optimizer.step(loss, number))
+            stats = trainer.update(next(batches), number)
+            window.add(stats["loss"], stats["grad_norm"])
             done = number + 1
             validate = _validates(config, done)
             progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
             if done % LOG_EVERY == 0 or validate:
-                log.write({"batch": done, **window.metrics(), "lr": optimizer.lr(number)})
+                log.write({"batch": done, **window.metrics(), "lr": stats["lr"]})
                 window = Window()
             if validate:
-                log.write({"batch": done, **validation_metrics(policy, itertools.islice(batches, len(parts)))})
+                trainer.sync()
+                held_out = itertools.islice(batches, len(parts))
+                log.write({"batch": done, **validation_metrics(policy, config, held_out)})
                 if trial is not None:
                     log.write({"batch": done, **trial.metrics(policy)})
                 state = {"metrics_bytes": log.length}
-                save_checkpoint(run / "checkpoints", done, policy, optimizer.adamw.state(), state, KEEP_CHECKPOINTS)
+                save_checkpoint(run / "checkpoints", done, policy, trainer.optimizer_state(), state, KEEP_CHECKPOINTS)
     with atomic_folder(run / "policy") as temporary:
         policy.save(temporary)
     return run / "policy"
@@ -195,6 +206,28 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     return policy
 
 
+def add_adapter(policy: Policy, config: SFTConfig, instructions: Sequence[str]) -> None:
+    """Gives the policy the LoRA that `config.adapter_rank` asks for, and lets that alone be trained.
+
+    Raises:
+        UserError: the policy is a new one, has adapters already, or can't have any.
+    """
+    if not Path(config.policy).is_dir():
+        raise UserError(
+            f"adapter_rank is {config.adapter_rank} and the policy {config.policy!r} a new one, whose base would stay random; "
+            "expected the folder of a saved policy, or adapter_rank 0"
+        )
+    if policy.adapter_bank is not None:
+        raise UserError(
+            f"adapter_rank is {config.adapter_rank}, and {config.policy} has adapters already; leave it at 0 to train the one "
+            "that is ready, or make a new one: simplevla adapters new"
+        )
+    bank = AdapterBank(policy)
+    adapter = AdapterConfig(rank=config.adapter_rank, alpha=float(config.adapter_rank))
+    bank.add(ADAPTER, adapter, instructions=instructions, seed=config.seed)
+    bank.activate(ADAPTER, training=True)
+
+
 def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
     """The record of what imitation of this dataset meets."""
     origin = dataset.origin or {}
@@ -260,52 +293,17 @@ def validation_parts(starts: np.ndarray, size: int) -> list[np.ndarray]:
     return [chosen[first : first + size] for first in range(0, len(chosen), size)]
 
 
-def validation_metrics(policy: Policy, batches: Iterable[ChunkBatch]) -> dict[str, float]:
+def validation_metrics(policy: Policy, config: SFTConfig, batches: Iterable[ChunkBatch]) -> dict[str, float]:
     """The imitation loss on held-out demonstrations without augmentation."""
     total = valid = samples = 0.0
     for batch in batches:
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(int(samples))
-            loss = policy.imitation_loss(batch.observations, batch.actions, batch.mask)
-        total += float(loss) * int(batch.mask.sum())
+            loss = sum(share * float(part) for part, share in weighted_losses(policy, config, batch))
+        total += loss * int(batch.mask.sum())
         valid += int(batch.mask.sum())
         samples += len(batch.actions)
     return {"validation_loss": total / valid} if valid else {}
-
-
-class Optimizer:
-    """AdamW with warm-up, schedule and clipping; weight decay spares biases, norms and embeddings."""
-
-    def __init__(self, policy: Policy, config: SFTConfig) -> None:
-        self.config = config
-        self.parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        self.adamw = MasterAdamW(self.parameters, config.optimizer, policy.spared_from_decay(), fused=True)
-
-    def lr(self, number: int) -> float:
-        """Learning rate of batch `number`, counted from 0: linear warm-up, then constant or half a cosine down to 0."""
-        settings = self.config.optimizer
-        factor = min(1.0, (number + 1) / max(settings.warmup_steps, 1))
-        if self.config.schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * number / self.config.batches))
-        assert settings.lr is not None, "sft() chooses one"
-        return settings.lr * factor
-
-    def step(self, loss: Tensor, number: int) -> float:
-        """One step; returns the gradient norm before clipping.
-
-        Raises:
-            UserError: loss or gradient isn't finite; no step is taken then.
-        """
-        torch.autograd.backward(loss)
-        self.adamw.collect_gradients()
-        norm = self.adamw.clip_gradients()
-        if not math.isfinite(norm):
-            raise UserError(
-                f"the gradient norm is {norm} (loss {float(loss.detach())}) in batch {number + 1}; no step was taken. "
-                "Lower optimizer.lr, or look for extreme values in the dataset."
-            )
-        self.adamw.step(self.lr(number))
-        return norm
 
 
 class Window:

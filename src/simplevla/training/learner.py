@@ -12,11 +12,10 @@ from torch import Tensor
 
 from simplevla.algorithm.loss import clipped_policy_loss, unit_weights
 from simplevla.config import TrainConfig
-from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.optimizer import MasterAdamW
-from simplevla.training.ranks import all_reduce_metrics, all_reduce_rows, rank_and_count
+from simplevla.training.optimizer import MasterAdamW, UpdateRefused
+from simplevla.training.ranks import all_reduce_metrics, all_reduce_rows, rank_and_count, share_of
 from simplevla.types import Episode, Observation
 
 REUSED_LOGPROB_GAP = 0.005
@@ -25,10 +24,6 @@ inference stack) those of the kept groups are computed again."""
 MAX_LOGPROB_GAP = 0.2
 """Nats. A larger mean gap is a defect and no rounding: RLinf measured 0.064 between two inference stacks
 (RLinf/RLinf, pull request 1534), a wrong temperature makes more."""
-
-
-class UpdateRefused(UserError):
-    """An optimizer step would have done harm and wasn't taken; the message names the update and the mini-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +67,6 @@ class Decisions:
     def trace(self) -> Tensor:
         """Sampled traces of the decisions, [D, ...]."""
         return torch.from_numpy(np.stack([episode.trace[t] for episode, t in self.where]))
-
-
-def share_out(parts: list[Decisions], rank: int, ranks: int) -> list[Decisions]:
-    """This rank's micro-batches. All ranks get as many, since they meet after each: a surplus place weighs nothing."""
-    mine = parts[rank::ranks]
-    if len(mine) < -(-len(parts) // ranks):
-        mine.append(replace(parts[-1], weights=torch.zeros_like(parts[-1].weights)))
-    return mine
 
 
 def pack(
@@ -131,14 +118,10 @@ class Learner:
         config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "rl"))
         self.config = config
         policy.prepare_for_rl(config)
-        self.trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-        if not self.trainable:
-            raise UserError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
-        self.device = next(iter(self.trainable.values())).device
+        self.device = next(policy.parameters()).device
         self.optimizer_steps = 0
-        self.optimizer = MasterAdamW(
-            self.trainable, config.optimizer, policy.spared_from_decay(), fused=self.device.type == "cuda"
-        )
+        self.optimizer = MasterAdamW.of_policy(policy, config.optimizer, fused=self.device.type == "cuda")
+        self.trainable = self.optimizer.parameters
 
     def update(self, groups: Sequence[Sequence[Episode]], advantages: Tensor, update: int) -> dict[str, float]:
         """One pass over `groups` in `config.minibatches` optimizer steps; returns the metrics of docs/metrics.md.
@@ -212,18 +195,20 @@ class Learner:
         self.optimizer.zero_grad()
         sampling = Sampling.of(self.config.sampling)
         clip = self.config.loss
-        rank, ranks = rank_and_count()
+        ranks = rank_and_count()[1]
         scale_U, discount_U = (
             torch.from_numpy(values).to(self.device)
             for values in (self.policy.unit_clip_scale, self.policy.unit_discount)
         )
         sums: dict[str, float] = {}
         lowest, highest = math.inf, 0.0
-        for part in share_out(list(batch.split(self.config.microbatch_decisions)), rank, ranks):
+        parts = list(batch.split(self.config.microbatch_decisions))
+        for number, counts in share_of(len(parts)):
+            part = parts[number]
             logprobs_DU, entropy_DU = self.policy.score(
                 self._observations(part), part.trace().to(self.device), sampling
             )
-            old_DU, weights_DU = part.old_logprobs.to(self.device), part.weights.to(self.device)
+            old_DU, weights_DU = part.old_logprobs.to(self.device), (part.weights * counts).to(self.device)
             advantages_D = part.advantages.to(self.device)
             result = clipped_policy_loss(
                 logprobs_DU,
@@ -251,12 +236,7 @@ class Learner:
             **all_reduce_metrics({"ratio_min": lowest}, "min"),
             **all_reduce_metrics({"ratio_max": highest}, "max"),
         }
-        if not math.isfinite(totals["loss"]):
-            self.optimizer.zero_grad()
-            raise UpdateRefused(
-                f"the loss is {totals['loss']} in {place}; this step was not taken. Lower optimizer.lr, or look for "
-                "extreme observations; the last checkpoint is intact."
-            )
+        self.optimizer.require_finite("loss", totals["loss"], place)
         return totals
 
     def _observations(self, part: Decisions) -> ObservationBatch:
@@ -270,31 +250,21 @@ class Learner:
         """Replaces the episodes' log-probabilities by those that this policy computes now, each rank its share."""
         packed = pack(episodes, [0.0] * len(episodes), self.policy.unit_action_index, "unit")
         sampling = Sampling.of(self.config.sampling)
-        rank, ranks = rank_and_count()
         parts = list(packed.split(self.config.microbatch_decisions))
         rows = [torch.zeros_like(part.old_logprobs) for part in parts]
-        for number, part in enumerate(share_out(parts, rank, ranks)):
+        for number, counts in share_of(len(parts)):
+            part = parts[number]
             with torch.no_grad():
                 scores, _ = self.policy.score(self._observations(part), part.trace().to(self.device), sampling)
-            if rank + number * ranks < len(parts):
-                rows[rank + number * ranks] = scores.float().cpu()
+            if counts:
+                rows[number] = scores.float().cpu()
         ends = np.cumsum([len(episode.executed) for episode in episodes])
         logprobs = all_reduce_rows(torch.cat(rows)).numpy()
         for episode, own in zip(episodes, np.split(logprobs, ends[:-1]), strict=True):
             episode.logprobs = own
 
     def _step(self, place: str) -> float:
-        settings = self.config.optimizer
-        norm = self.optimizer.clip_gradients()
-        if not math.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise UpdateRefused(
-                f"the gradient norm is {norm} in {place}; this step was not taken. Lower optimizer.lr, or look for "
-                "extreme observations; the last checkpoint is intact."
-            )
-        warmup = max(settings.warmup_steps, 1)
-        assert settings.lr is not None, "the learner chooses one"
-        self.optimizer.step(settings.lr * min(1.0, (self.optimizer_steps + 1) / warmup))
+        norm = self.optimizer.take_step(self.optimizer_steps, place)
         self.optimizer_steps += 1
         return norm
 

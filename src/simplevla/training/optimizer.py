@@ -1,14 +1,21 @@
 """AdamW in float32, whatever the policy's own precision is; what imitation and RL step with."""
 
+import math
 from collections.abc import Collection, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from simplevla.config import OptimizerConfig
 from simplevla.errors import UserError
+from simplevla.policies.base import Policy
 from simplevla.training.quantised import adamw_8bit, keep_unequal_parts, plain, quantised, shape_of, stepping
 from simplevla.training.ranks import full_tensor, sharded_like
+
+
+class UpdateRefused(UserError):
+    """An optimizer step would have done harm and wasn't taken; the message names the update or the batch."""
 
 
 class MasterAdamW:
@@ -57,6 +64,18 @@ class MasterAdamW:
                 fused=self.fused,
             )
 
+    @classmethod
+    def of_policy(cls, policy: Policy, settings: OptimizerConfig, fused: bool) -> Self:
+        """The optimizer of all that the policy lets be trained.
+
+        Raises:
+            UserError: that is nothing.
+        """
+        parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise UserError("the policy has no parameter that requires a gradient; unfreeze what is to be trained")
+        return cls(parameters, settings, policy.spared_from_decay(), fused)
+
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
@@ -66,6 +85,22 @@ class MasterAdamW:
         """Forgets all gradients."""
         for tensor in (*self.parameters.values(), *self.masters.values()):
             tensor.grad = None
+
+    def require_finite(self, what: str, value: float, place: str) -> None:
+        """Refuses a loss or a gradient norm that is infinite or no number, and forgets all gradients.
+
+        Args:
+            place: names update or batch in the error.
+
+        Raises:
+            UpdateRefused: it isn't finite.
+        """
+        if not math.isfinite(value):
+            self.zero_grad()
+            raise UpdateRefused(
+                f"the {what} is {value} in {place}; this step was not taken. Lower optimizer.lr, or look for extreme "
+                "observations or actions; the last checkpoint is intact."
+            )
 
     def collect_gradients(self) -> None:
         """Adds the gradients that a backward pass left in the parameters to the masters'; call it after each."""
@@ -82,6 +117,25 @@ class MasterAdamW:
     def clip_gradients(self) -> float:
         """Clips the collected gradients to `settings.max_grad_norm`; returns their L2 norm before."""
         return float(full_tensor(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)))
+
+    def take_step(self, number: int, place: str, schedule: float = 1.0) -> float:
+        """One step along the collected gradients, clipped, at the learning rate of step `number`; returns their norm.
+
+        The learning rate grows linearly over `settings.warmup_steps`.
+
+        Args:
+            number: steps taken before this one.
+            place: names update or batch in an error.
+            schedule: factor of the learning rate.
+
+        Raises:
+            UpdateRefused: the norm isn't finite; nothing has changed.
+        """
+        norm = self.clip_gradients()
+        self.require_finite("gradient norm", norm, place)
+        assert self.settings.lr is not None, "the run chooses one"
+        self.step(self.settings.lr * (min(1.0, (number + 1) / max(self.settings.warmup_steps, 1)) * schedule))
+        return norm
 
     def step(self, lr: float) -> None:
         """One step along the collected gradients, which are forgotten then."""

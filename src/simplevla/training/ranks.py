@@ -1,5 +1,6 @@
 """Exchange between the processes (ranks) that train one policy; in a single process nothing of this does anything."""
 
+import math
 from typing import Literal
 
 import torch
@@ -13,6 +14,17 @@ def rank_and_count() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def share_of(parts: int) -> list[tuple[int, bool]]:
+    """This rank's among so many micro-batches: their numbers, and whether each counts.
+
+    All ranks get as many, since they meet after each: a surplus place is another rank's micro-batch and must weigh
+    nothing.
+    """
+    rank, ranks = rank_and_count()
+    places = range(rank, ranks * math.ceil(parts / ranks), ranks)
+    return [(min(place, parts - 1), place < parts) for place in places]
 
 
 def all_reduce_metrics(values: dict[str, float], how: Literal["sum", "min", "max"]) -> dict[str, float]:

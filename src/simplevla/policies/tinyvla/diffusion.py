@@ -135,20 +135,27 @@ class DiffusionHead(nn.Module):
         entries = 1 if self.denoising.ratio == "chunk" else math.prod(self.shape)
         return np.repeat(steps, entries).astype(np.float32)
 
-    def loss(self, condition: Tensor, normalised: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise over valid actions, at random training steps.
+    def loss_noise(self, samples: int) -> dict[str, Tensor]:
+        """Random numbers of the loss of B = `samples` chunks, from torch's generator, S = `noise_samples` per chunk.
 
-        Draws from torch's generator, `noise_samples` times per chunk.
+        They are the noise, float32 [B, S, H, A], and the training steps at which it is added, int64 [B, S].
+        """
+        draws = (samples, self.config.noise_samples)
+        noise = torch.randn(*draws, *self.shape, device=self.abar.device)
+        return {"noise": noise, "steps": torch.randint(self.config.train_steps, draws, device=self.abar.device)}
+
+    def loss(self, condition: Tensor, normalised: Tensor, mask: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """Mean squared error of the predicted noise over valid actions.
 
         Args:
             condition: [B, C].
             normalised: float32 [B, H, A] in [-1, 1].
             mask: bool [B, H], false after the end of the demonstration.
+            noise: as `loss_noise` draws it, and so are `steps`.
         """
-        draws = self.config.noise_samples
+        draws = noise.shape[1]
         condition, normalised, mask = (x.repeat_interleave(draws, dim=0) for x in (condition, normalised, mask))
-        noise = torch.randn_like(normalised)
-        steps = torch.randint(self.config.train_steps, (len(normalised),), device=normalised.device)
+        noise, steps = noise.flatten(0, 1), steps.flatten()
         abar = self.abar[steps][:, None, None]
         predicted = self.unet(abar.sqrt() * normalised + (1 - abar).sqrt() * noise, steps, condition)
         weights = mask[..., None].expand_as(noise).float()

@@ -88,6 +88,10 @@ class TokenHead(nn.Module):
         """(logprobs [B, U], entropy [B, U]) of bins int64 [B, U]."""
         return score_tokens(logits, trace, sampling)
 
+    def loss_noise(self, samples: int) -> dict[str, Tensor]:
+        """No random numbers: the loss has none."""
+        return {}
+
     def loss(self, logits: Tensor, normalised: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood of the bins nearest to `normalised`, nats per unit, over units of valid actions.
 

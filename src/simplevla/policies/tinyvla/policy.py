@@ -296,16 +296,21 @@ class TinyVLA(Policy):
             output = self._output(batch)
         return self.head.score(output, trace, sampling)
 
-    def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor) -> Tensor:
+    def imitation_noise(self, samples: int) -> dict[str, Tensor]:
+        return self.head.loss_noise(samples)
+
+    def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor, **noise: Tensor) -> Tensor:
         """The head's loss: nats per unit of a token head, squared error of the noise of a diffusion head.
 
         Args:
             actions: float32 [B, H, A] in the environment's units.
             mask: bool [B, H], false after the end of the demonstration.
+            noise: as `imitation_noise` draws it.
         """
         normalised = (actions.to(self.device) - self.action_centre) / self.action_half_range
         normalised = normalised.clamp(-LARGEST_ACTION, LARGEST_ACTION)
-        return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device))
+        noise = noise or self.imitation_noise(len(actions))
+        return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device), **noise)
 
     def save_alone(self, folder: Path) -> None:
         save_files(
