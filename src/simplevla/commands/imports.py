@@ -38,8 +38,10 @@ def import_command(arguments: list[str]) -> int:
         )
         return 0
     if name not in IMPORTS:
-        expected = ", ".join(map(repr, IMPORTS))
-        raise UserError(f"import what? Got {name!r}; expected one of {expected}.{nearest(name or '', IMPORTS)}")
+        *most, last = map(repr, IMPORTS)
+        raise UserError(
+            f"import what? Got {name!r}; expected {', '.join(most)} or {last}.{nearest(name or '', IMPORTS)}"
+        )
     return IMPORTS[name][0](rest)
 
 
