@@ -101,3 +101,42 @@ def to_videos(folder: Path, files: list[list[int]]) -> np.ndarray:
     info["features"][key] = {"dtype": "video", "shape": [3, 16, 24], "names": ["channels", "height", "width"]}
     (folder / "meta/info.json").write_text(json.dumps(info))
     return images
+
+
+def to_v21(folder: Path, video: str | None = None) -> None:
+    """Turn a written dataset into one of v2.1 with two episodes a chunk, the pictures of the camera `video` in mp4."""
+    dataset = LeRobotDataset(folder)
+    frames, old = dataset.load_all(), folder / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(old)
+    old.unlink()
+    lines: dict[str, list[dict[str, object]]] = {"tasks": [], "episodes": [], "episodes_stats": []}
+    lines["tasks"] = [{"task_index": i, "task": task} for i, task in enumerate(dataset.instructions)]
+    for number, (start, stop) in enumerate(dataset.episode_ranges):
+        part = table.slice(start, stop - start)
+        if video is not None:
+            key = f"observation.images.{video}"
+            part = part.drop_columns([key])
+            shown = list(np.asarray(frames.images[video][start:stop]))
+            write_video(folder / f"videos/chunk-{number // 2:03d}/{key}/episode_{number:06d}.mp4", shown, 20)
+        path = folder / f"data/chunk-{number // 2:03d}/episode_{number:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(part, path)
+        instruction = dataset.instructions[frames.task_index[start]]
+        lines["episodes"].append({"episode_index": number, "tasks": [instruction], "length": stop - start})
+        stats = {}
+        for key, values in (("observation.state", frames.state), ("action", frames.actions)):
+            own = values[start:stop].astype(np.float64)
+            measures = {name: getattr(own, name)(0).tolist() for name in ("min", "max", "mean", "std")}
+            stats[key] = {**measures, "count": [stop - start]}
+        lines["episodes_stats"].append({"episode_index": number, "stats": stats})
+    for name, records in lines.items():
+        (folder / f"meta/{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name in ("tasks.parquet", "stats.json", "episodes/chunk-000/file-000.parquet"):
+        (folder / "meta" / name).unlink()
+    info = json.loads((folder / "meta/info.json").read_text())
+    info |= {"codebase_version": "v2.1", "chunks_size": 2, "total_chunks": 2}
+    info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+    info["video_path"] = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    if video is not None:
+        info["features"][f"observation.images.{video}"]["dtype"] = "video"
+    (folder / "meta/info.json").write_text(json.dumps(info))

@@ -230,12 +230,80 @@ class EvalConfig:
     seed: Seed = 0
 
 
+def _pairs(name: str, texts: tuple[str, ...], form: str) -> dict[str, str]:
+    """Left side -> right side of each `LEFT=RIGHT`."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        left, _, right = text.partition("=")
+        _require(bool(left.strip() and right.strip()), f"{name} is {brief(text)}; expected {form}")
+        _require(left not in pairs, f"{name} has {brief(left)} twice; expected it once")
+        pairs[left] = right
+    return pairs
+
+
+def camera_features(cameras: tuple[str, ...]) -> dict[str, str]:
+    """Camera -> feature, of `ReadingConfig.cameras`."""
+    return _pairs("cameras", cameras, "NAME=FEATURE, such as fixed=observation.images.image")
+
+
+def new_instructions(instructions: tuple[str, ...]) -> dict[str, str]:
+    """The dataset's sentence -> the one that the policy is told, of `ReadingConfig.instructions`."""
+    return _pairs("instructions", instructions, "'OLD SENTENCE=NEW SENTENCE'")
+
+
+def _names_cameras(cameras: tuple[str, ...]) -> tuple[str, ...]:
+    features = camera_features(cameras)
+    for name, feature in features.items():
+        _require(
+            re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name) is not None,
+            f"cameras names one {brief(name)}; expected letters, digits, '_', '.' and '-', as in fixed=FEATURE",
+        )
+        _require(
+            list(features.values()).count(feature) == 1,
+            f"cameras has the feature {brief(feature)} twice; expected each under one name",
+        )
+    return cameras
+
+
+def _replaces_instructions(instructions: tuple[str, ...]) -> tuple[str, ...]:
+    new_instructions(instructions)
+    return instructions
+
+
+def _are_episodes(episodes: str) -> str:
+    part = r"(\d{1,9}|\d{0,9}:\d{0,9})"
+    _require(
+        re.fullmatch(rf"({part}(,{part})*)?", episodes, re.ASCII) is not None,
+        f"episodes is {brief(episodes)}; expected numbers and ranges from 0 up, such as 0:100,130",
+    )
+    return episodes
+
+
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig:
+class ReadingConfig:
+    """Choice of what is read of a dataset, and the names that it has here; recorded with the policy."""
+
+    cameras: Annotated[tuple[str, ...], AfterValidator(_names_cameras)] = ()
+    """Cameras to read, each `NAME=FEATURE`, such as `fixed=observation.images.image`; no others are decoded. Empty:
+    all, by the names that the dataset gives them."""
+    state: str = "observation.state"
+    """Feature that is the state."""
+    actions: str = "action"
+    """Feature that is the action."""
+    instructions: Annotated[tuple[str, ...], AfterValidator(_replaces_instructions)] = ()
+    """Instructions to be told in other words, each `OLD SENTENCE=NEW SENTENCE`."""
+    episodes: Annotated[str, AfterValidator(_are_episodes)] = ""
+    """Episodes to read, such as `0:100,130`, ends exclusive; files of others may be missing. Empty: all."""
+    idle_frames: Literal["keep", "drop"] = "keep"
+    """`drop`: no sample begins at a frame whose state and action are those of the frame before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(ReadingConfig):
     """Supervised fine-tuning on demonstrations."""
 
     dataset: Folder = ""
-    """Folder of a LeRobotDataset v3.0."""
+    """Folder of a LeRobotDataset v3.0 or v2.1."""
     policy: Folder = "nano"
     """Preset of the tinyvla policy to start from, or the folder of a saved policy."""
     head: Literal["tokens", "diffusion"] = "tokens"
@@ -246,8 +314,8 @@ class SFTConfig:
     """The range of a new policy's actions: the demonstrations' extremes, or their 1 % and 99 % quantiles. With
     quantiles, demonstrated actions outside become the outermost bin, and the state is cut off alike."""
     memory_gb: Above0 | None = None
-    """Memory for decoded demonstrations, GB of 1e9 bytes; None: a quarter of the machine's. Of a dataset that needs more,
-    pictures are decoded by worker processes while the policy trains."""
+    """Memory for decoded demonstrations, GB of 1e9 bytes; None: a quarter of the machine's. If the dataset needs more,
+    worker processes decode its pictures while the policy trains."""
     batches: Positive = 1500
     batch_size: Annotated[int, Ge(1), Le(10**6)] = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))

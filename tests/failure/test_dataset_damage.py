@@ -62,14 +62,18 @@ def test_folder_without_dataset(tmp_path: Path) -> None:
         LeRobotDataset(tmp_path / "cut")
 
 
-def test_older_version_says_how_to_convert(folder: Path) -> None:
-    edit_json(folder / "meta/info.json", lambda info: info.update(codebase_version="v2.1"))
-    with pytest.raises(
-        ValueError, match=r"'v2.1'; expected 'v3.0': convert it .*lerobot\.scripts\.convert_dataset_v21_to_v30"
-    ):
-        LeRobotDataset(folder)
-    edit_json(folder / "meta/info.json", lambda info: info.update(codebase_version="v4.0"))
-    with pytest.raises(ValueError, match="use a dataset of that version"):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("v2.0", r"'v2.0'; expected 'v3.0' or 'v2.1': convert it with LeRobot .*v21\.convert_dataset_v20_to_v21"),
+        ("v1.6", r"'v1.6'; .*: convert it with LeRobot 0.1: .*convert_dataset_v1_to_v2"),
+        ("v4.0", "'v4.0'; .* use a dataset of these versions"),
+        (None, "None; .* use a dataset of these versions"),
+    ],
+)
+def test_other_versions_say_what_to_do(folder: Path, version: Any, message: str) -> None:
+    edit_json(folder / "meta/info.json", lambda info: info.update(codebase_version=version))
+    with pytest.raises(UserError, match=message):
         LeRobotDataset(folder)
 
 
@@ -411,7 +415,9 @@ def test_feature_that_is_missing_or_contradicts_the_data(folder: Path) -> None:
     info = folder / "meta/info.json"
     original = info.read_text()
     edit_json(info, lambda value: value["features"].pop("action"))
-    with pytest.raises(ValueError, match=r"no feature 'action'; it has: observation.images.front"):
+    with pytest.raises(
+        ValueError, match=r"no feature 'action'; it has: .*'observation.images.wrist'.*; name one by --actions"
+    ):
         LeRobotDataset(folder)
     info.write_text(original)
     edit_json(info, lambda value: value["features"]["observation.images.front"].update(shape=[7, 8, 3]))

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simplevla.demonstrations import layout
 from simplevla.demonstrations.rows import Rows
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics, measure
@@ -44,10 +43,12 @@ def statistics_of(rows: Rows) -> Statistics:
     return Statistics(state=measure(rows.state), action=measure(rows.actions))
 
 
-def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Statistics) -> None:
-    """Warns of measures in `stats.json` that differ from these frames'; missing ones aren't needed."""
+def warn_of_other_statistics(
+    file: Path, stats: dict[str, Any], measured: Statistics, state_key: str, action_key: str
+) -> None:
+    """Warns of measures `stats`, read from `file`, that differ from these frames'; missing ones aren't needed."""
     found = []
-    for key, own in ((layout.STATE, measured.state), (layout.ACTION, measured.action)):
+    for key, own in ((state_key, measured.state), (action_key, measured.action)):
         written = stats.get(key)
         scale = np.maximum(np.abs(own["min"]), np.abs(own["max"]))
         for name, tolerance in ROUNDING.items():
@@ -67,7 +68,7 @@ def warn_of_other_statistics(folder: Path, stats: dict[str, Any], measured: Stat
     if found:
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
         warnings.warn(
-            f"{folder / layout.STATS} isn't of these frames: {'; '.join(found[:4])}{more}. The frames' own statistics are used.",
+            f"{file} isn't of these frames: {'; '.join(found[:4])}{more}. The frames' own statistics are used.",
             stacklevel=2,
         )
 
@@ -126,7 +127,7 @@ def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray,
     room = f"would share {int(BINS * (high - low) / whole) + 1} of a token head's {BINS} bins"
     if name == "state":
         room = "would hardly differ once they are divided by the standard deviation"
-    extent = f"such extremes are in {int(far.sum())} of {len(column)} frames, {len(episodes)} of {rows.episode_index[-1] + 1} episodes"
+    extent = f"such extremes are in {int(far.sum())} of {len(column)} frames, {len(episodes)} of {len(np.unique(rows.episode_index))} episodes"
     found = f"{where}; {others} lie between {low:.4g} and {high:.4g} and {room}; {extent}"
     if tail and (len(episodes) <= FEW_EPISODES or far.sum() <= FEW_FRAMES * len(column)):
         remedy = "" if bounds == "quantile" else ", or give --bounds quantile, which cuts them off"

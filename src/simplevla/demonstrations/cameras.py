@@ -1,11 +1,13 @@
 """The cameras of a dataset: which features are pictures in colour, and how large they are."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simplevla.demonstrations import layout
+from simplevla.demonstrations.choice import known
 from simplevla.errors import UserError
 
 COLOUR_CHANNELS = (3, 4)
@@ -24,6 +26,38 @@ class Camera:
     """True if the pictures are in video files, not in the parquet files."""
 
 
+def named_cameras(folder: Path, features: dict[str, dict[str, Any]], chosen: Mapping[str, str]) -> dict[str, Camera]:
+    """The cameras `chosen`, name -> feature, in this order; all of `find_cameras` if none is.
+
+    LIBERO as LeRobot has it (`lerobot/libero`: `observation.images.image` and `observation.images.image2`) needs names
+    only: its pictures are turned by 180 degrees, as our suites' are (`LiberoProcessorStep` of LeRobot's
+    `processor/env_processor.py` turns the simulator's for policies trained on it), and the state is the same eight
+    numbers, hand position, its axis-angle, both fingers.
+
+    Raises:
+        UserError: a feature isn't there, or is no camera in colour.
+    """
+    if not chosen:
+        return find_cameras(folder, features)
+    pictures = [key for key, feature in features.items() if feature["dtype"] in ("image", "video")]
+    cameras = {}
+    for name, key in chosen.items():
+        if key not in pictures:
+            raise UserError(
+                f"cameras has {name}={key}; {folder} has the cameras {known(key, pictures)}"
+                if pictures
+                else f"cameras has {name}={key}; {folder} has no camera"
+            )
+        if _is_depth(features[key]):
+            raise UserError(
+                f"cameras has {name}={key}, whose shape is {features[key]['shape']}: a depth map or the like; expected a "
+                "camera in colour"
+            )
+        size = _size(f"{folder}: feature {key!r}", features[key])
+        cameras[name] = Camera(key=key, size=size, video=features[key]["dtype"] == "video")
+    return cameras
+
+
 def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str, Camera]:
     """The cameras by name, in the order of the features; depth maps are left out with a warning.
 
@@ -38,7 +72,7 @@ def find_cameras(folder: Path, features: dict[str, dict[str, Any]]) -> dict[str,
             warnings.warn(
                 f"{folder}: the camera {key!r} is left out: its shape is {feature['shape']}, a depth map or the like, and "
                 "policies here look at colours",
-                stacklevel=3,
+                stacklevel=4,
             )
             continue
         height, width = _size(f"{folder}: feature {key!r}", feature)

@@ -1,6 +1,7 @@
-"""Reads LeRobotDataset v3.0 folders, our own and others', with images in the parquet files or in videos."""
+"""Reads LeRobotDataset v3.0 and v2.1 folders, our own and others', with images in the parquet files or in videos."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from simplevla.demonstrations import layout, metadata
+from simplevla.config import ReadingConfig, camera_features
+from simplevla.demonstrations import metadata
 from simplevla.demonstrations.bounds import bounded_statistics, statistics_of, warn_of_other_statistics
-from simplevla.demonstrations.cameras import Camera, find_cameras
+from simplevla.demonstrations.cameras import Camera, named_cameras
+from simplevla.demonstrations.choice import chosen_episodes, known, told
 from simplevla.demonstrations.images import decode_image
-from simplevla.demonstrations.rows import Rows, read_rows
+from simplevla.demonstrations.rows import Rows, Vectors, read_rows
 from simplevla.demonstrations.streaming import EmbeddedPictures, Pictures, VideoPictures, make_spill, require_images
 from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
@@ -44,50 +47,62 @@ class Frames:
     task_index: np.ndarray
     """int64 [F], index into `LeRobotDataset.instructions`."""
     episode_index: np.ndarray
-    """int64 [F]."""
+    """int64 [F], the dataset's own numbers."""
 
 
 class LeRobotDataset:
     """A dataset on the disk; opening it reads the `meta/` folder only, `rows` and `load_all` read the data files.
 
+    Args:
+        reading: what of it is read, and the names that it has here; None: all. All below is about that part.
+
     Raises:
-        UserError: the folder is no such dataset, has another version, or is incomplete or damaged; says what to do.
+        UserError: the folder is no such dataset, has another version, lacks what `reading` names, or is incomplete or
+            damaged; says what to do.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, reading: ReadingConfig | None = None) -> None:
         self.folder = Path(folder)
+        self.reading = reading = reading or ReadingConfig()
         self.info = metadata.read_info(self.folder)
         self.features: dict[str, dict[str, Any]] = self.info["features"]
         self.fps = float(self.info["fps"])
-        self.state_dim = self._dimensions(layout.STATE)
-        self.action_dim = self._dimensions(layout.ACTION)
-        self._cameras = find_cameras(self.folder, self.features)
+        self.state_dim = self._dimensions(reading.state, "state")
+        self.action_dim = self._dimensions(reading.actions, "actions")
+        self._cameras = named_cameras(self.folder, self.features, camera_features(reading.cameras))
         self.cameras = {name: camera.size for name, camera in self._cameras.items()}
         """Camera -> (height, width)."""
-        self.instructions = metadata.read_tasks(self.folder)
+        self._instructions = metadata.read_tasks(self.folder, self.info)
+        self.instructions = told(self.folder, self._instructions, reading)
         """Index is `task_index`."""
-        self._episodes = metadata.read_episodes(self.folder, self.info["total_frames"])
+        episodes = metadata.read_episodes(self.folder, self.info)
+        chosen = chosen_episodes(self.folder, reading.episodes, len(episodes))
+        self._listed = len(episodes)
+        self._episodes = [episodes[number] for number in chosen]
         ends = np.cumsum([episode["length"] for episode in self._episodes]).tolist()
         self.episode_ranges = list(zip([0, *ends[:-1]], ends, strict=True))
         """First frame and one past the last frame of each episode."""
         self.num_frames: int = ends[-1]
-        self._stats = metadata.read_stats(self.folder)
+        if self.num_frames == 0:
+            raise UserError(f"{self.folder}: the episodes {reading.episodes!r} have no frames; choose others")
+        keys = (reading.state, reading.actions)
+        self._stats = metadata.read_stats(self.folder, self.info, keys, chosen, len(chosen) == len(episodes))
         self.origin: dict[str, Any] | None = self.info.get("simplevla")
         """Suite, protocol and settings of demonstrations that were generated here; None for other datasets."""
 
     @cached_property
     def rows(self) -> Rows:
         """All that the data files hold but images, checked."""
-        dimensions = {layout.STATE: self.state_dim, layout.ACTION: self.action_dim}
+        vectors = Vectors(self.reading.state, self.state_dim, self.reading.actions, self.action_dim)
         timed = any(camera.video for camera in self._cameras.values())
         fps = self.fps if timed else None
-        return read_rows(self.folder, self.info, self._episodes, dimensions, self.instructions, fps)
+        return read_rows(self.folder, self.info, self._episodes, self._listed, vectors, self._instructions, fps)
 
     @cached_property
     def statistics(self) -> Statistics:
         """Measured over the frames; a warning says where `stats.json` differs."""
         measured = statistics_of(self.rows)
-        warn_of_other_statistics(self.folder, self._stats, measured)
+        warn_of_other_statistics(*self._stats, measured, self.reading.state, self.reading.actions)
         return measured
 
     def statistics_for_policy(self, bounds: Literal["min_max", "quantile"]) -> Statistics:
@@ -136,10 +151,42 @@ class LeRobotDataset:
                     self._fill_from_videos(camera.key, images[name], bar)
         return self._frames(images)
 
+    def seen_by(self, cameras: Sequence[str]) -> "LeRobotDataset":
+        """The same dataset with these cameras alone; no others are decoded."""
+        seen = copy.copy(self)
+        seen._cameras = {name: camera for name, camera in self._cameras.items() if name in cameras}
+        seen.cameras = {name: camera.size for name, camera in seen._cameras.items()}
+        return seen
+
+    @property
+    def instructions_met(self) -> list[str]:
+        """Instructions that the frames have, in order, each once."""
+        met = np.unique(self.rows.task_index).tolist()
+        return list(dict.fromkeys(self.instructions[task] for task in met))
+
     @property
     def decoded_bytes(self) -> int:
         """Bytes of all pictures in memory."""
         return 3 * self.num_frames * sum(height * width for height, width in self.cameras.values())
+
+    @property
+    def video_bytes(self) -> int:
+        """Bytes of the pictures in videos, decoded."""
+        sizes = [camera.size for camera in self._cameras.values() if camera.video]
+        return 3 * self.num_frames * sum(height * width for height, width in sizes)
+
+    @property
+    def embedded_bytes(self) -> float:
+        """Bytes of the pictures in data files, encoded: the files' sizes, by the cameras' share of the pixels in them.
+
+        Episodes that aren't read but share a file are counted, since they are passed over while it is read.
+        """
+        pointers = {(episode["data/chunk_index"], episode["data/file_index"]) for episode in self._episodes}
+        paths = (self.folder / self.info["data_path"].format(chunk_index=c, file_index=f) for c, f in pointers)
+        stored = sum(path.stat().st_size for path in paths if path.is_file())
+        held = sum(np.prod(feature["shape"]) for feature in self.features.values() if feature["dtype"] == "image")
+        read = sum(np.prod(self.features[c.key]["shape"]) for c in self._cameras.values() if not c.video)
+        return float(stored * read / held) if held else 0.0
 
     def streamed(self, spill: Path) -> Frames:
         """The dataset's frames, whose pictures are decoded when they are asked for; for datasets of any size.
@@ -166,9 +213,11 @@ class LeRobotDataset:
             episode_index=rows.episode_index,
         )
 
-    def _dimensions(self, key: str) -> int:
+    def _dimensions(self, key: str, setting: str) -> int:
         if key not in self.features:
-            raise UserError(f"{self.folder} has no feature {key!r}; it has: {', '.join(self.features)}")
+            raise UserError(
+                f"{self.folder} has no feature {key!r}; it has: {known(key, list(self.features))}; name one by --{setting} FEATURE"
+            )
         shape = self.features[key]["shape"]
         if len(shape) != 1:
             raise UserError(f"{self.folder}: feature {key!r} has shape {shape}; expected one dimension")

@@ -18,7 +18,7 @@ LONGEST_WAIT = 300
 def video_places(
     folder: Path, info: dict[str, Any], episodes: Sequence[dict[str, Any]], key: str, fps: float
 ) -> dict[Path, list[tuple[int, float]]]:
-    """Video file -> (episode, the second of the file where it begins), for the camera feature `key`.
+    """Video file -> (place in `episodes`, the second of the file where it begins), for the camera feature `key`.
 
     Raises:
         UserError: the pointers are missing, aren't files and times, are of a shorter episode, or let two episodes
@@ -26,7 +26,8 @@ def video_places(
     """
     names = [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     places: dict[Path, list[tuple[int, float]]] = {}
-    for number, episode in enumerate(episodes):
+    for place, episode in enumerate(episodes):
+        number = episode["episode_index"]
         absent = [name for name in names if episode.get(name) is None]
         if absent or not info.get("video_path"):
             lacking = absent[0] if absent else "video_path of info.json"
@@ -47,15 +48,15 @@ def video_places(
                 f"{begin:.4g} to {end:.4g} s, is shorter: it is another episode's; correct its from_timestamp and to_timestamp"
             )
         path = folder / info["video_path"].format(video_key=key, chunk_index=int(chunk), file_index=int(file))
-        places.setdefault(path, []).append((number, float(begin)))
+        places.setdefault(path, []).append((place, float(begin)))
     for path, parts in places.items():
         in_time = sorted(parts, key=lambda part: part[1])
-        for (number, begin), (later, next_begin) in pairwise(in_time):
-            end = begin + episodes[number]["length"] / fps
+        for (place, begin), (later, next_begin) in pairwise(in_time):
+            end = begin + episodes[place]["length"] / fps
             if next_begin < end - 0.5 / fps:
                 raise UserError(
-                    f"{folder}/meta/episodes: episode {number} is in {path.name} of {key} from {begin:.4g} to {end:.4g} s and "
-                    f"episode {later} from {next_begin:.4g} s: the same pictures can't be both; correct {names[2]}"
+                    f"{folder}/meta/episodes: episode {episodes[place]['episode_index']} is in {path.name} of {key} from {begin:.4g} to {end:.4g} s "
+                    f"and episode {episodes[later]['episode_index']} from {next_begin:.4g} s: the same pictures can't be both; correct {names[2]}"
                 )
     return places
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from simplevla.checked import Above0, Count, Pixels, dataclass
+from simplevla.config import ReadingConfig, new_instructions
 from simplevla.errors import UserError
 from simplevla.storage import read_as
 from simplevla.types import Split, Task
@@ -77,6 +78,8 @@ class TrainedOn:
     instructions: tuple[str, ...] = ()
     initial_states: dict[str, tuple[Count, ...]] | None = None
     """Task of the suite -> the initial states that training may have met; None: nobody knows."""
+    reading: ReadingConfig | None = None
+    """Choice and names of what was read of the demonstrations; None: all, by their own names."""
 
     def __post_init__(self) -> None:
         if self.initial_states is not None:
@@ -104,6 +107,13 @@ def rl_stage(suite: Suite) -> TrainedOn:
         instructions=tuple(task.instruction for task in suite.tasks),
         initial_states={task.name: tuple(suite.initial_states(task, "train")) for task in suite.tasks},
     )
+
+
+def recorded_reading(reading: ReadingConfig) -> ReadingConfig | None:
+    """The settings `reading` without what else a config may hold; None if nothing is chosen or named."""
+    names = [setting.name for setting in dataclasses.fields(ReadingConfig)]
+    alone = ReadingConfig(**{name: getattr(reading, name) for name in names})
+    return None if alone == ReadingConfig() else alone
 
 
 def with_stage(stages: tuple[TrainedOn, ...], stage: TrainedOn) -> tuple[TrainedOn, ...]:
@@ -153,6 +163,10 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
             f"it was never told {_some(strange)} ({len(strange)} of {len(suite.tasks)} instructions of the suite), but for "
             f"example {sorted(known)[0]!r}"
         )
+    for stage in stages:
+        for old, new in new_instructions(stage.reading.instructions).items() if stage.reading else ():
+            if old not in known and old in {task.instruction for task in suite.tasks}:
+                found.append(f"it was told {new!r} where its demonstrations, as this suite, said {old!r}")
     return found
 
 
@@ -188,7 +202,12 @@ def held_out(stages: Sequence[TrainedOn], suite: str, pairs: Sequence[tuple[str,
 
 def stages_as_json(stages: Sequence[TrainedOn]) -> bytes:
     """The content of `FILE`, which `read_stages` reads."""
-    return (json.dumps(dataclasses.asdict(Stages(stages=tuple(stages))), indent=1) + "\n").encode()
+    records = [dataclasses.asdict(stage) for stage in stages]
+    for record in records:
+        # Left out, so that versions that don't know it read the file.
+        if record["reading"] is None:
+            del record["reading"]
+    return (json.dumps({"stages": records}, indent=1) + "\n").encode()
 
 
 def read_stages(file: Path) -> tuple[TrainedOn, ...]:

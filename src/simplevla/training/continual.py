@@ -24,7 +24,7 @@ from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.checked import from_dict
-from simplevla.config import EvalConfig, SuiteConfig, to_dict
+from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
@@ -80,7 +80,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
     policy = Path(config.train.policy)
     base = load_policy(policy)
     for task, demos in config.folders.items():
-        _check_data(base, suite, task, demos)
+        _check_data(base, suite, task, demos, config.warmup)
     chunk_length = base.chunk_length
     del base
     with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
@@ -213,9 +213,9 @@ def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path
     return run / "policy"
 
 
-def _check_data(base: Policy, suite: Suite, task: str, folder: str) -> None:
+def _check_data(base: Policy, suite: Suite, task: str, folder: str, reading: ReadingConfig) -> None:
     """Refuses demonstrations of `task` that don't fit the policy or say something else, before anything is trained."""
-    dataset = LeRobotDataset(folder)
+    dataset = LeRobotDataset(folder, reading)
     check_fits(base, list(dataset.cameras), dataset.state_dim, dataset.action_dim, f"the demonstrations of {task}")
     told = suite.task(task).instruction
     if told not in dataset.instructions:

@@ -18,14 +18,14 @@ from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.allocation import keep_freed_memory, machine_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
-from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.demonstrations.outlook import outlook
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, move_to_device
 from simplevla.policies.registry import with_preset
-from simplevla.policies.trained_on import TrainedOn, warn_of_differences, with_stage
+from simplevla.policies.trained_on import TrainedOn, recorded_reading, warn_of_differences, with_stage
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import FolderLock, atomic_folder, write_json
 from simplevla.suites.registry import make_suite
@@ -75,7 +75,8 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
 def _sft(
     config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoint | None, make_trainer: MakeTrainer
 ) -> Path:
-    dataset = LeRobotDataset(Path(config.dataset))
+    dataset = LeRobotDataset(Path(config.dataset), config)
+    print(outlook(dataset))
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     if config.adapter_rank and checkpoint is None:
         add_adapter(policy, config, dataset.instructions)
@@ -90,6 +91,9 @@ def _sft(
         trainer.load_optimizer_state(checkpoint.optimizer(), first)
     episode_index = dataset.rows.episode_index
     train_starts, validation_starts = split_episodes(episode_index, config.validation_fraction, config.seed)
+    if config.idle_frames == "drop":
+        train_starts, validation_starts = (s[~dataset.rows.idle[s]] for s in (train_starts, validation_starts))
+    print(f"{dataset.rows.idle.sum():,} of {dataset.num_frames:,} frames are idle; --idle-frames {config.idle_frames}")
     parts = validation_parts(validation_starts, config.batch_size)
     write_json(run / CONFIG, to_dict(config))
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
@@ -160,6 +164,7 @@ def chunk_batches(
     """
     budget = machine_memory() // 4 if config.memory_gb is None else int(1e9 * config.memory_gb)
     spill = run / "encoded"
+    dataset = dataset.seen_by(policy.cameras)
     streamed = dataset.decoded_bytes > budget
     frames = dataset.streamed(spill) if streamed else dataset.load_all(progress=True)
     source = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
@@ -200,10 +205,27 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
             seed=config.seed,
         )
     policy = load_policy(config.policy)
+    require_cameras(policy, dataset)
     check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
     low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
     check_actions_in_range(low, high, dataset.rows.actions)
     return policy
+
+
+def require_cameras(policy: Policy, dataset: LeRobotDataset) -> None:
+    """Refuses a dataset in which a camera of the policy has no name, and says how names are given.
+
+    Raises:
+        UserError: with the flag that the policy was trained with, where its folder says so.
+    """
+    missing = [camera for camera in policy.cameras if camera not in dataset.cameras]
+    if missing:
+        recorded = [stage.reading.cameras for stage in policy.trained_on if stage.reading and stage.reading.cameras]
+        features = [f"{name}=FEATURE" for name in policy.cameras]
+        raise UserError(
+            f"the policy looks through {', '.join(policy.cameras)}, and {dataset.folder} has the cameras "
+            f"{', '.join(dataset.cameras)}; name {', '.join(missing)}: --cameras {' '.join(recorded[-1] if recorded else features)}"
+        )
 
 
 def add_adapter(policy: Policy, config: SFTConfig, instructions: Sequence[str]) -> None:
@@ -242,10 +264,11 @@ def sft_stage(dataset: LeRobotDataset) -> TrainedOn:
         suite=origin.get("suite"),
         protocol=origin.get("protocol", {}),
         cameras=dict(dataset.cameras),
-        state_names=_dimension_names(dataset.features[layout.STATE]),
-        action_names=_dimension_names(dataset.features[layout.ACTION]),
+        state_names=_dimension_names(dataset.features[dataset.reading.state]),
+        action_names=_dimension_names(dataset.features[dataset.reading.actions]),
         control_hz=dataset.fps,
-        instructions=tuple(dataset.instructions),
+        instructions=tuple(dataset.instructions_met),
+        reading=recorded_reading(dataset.reading),
         initial_states=None if met is None else {task: tuple(numbers) for task, numbers in met.items()},
     )
 
@@ -287,7 +310,7 @@ def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarra
 
 
 def validation_parts(starts: np.ndarray, size: int) -> list[np.ndarray]:
-    """The frames of the validation's batches of at most `size`, evenly spread over `starts`, at most `VALIDATION_CHUNKS`."""
+    """The frames of the validation's batches of at most `size`: at most `VALIDATION_CHUNKS`, evenly spread."""
     even = np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts)))
     chosen = starts[np.unique(even.astype(int))]
     return [chosen[first : first + size] for first in range(0, len(chosen), size)]
