@@ -1,6 +1,7 @@
 """Rollouts on a Ray cluster against the local engine: the same episodes, the same update, nothing lost."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,21 +13,34 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 import forty_episodes
 from fake_suite import HORIZON
 from sampled_episodes import update_by
 from simplevla.adapters.load import load_policy
-from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.config import (
+    DemosConfig,
+    LearnersConfig,
+    OptimizerConfig,
+    RayConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    SuiteConfig,
+    TrainConfig,
+)
+from simplevla.demonstrations.generate import generate
 from simplevla.distributed import engine as rays_room
 from simplevla.distributed.cluster import check_resources
 from simplevla.distributed.engine import RayEngine, _Replica
-from simplevla.distributed.learner import RayLearner
+from simplevla.distributed.learner import RayImitator, RayLearner
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.collect import Collection, collect_groups
 from simplevla.rollout.scheduler import Engine, RolloutEngine, RolloutStats
 from simplevla.rollout.states import make_sampler
 from simplevla.suites.registry import make_suite
+from simplevla.training.imitation import sft
 from simplevla.training.learner import Learner
 from simplevla.training.loop import train
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
@@ -168,6 +182,49 @@ def test_learners_on_the_cluster_and_their_loss(base: Path, tmp_path: Path) -> N
     for name, value in local.items():
         torch.testing.assert_close(remote[name], value, atol=1e-5, rtol=0)
     kept.pop().close()
+
+
+def test_imitators_on_the_cluster(base: Path, tmp_path: Path) -> None:
+    suite = SuiteConfig(name="fake_suite:make", tasks=TASKS)
+    generate(DemosConfig(suite=suite, episodes=4, workers=1), tmp_path / "demos")
+    settings = SFTConfig(dataset=str(tmp_path / "demos"), policy=str(base), suite=suite, batches=2, batch_size=5)
+    settings = replace(settings, validation_fraction=0.25, optimizer=OptimizerConfig(lr=1e-4))
+    sft(settings, tmp_path / "local")
+    settings = replace(settings, ray=LearnersConfig(learners=2))
+    kept: list[RayImitator] = []
+
+    def make_trainer(policy: Policy, settings: SFTConfig) -> RayImitator:
+        kept.append(RayImitator(policy, settings))
+        return kept[-1]
+
+    sft(settings, tmp_path / "ray", make_trainer=make_trainer)
+    start = load_policy(base).state_dict()
+    ends = [tmp_path / name / "checkpoints/update_000002" for name in ("local", "ray")]
+    local, remote = (load_file(end / "policy/model.safetensors") for end in ends)
+    step, apart = (
+        torch.cat([(a[name] - b[name]).flatten() for name in local]) for a, b in ((local, start), (remote, local))
+    )
+    assert float(apart.norm() / step.norm()) < 1e-3
+    assert float(step.abs().max()) > 1e-4
+    moments, gathered = (load_file(end / "optimizer.safetensors") for end in ends)
+    assert moments.keys() == gathered.keys()
+    for name, value in moments.items():
+        torch.testing.assert_close(gathered[name], value, atol=1e-5, rtol=1e-4)
+    rows = [[json.loads(line) for line in (end.parents[1] / "metrics.jsonl").read_text().splitlines()] for end in ends]
+    for mine, theirs in zip(*rows, strict=True):
+        for name in mine.keys() - {"batches_per_s"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-4)
+    ray.kill(kept[0]._ranks[1])
+    with pytest.raises(ValueError, match=r"a learner process was lost .* sft --resume"):
+        kept[0].sync()
+    kept[0].close()
+    for learners, message in (
+        (LearnersConfig(learners=9), r"and 9 learners need 9 CPUs, 0 GPUs; the cluster has 4 CPUs, 0 GPUs: 5 CPUs are"),
+        (LearnersConfig(learners=2, learner_gpus=1), r"2 GPUs are missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sft(replace(settings, ray=learners), tmp_path / "refused", make_trainer=RayImitator)
+        assert not (tmp_path / "refused").exists()
 
 
 def actor_process(engine: RayEngine, number: int) -> int:
