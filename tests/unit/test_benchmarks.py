@@ -11,6 +11,7 @@ FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.stem != "__init__"]
 ELSEWHERE = {
     "benchmarks.experiments.check_lerobot_loader": "LeRobot's environment",
+    "benchmarks.support.lerobot_writer": "LeRobot's environment",
     "benchmarks.experiments.record_openvla_pixels": "TensorFlow's environment",
     "benchmarks.support.torchrl_rollout": "torchrl",
 }

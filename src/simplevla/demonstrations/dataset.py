@@ -175,19 +175,6 @@ class LeRobotDataset:
         sizes = [camera.size for camera in self._cameras.values() if camera.video]
         return 3 * self.num_frames * sum(height * width for height, width in sizes)
 
-    @property
-    def embedded_bytes(self) -> float:
-        """Bytes of the pictures in data files, encoded: the files' sizes, by the cameras' share of the pixels in them.
-
-        Episodes that aren't read but share a file are counted, since they are passed over while it is read.
-        """
-        pointers = {(episode["data/chunk_index"], episode["data/file_index"]) for episode in self._episodes}
-        paths = (self.folder / self.info["data_path"].format(chunk_index=c, file_index=f) for c, f in pointers)
-        stored = sum(path.stat().st_size for path in paths if path.is_file())
-        held = sum(np.prod(feature["shape"]) for feature in self.features.values() if feature["dtype"] == "image")
-        read = sum(np.prod(self.features[c.key]["shape"]) for c in self._cameras.values() if not c.video)
-        return float(stored * read / held) if held else 0.0
-
     def streamed(self, spill: Path) -> Frames:
         """The dataset's frames, whose pictures are decoded when they are asked for; for datasets of any size.
 
