@@ -12,7 +12,7 @@ from rich.console import Console
 import made_dataset
 import small_tinyvla as small
 from simplevla.adapters.load import load_policy
-from simplevla.config import EvalConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.config import EvalConfig, ReadingConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate_folder
 from simplevla.evaluation.result import EvaluationResult, result_table
@@ -106,6 +106,16 @@ def test_the_last_stage_on_the_suite_counts() -> None:
 def test_demonstrations_from_elsewhere_tell_sizes_and_instructions() -> None:
     assert differences((ELSEWHERE,), ("front",), Kitchen()) == []
     assert len(differences((ELSEWHERE,), ("front",), Kitchen(size=128, red="take it"))) == 2
+
+
+def test_words_that_replaced_the_suites_are_named() -> None:
+    reading = ReadingConfig(instructions=("lift the red cup=take the red cup", "lift the can=take the can"))
+    told = ("take the red cup", "take the can", "lift the blue cup")
+    found = differences((replace(ELSEWHERE, instructions=told, reading=reading),), ("front",), Kitchen())
+    assert found[0].startswith("it was never told 'lift the red cup' (1 of 2")
+    assert found[1:] == [
+        "it was told 'take the red cup' where its demonstrations, as this suite, said 'lift the red cup'"
+    ]
 
 
 def test_held_out_is_claimed_only_where_it_is_known() -> None:
