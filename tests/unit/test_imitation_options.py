@@ -11,6 +11,7 @@ import torch
 from test_imitation import write_dataset
 
 import simplevla.adapters.load
+from simplevla import cli
 from simplevla.adapters.bank import bank_of
 from simplevla.adapters.load import load_policy
 from simplevla.config import DemosConfig, LearnersConfig, OptimizerConfig, SFTConfig, SuiteConfig
@@ -170,3 +171,25 @@ def test_everything_computes_where_it_was_asked_to(tmp_path: Path, monkeypatch: 
     computed.clear()
     sft(replace(settings, device="cuda", schedule="constant", batches=3), tmp_path / "two", resume=True)
     assert set(computed) == {"act", "imitation_loss"}
+
+
+@pytest.mark.parametrize("learners", [0, 2])
+def test_the_command_trains_on_a_cluster_where_learners_are_asked_for(
+    learners: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simplevla.distributed.learner import RayImitator
+
+    got: list[Any] = []
+
+    def noted(config: SFTConfig, run: Path, resume: bool, make_trainer: Any) -> Path:
+        got.extend([config, make_trainer])
+        return run
+
+    monkeypatch.setattr(imitation, "sft", noted)
+    flags = ["--precision", "bfloat16", "--microbatch-size", "4", "--gradient-checkpointing", "--adapter-rank", "8"]
+    flags += ["--ray.learners", str(learners), "--ray.divide", "copies", "--device", "cpu", "--run", str(tmp_path)]
+    assert cli.main(["sft", "tabletop_nano", *flags]) == 0
+    config, make_trainer = got
+    assert make_trainer is (RayImitator if learners else Imitator)
+    assert (config.precision, config.microbatch_size, config.gradient_checkpointing) == ("bfloat16", 4, True)
+    assert (config.adapter_rank, config.ray) == (8, LearnersConfig(learners=learners, divide="copies"))
