@@ -30,9 +30,11 @@ from simplevla.rollout.collect import rewards
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
+from simplevla.training.chunks import ChunkBatch
 from simplevla.training.continual import first_observations
-from simplevla.training.imitation import Optimizer
+from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
+from simplevla.training.learning_rate import with_learning_rate
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -90,16 +92,15 @@ def measure(size: str, way: str) -> dict:
         state=batch.state[:1],
         instructions=batch.instructions[:1],
     )
-    optimizer = Optimizer(policy, SFTConfig(batches=10))
-    if way != "frozen_backbone":
-        policy.checkpoint_activations()
+    imitation = SFTConfig(batches=10, gradient_checkpointing=way != "frozen_backbone")
+    imitator = Imitator(policy, replace(imitation, optimizer=with_learning_rate(imitation.optimizer, policy, "sft")))
     started = time.perf_counter()
     actions = torch.zeros(1, CHUNK, len(spec.action_names))
-    loss = policy.imitation_loss(batch, actions, torch.ones(1, CHUNK, dtype=torch.bool))
-    optimizer.step(loss, 0)
+    mask = torch.ones(1, CHUNK, dtype=torch.bool)
+    imitator.update(ChunkBatch(observations=batch, actions=actions, mask=mask), 0)
     found["sft_step_s"] = time.perf_counter() - started
     found["sft_gb"] = memory_gb()
-    del optimizer, loss
+    del imitator
 
     policy.eval()
     task = replace(suite.tasks[0], horizon=DECISIONS * CHUNK)

@@ -438,11 +438,13 @@ def test_every_policy_computes_where_it_was_asked_to(
 
         return watched
 
-    monkeypatch.setattr("simplevla.adapters.load.move_to_device", note)
-    for name in ("act", "score"):
+    for module in ("adapters.load", "training.imitation"):
+        monkeypatch.setattr(f"simplevla.{module}.move_to_device", note)
+    for name in ("act", "score", "imitation_loss"):
         monkeypatch.setattr(TinyVLA, name, watch(name))
-    settings = config(base, structure="merge_then_new")
+    data = (demonstrations(tmp_path / "data", "far"),)
+    settings = config(base, structure="merge_then_new", data=data, warmup=IMITATION)
     run = tmp_path / "run"
     continual(replace(settings, train=replace(settings.train, device="cuda")), run)
     gather_evidence(run / "2_far" / "rl")
-    assert set(computed) == {"act", "score"}
+    assert set(computed) == {"act", "score", "imitation_loss"}

@@ -208,7 +208,8 @@ def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path
     if not (run / "policy").exists():
         if task not in config.folders and not demos.exists():
             generate(replace(config.demos, suite=only, episodes=config.warmup_demos), demos)
-        settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only, seed=config.train.seed)
+        settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only)
+        settings = replace(settings, seed=config.train.seed, device=config.train.device)
         sft(settings, run, resume=(run / CONFIG).exists())
     return run / "policy"
 
