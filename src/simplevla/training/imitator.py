@@ -58,10 +58,11 @@ class Imitator:
             self.policy.checkpoint_activations()
         loss = 0.0
         for part, share in weighted_losses(self.policy, config, batch):
-            loss += share * float(part.detach())
             # Several ranks average their gradients.
             torch.autograd.backward(part * (share * ranks))
             self.optimizer.collect_gradients()
+            # Last, since a GPU has to be waited for here.
+            loss += share * float(part.detach())
         if config.gradient_checkpointing:
             self.policy.eval()
         loss = all_reduce_metrics({"loss": loss}, "sum")["loss"]
