@@ -94,7 +94,7 @@ def test_a_map_that_misses_a_camera_of_the_policy(folder: Path, tmp_path: Path) 
     policy = sft(first, tmp_path / "first")
     again = replace(first, policy=str(policy))
     expected = (
-        rf"looks through fixed, hand, and .*data has the cameras .*; name .*: --cameras fixed={FRONT} hand={WRIST}"
+        rf"looks through .*hand, the dataset .*data has .*\. Name its cameras: --cameras fixed={FRONT} hand={WRIST}$"
     )
     for cameras in (given[:1], (), (f"fixed={FRONT}", f"wrist={WRIST}")):
         with pytest.raises(UserError, match=expected):

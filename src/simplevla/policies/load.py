@@ -54,7 +54,14 @@ def check_fits_suite(policy: Policy, spec: Shapes) -> None:
     check_fits(policy, list(spec.cameras), len(spec.state_names), len(spec.action_names), "the suite")
 
 
-def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_dim: int, owner: str) -> None:
+def check_fits(
+    policy: Policy,
+    cameras: Sequence[str],
+    state_dim: int,
+    action_dim: int,
+    owner: str,
+    remedy: str = "Train one on its demonstrations.",
+) -> None:
     """Checks as `check_fits_suite`, for anything with cameras, states and actions; `owner` names it in the error."""
     problems = []
     missing = [camera for camera in policy.cameras if camera not in cameras]
@@ -67,7 +74,7 @@ def check_fits(policy: Policy, cameras: Sequence[str], state_dim: int, action_di
     if policy.action_dim != action_dim:
         problems.append(f"the policy gives {policy.action_dim} action dimensions, {owner} has {action_dim}")
     if problems:
-        raise UserError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. Train one on its demonstrations.")
+        raise UserError(f"this policy doesn't fit {owner}: {'; '.join(problems)}. {remedy}")
 
 
 def move_to_device(policy: Policy, device: str) -> None:

@@ -205,27 +205,19 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
             seed=config.seed,
         )
     policy = load_policy(config.policy)
-    require_cameras(policy, dataset)
-    check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}")
+    check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}", remedy(policy, dataset))
     low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
     check_actions_in_range(low, high, dataset.rows.actions)
     return policy
 
 
-def require_cameras(policy: Policy, dataset: LeRobotDataset) -> None:
-    """Refuses a dataset in which a camera of the policy has no name, and says how names are given.
-
-    Raises:
-        UserError: with the flag that the policy was trained with, where its folder says so.
-    """
-    missing = [camera for camera in policy.cameras if camera not in dataset.cameras]
-    if missing:
-        recorded = [stage.reading.cameras for stage in policy.trained_on if stage.reading and stage.reading.cameras]
-        features = [f"{name}=FEATURE" for name in policy.cameras]
-        raise UserError(
-            f"the policy looks through {', '.join(policy.cameras)}, and {dataset.folder} has the cameras "
-            f"{', '.join(dataset.cameras)}; name {', '.join(missing)}: --cameras {' '.join(recorded[-1] if recorded else features)}"
-        )
+def remedy(policy: Policy, dataset: LeRobotDataset) -> str:
+    """Remedy for a dataset that doesn't fit: give its cameras the policy's names, as in its training if it says."""
+    if all(camera in dataset.cameras for camera in policy.cameras):
+        return "Train one on its demonstrations."
+    recorded = [stage.reading.cameras for stage in policy.trained_on if stage.reading and stage.reading.cameras]
+    named = recorded[-1] if recorded else [f"{camera}=FEATURE" for camera in policy.cameras]
+    return f"Name its cameras: --cameras {' '.join(named)}"
 
 
 def add_adapter(policy: Policy, config: SFTConfig, instructions: Sequence[str]) -> None:
