@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import rollout_benchmarks, update_benchmarks
+from benchmarks.speed import rollout_benchmarks, sft_benchmarks, update_benchmarks
 from benchmarks.support.machine import this_machine
 from simplevla.evaluation.provenance import commit
 from simplevla.storage import write_atomically
@@ -112,6 +112,17 @@ BENCHMARKS = {
         update_benchmarks.vs_padded,
         wanted=2.5,
         note="ours against the reference's: padded, log-probabilities again, for groups without signal too",
+    ),
+    "sft_vs_bare": Benchmark(
+        "batches/s",
+        sft_benchmarks.vs_bare,
+        wanted=0.95,
+        note="ours against forward, backward, clipping and step over batches that are ready in memory",
+    ),
+    "sft_streaming_vs_memory": Benchmark(
+        "batches/s",
+        sft_benchmarks.streaming_vs_memory,
+        note="pictures decoded by a worker process while the policy trains, against all of them decoded before",
     ),
     "bytes_per_decision_vs_reference": Benchmark(
         "decisions/MB",
