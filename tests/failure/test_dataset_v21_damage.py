@@ -1,6 +1,7 @@
 """Damaged, incomplete and forged datasets of v2.1: one clear error each."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,14 @@ def test_a_missing_table_is_named(folder: Path, name: str) -> None:
 
 
 def test_an_endless_line_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata_v21, "LONGEST_JSON", 40)
-    with pytest.raises(UserError, match=r"tasks.jsonl, line 1 has more than 40 bytes"):
+    monkeypatch.setattr(metadata_v21, "LONGEST_JSON", 1000)
+    (folder / "meta/tasks.jsonl").write_bytes(b" " * 5_000_000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"tasks.jsonl, line 1 has more than 1000 bytes"):
         LeRobotDataset(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 @pytest.mark.parametrize(
