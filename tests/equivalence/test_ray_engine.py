@@ -32,7 +32,7 @@ from simplevla.config import (
 )
 from simplevla.demonstrations.generate import generate
 from simplevla.distributed import engine as rays_room
-from simplevla.distributed.cluster import check_resources
+from simplevla.distributed.cluster import check_resources, connect
 from simplevla.distributed.engine import RayEngine, _Replica
 from simplevla.distributed.learner import RayImitator, RayLearner
 from simplevla.policies.base import Policy, Sampling
@@ -51,7 +51,7 @@ TASKS = ("reach", "far")
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -338,3 +338,14 @@ def test_a_cluster_without_enough_is_refused_at_once(base: Path) -> None:
         check_resources(RayConfig(actors=2, simulators=3, learners=1, learner_cpus=2), {"CPU": 8.0})
     with pytest.raises(ValueError, match="2 GPUs are missing"):
         check_resources(RayConfig(actors=2, gpus=1), {"CPU": 8.0})
+
+
+@pytest.mark.parametrize(("address", "joined"), [("", "local"), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_without_an_address_a_cluster_of_another_program_is_not_joined(
+    address: str, joined: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+    connect(RayConfig(address=address))
+    assert asked == [joined]
