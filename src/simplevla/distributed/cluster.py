@@ -59,7 +59,9 @@ def connect(settings: LearnersConfig) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=settings.address or "local", log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        ray.init(
+            address=settings.address or "local", log_to_driver=False, include_dashboard=False, logging_level="ERROR"
+        )
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster at {settings.address!r} ({error}); start one with `ray start --head`, or leave ray.address empty"
