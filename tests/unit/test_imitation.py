@@ -2,6 +2,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -350,5 +352,9 @@ def test_a_decoding_process_that_dies_is_one_line(
         return {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0}
 
     monkeypatch.setattr(Imitator, "update", kill_children)
-    with pytest.raises(UserError, match=r"a process that decodes pictures died .* go on with --resume"):
+    with pytest.raises(UserError, match=r"a process that decodes pictures died .* go on with --resume") as raised:
         sft(replace(config, memory_gb=7e-6), tmp_path / "run")
+    # While the error is kept, the end of another process doesn't let torch tell of the dead one again.
+    subprocess.run(["true"], check=True)
+    time.sleep(0.1)
+    assert isinstance(raised.value.__cause__, RuntimeError)

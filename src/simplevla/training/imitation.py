@@ -4,7 +4,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,9 @@ def chunk_batches(
     try:
         if streamed:
             pixels = sum(height * width for height, width in (dataset.cameras[name] for name in policy.cameras))
-            with lost_workers():
-                yield made_ahead(source, asked, 3 * pixels * config.batch_size, budget)
+            ahead = made_ahead(source, asked, 3 * pixels * config.batch_size, budget)
+            with lost_workers(), closing(ahead):
+                yield ahead
         else:
             yield (source.make(*request) for request in asked)
     finally:

@@ -1,9 +1,10 @@
 """Batches made ahead by worker processes, in the order in which they are asked for."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,7 +33,7 @@ class _Batches(Dataset[ChunkBatch | UserError]):
 
 def made_ahead(
     source: ChunkBatches, requests: Iterable[Request], batch_bytes: int, budget: int
-) -> Iterator[ChunkBatch]:
+) -> Generator[ChunkBatch, None, None]:
     """The batches that `requests` ask for, in their order, made by worker processes while the policy trains.
 
     Args:
@@ -59,11 +60,15 @@ def made_ahead(
         worker_init_fn=_begin,
     )
     with worker_surroundings():
-        batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+        batches: Any = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        # Else torch tells of a dead worker at every end of a process, for as long as a traceback holds the loader.
+        batches._shutdown_workers()
 
 
 @contextmanager
