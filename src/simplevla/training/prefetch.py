@@ -43,7 +43,7 @@ def made_ahead(
     Raises:
         UserError: a picture can't be decoded, the budget is below one batch, or shared memory is too small.
     """
-    workers = min(max(cores() - 1, 1), MOST_WORKERS, budget // max(batch_bytes, 1))
+    workers = min(max(cores() - 1, 1), MOST_WORKERS, budget // batch_bytes)
     if workers < 1:
         raise UserError(
             f"a batch takes {batch_bytes / 1e9:.2f} GB, and memory-gb is {budget / 1e9:.2f}; raise memory-gb or lower batch-size"
