@@ -16,9 +16,10 @@ from simplevla import recipes
 from simplevla.allocation import keep_freed_memory
 from simplevla.config import SFTConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
-from simplevla.training.chunks import ChunkBatches, split_episodes
+from simplevla.training.batches import Samples
+from simplevla.training.chunks import ChunkBatches
 from simplevla.training.determinism import deterministic
-from simplevla.training.imitation import LOG_EVERY, requests, sft, start_policy
+from simplevla.training.imitation import LOG_EVERY, sft, start_policy
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.runlog import read_rows
 
@@ -48,8 +49,9 @@ def vs_bare() -> Sides:
     dataset = LeRobotDataset(settings.dataset)
     policy = start_policy(settings, dataset)
     source = ChunkBatches(dataset.load_all(), list(dataset.instructions), policy.cameras, policy.chunk_length)
-    starts, _ = split_episodes(dataset.rows.episode_index, 0.0, settings.seed)
-    ready = [source.make(*request) for request in itertools.islice(requests(settings, 0, starts, []), 2 * LOG_EVERY)]
+    ready = [
+        source.make(*request) for request in itertools.islice(Samples(settings, dataset, []).requests(0), 2 * LOG_EVERY)
+    ]
     optimizer_settings = with_learning_rate(settings.optimizer, policy, "sft")
 
     def bare() -> float:

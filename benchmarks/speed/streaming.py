@@ -32,8 +32,9 @@ from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.images import read_image
 from simplevla.evaluation.provenance import commit
 from simplevla.storage import atomic_folder, write_atomically, write_json
-from simplevla.training.chunks import ChunkBatches, split_episodes
-from simplevla.training.imitation import LOG_EVERY, requests, sft, start_policy
+from simplevla.training.batches import Samples
+from simplevla.training.chunks import ChunkBatches
+from simplevla.training.imitation import LOG_EVERY, sft, start_policy
 from simplevla.training.prefetch import made_ahead
 from simplevla.training.runlog import read_rows
 
@@ -145,12 +146,11 @@ def train(dataset: Path, budget_gb: float) -> dict[str, float]:
 def decoding_per_s(folder: Path) -> float:
     """Batches per second that the same processes make when nobody trains beside them."""
     settings, dataset = replace(config(folder, BUDGET_GB), batches=2 * BATCHES), LeRobotDataset(folder)
-    starts, _ = split_episodes(dataset.rows.episode_index, 0.0, settings.seed)
     with tempfile.TemporaryDirectory(dir=FOLDER) as spill:
         frames = dataset.streamed(Path(spill) / "encoded")
         source = ChunkBatches(frames, list(dataset.instructions), tuple(dataset.cameras), settings.chunk_length)
         batch_bytes = dataset.decoded_bytes // dataset.num_frames * BATCH_SIZE
-        batches = made_ahead(source, requests(settings, 0, starts, []), batch_bytes, int(1e9 * BUDGET_GB))
+        batches = made_ahead(source, Samples(settings, dataset, []).requests(0), batch_bytes, int(1e9 * BUDGET_GB))
         # Those made ahead while the processes started, and the first pictures of each row group, don't count.
         for _ in islice(batches, BATCHES):
             pass

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from annotated_types import Ge, Gt, Le, Len
+from annotated_types import Ge, Gt, Le, Len, Lt
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
 from simplevla.errors import UserError, brief
@@ -34,6 +34,7 @@ NotNegative = Annotated[float, Ge(0)]
 Above0 = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 ShareAbove0 = Annotated[float, Gt(0), Le(1)]
+ShareBelow1 = Annotated[float, Ge(0), Lt(1)]
 SomeNames = Annotated[tuple[str, ...], Len(1)]
 
 WORDS = {

@@ -19,6 +19,7 @@ from simplevla.checked import (
     Seed,
     Share,
     ShareAbove0,
+    ShareBelow1,
     also_read_as,
     dataclass,
 )
@@ -208,7 +209,7 @@ class OptimizerConfig:
 
     lr: NotNegative | None = None
     """None: follows the policy's size and what of it is trained (training/learning_rate.py)."""
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
+    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
     weight_decay: NotNegative = 0.01
     max_grad_norm: Above0 = 1.0
     warmup_steps: Count = 0
@@ -335,7 +336,7 @@ class SFTConfig(ReadingConfig):
     """Random translation of the images, up to this many pixels, in SFT only."""
     colour_jitter: Share = 0.1
     """Random brightness and contrast, relative, in SFT only."""
-    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.05
+    validation_fraction: ShareBelow1 = 0.05
     """Share of the demonstrations that is held out for the validation loss."""
     validate_every: Positive = 250
     """Batches between validation losses, closed-loop evaluations and checkpoints."""
@@ -343,6 +344,10 @@ class SFTConfig(ReadingConfig):
     """Closed-loop episodes per task at each validation, on train states; 0 switches them off."""
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     """Suite of these episodes."""
+    replay: tuple[Folder, ...] = ()
+    """Datasets of tasks that were learned before, read by the same settings: each batch has samples of theirs too."""
+    replay_share: ShareBelow1 = 0.5
+    """Share of each batch that is drawn from the frames of `replay`."""
     seed: Seed = 0
     device: Device = "cpu"
     """Device of training, validation and closed-loop evaluation; `ray.learners` train on their own GPUs."""
@@ -353,6 +358,20 @@ class SFTConfig(ReadingConfig):
             f"device is {self.device!r}, and the {self.ray.learners} ray.learners have no GPU; give --ray.learner-gpus 1, or "
             "leave the device at cpu",
         )
+        _require(
+            not self.replay or 0 < self.replay_samples < self.batch_size,
+            f"replay_share {self.replay_share} of batches of {self.batch_size} is {self.replay_samples} samples; expected at least "
+            "one, and one of what is learned",
+        )
+
+    @property
+    def replay_samples(self) -> int:
+        """Samples of each batch that are drawn from `replay`."""
+        return round(self.replay_share * self.batch_size) if self.replay else 0
+
+    def validates(self, done: int) -> bool:
+        """True when validation and a checkpoint are due after `done` batches."""
+        return done % self.validate_every == 0 or done == self.batches
 
 
 @dataclass(frozen=True, kw_only=True)

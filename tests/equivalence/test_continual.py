@@ -303,10 +303,12 @@ def test_a_warm_up_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:
     assert json.loads((stage / "rl/config.json").read_text())["policy"] == str(stage / "warmup/policy")
 
 
-def demonstrations(folder: Path, task: str, cameras: tuple[str, ...] = ("front", "wrist")) -> str:
+def demonstrations(
+    folder: Path, task: str, cameras: tuple[str, ...] = ("front", "wrist"), side: int | None = None
+) -> str:
     """Four demonstrations of `task` that nobody's expert made; `TASK=FOLDER`."""
     spec = make_suite(SuiteConfig(name="fake_suite:make")).spec
-    spec = replace(spec, cameras=dict.fromkeys(cameras, next(iter(spec.cameras.values()))))
+    spec = replace(spec, cameras=dict.fromkeys(cameras, (side, side) if side else next(iter(spec.cameras.values()))))
     rng = np.random.default_rng(0)
     with DatasetWriter(folder / task, spec, [f"do {task}"], {}) as out:
         for number in range(4):
@@ -341,7 +343,8 @@ def test_tasks_are_learned_from_their_own_data_alone(
 
     monkeypatch.setattr(room, "generate", no_expert)
     data = tuple(demonstrations(tmp_path / "data", task) for task in ORDER)
-    settings = config(base, structure=structure, stages="sft", data=data, warmup=IMITATION)
+    share = 0.5 if structure in ("shared", "full") else 0.0
+    settings = config(base, structure=structure, stages="sft", data=data, warmup=IMITATION, replay_share=share)
     result = continual(settings, tmp_path / "run")
     assert [len(row) for row in result["matrix"]] == [3, 3, 3]
     assert [(stage["task"], stage["updates"], stage["episodes"]) for stage in result["stages"]] == [
@@ -349,7 +352,10 @@ def test_tasks_are_learned_from_their_own_data_alone(
     ]
     for number, task in enumerate(ORDER, start=1):
         folder = tmp_path / "run" / f"{number}_{task}"
-        assert json.loads((folder / "warmup/config.json").read_text())["dataset"] == str(tmp_path / "data" / task)
+        learned = json.loads((folder / "warmup/config.json").read_text())
+        assert learned["dataset"] == str(tmp_path / "data" / task)
+        assert learned["replay"] == ([str(tmp_path / "data/reach")] if task == "far" and share else [])
+        assert learned["replay_share"] == share
         assert not (folder / "rl").exists()
     # The second task begins with what the first one left.
     second = json.loads((tmp_path / "run/2_far/start/trained_on.json").read_text())
@@ -368,6 +374,18 @@ def test_a_task_with_data_begins_with_imitation_and_one_without_with_rl(base: Pa
     assert starts == [str(tmp_path / "run/1_reach/start"), str(tmp_path / "run/2_far/warmup/policy")]
 
 
+def test_demonstrations_of_all_tasks_before_are_replayed(base: Path, tmp_path: Path) -> None:
+    given = config(base, tasks=TASKS, data=("near=somewhere",))
+    assert room._demonstrations(given, "far", tmp_path) == ["somewhere"]
+    both = replace(given, warmup_demos=2)
+    assert room._demonstrations(both, "far", tmp_path) == [
+        str(tmp_path / "1_reach/demos"),
+        "somewhere",
+        str(tmp_path / "3_far/demos"),
+    ]
+    assert room._demonstrations(both, "near", tmp_path)[1:] == ["somewhere"]
+
+
 def test_data_that_do_not_fit_are_refused_before_anything_is_trained(base: Path, tmp_path: Path) -> None:
     for changes, message in (
         ({"data": ("reach",)}, r"data is \('reach',\); expected TASK=FOLDER, each task once"),
@@ -379,6 +397,12 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_trained(base: Path,
             "stages is 'sft', and far has no demonstrations; give --data far=FOLDER",
         ),
         ({"stages": "sft+rl"}, "reach, far has no demonstrations"),
+        ({"replay_share": 0.5}, "replay_share is 0.5, and no task has demonstrations"),
+        ({"replay_share": 1.0, "warmup_demos": 1}, "replay_share is 1.0"),
+        (
+            {"replay_share": 0.1, "warmup_demos": 1, "warmup": IMITATION},
+            "batches of 4 is 0 samples; expected at least one",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             config(base, **changes)
@@ -388,7 +412,13 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_trained(base: Path,
     turned = demonstrations(tmp_path / "turned", "reach", cameras=("front", "side"))
     with pytest.raises(ValueError, match="the policy looks through wrist, the demonstrations of reach has front, side"):
         continual(config(base, data=(turned,)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    sides = {"reach": 32, "far": 16}
+    data = tuple(demonstrations(tmp_path / "sizes", task, side=side) for task, side in sides.items())
+    with pytest.raises(
+        ValueError, match=r"camera 'front' has 16 x 16 pixels in .*far and 32 x 32 in .*reach; a batch of both"
+    ):
+        continual(config(base, data=data, replay_share=0.5, warmup=IMITATION), tmp_path / "run")
+    assert not (tmp_path / "run/1_reach").exists()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from simplevla.demonstrations import writer
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.outlook import outlook
 from simplevla.policies.trained_on import TrainedOn
-from simplevla.training import imitation
+from simplevla.training import chunks, imitation
 from simplevla.training.imitation import sft
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -188,9 +188,9 @@ def test_no_sample_begins_at_an_idle_frame(
 ) -> None:
     still(folder)
     seen: list[int] = []
-    make = imitation.ChunkBatches.make
+    make = chunks.ChunkBatches.make
     monkeypatch.setattr(
-        imitation.ChunkBatches, "make", lambda self, at, *rest: seen.extend(at.tolist()) or make(self, at, *rest)
+        chunks.ChunkBatches, "make", lambda self, at, *rest: seen.extend(at.tolist()) or make(self, at, *rest)
     )
     sft(config(folder, idle_frames=idle_frames, batch_size=64, validation_fraction=0.7), tmp_path / "run")
     assert sorted(set(seen)) == list(starts)

@@ -32,7 +32,12 @@ from simplevla.training.imitator import Imitator
 INSTRUCTIONS = ("go to the red dot", "go away from the red dot")
 
 
-def write_dataset(folder: Path, cameras: tuple[str, ...] = ("front",), action_scale: float = 1.0) -> Path:
+def write_dataset(
+    folder: Path,
+    cameras: tuple[str, ...] = ("front",),
+    action_scale: float = 1.0,
+    instructions: tuple[str, str] = INSTRUCTIONS,
+) -> Path:
     """The action is the sign of what the instruction wants, the state says on which side the dot is."""
     spec = SuiteSpec(
         cameras=dict.fromkeys(cameras, (16, 16)),
@@ -43,7 +48,7 @@ def write_dataset(folder: Path, cameras: tuple[str, ...] = ("front",), action_sc
         control_hz=10.0,
     )
     rng = np.random.default_rng(0)
-    with DatasetWriter(folder, spec, INSTRUCTIONS, {"suite": "dots"}) as out:
+    with DatasetWriter(folder, spec, instructions, {"suite": "dots"}) as out:
         for number in range(20):
             side, task = 1 - 2 * (number % 2), number // 2 % 2
             image = np.zeros((16, 16, 3), np.uint8)
@@ -52,7 +57,7 @@ def write_dataset(folder: Path, cameras: tuple[str, ...] = ("front",), action_sc
             out.add(
                 DemonstrationEpisode(
                     task=f"task{task}",
-                    instruction=INSTRUCTIONS[task],
+                    instruction=instructions[task],
                     initial_state=number,
                     attempts=1,
                     images={camera: [png] * 4 for camera in cameras},

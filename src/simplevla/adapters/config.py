@@ -1,11 +1,11 @@
 """Settings of adapters and of continual learning. No torch here, so that a command line reads them quickly."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Len, Lt
+from annotated_types import Ge, Le, Len
 
-from simplevla.checked import Above0, Count, Positive, dataclass
+from simplevla.checked import Above0, Count, Positive, ShareBelow1, dataclass
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
 from simplevla.errors import UserError
 
@@ -24,7 +24,7 @@ class AdapterConfig:
     """Inner width."""
     alpha: Above0 = 32.0
     """lora: strength; alpha / rank scales the change. No meaning for bottleneck."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    dropout: ShareBelow1 = 0.0
     """Dropout on the adapter's input, in training mode only. RL acts, scores and updates in evaluation mode."""
     targets: Annotated[tuple[Annotated[str, Len(1)], ...], Len(1)] = ("language", "vision", "projector", "head")
     """Groups of the policy (all linear and convolution layers in them), names of modules, or patterns with `*` and `?`
@@ -58,7 +58,9 @@ class ContinualConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     """Settings of these demonstrations; their suite and number are overwritten."""
     warmup: SFTConfig = field(default_factory=SFTConfig)
-    """Settings of the imitation of demonstrations; dataset, policy, suite, seed and device are overwritten."""
+    """Settings of the imitation of demonstrations; dataset, replay, policy, suite, seed and device are overwritten."""
+    replay_share: ShareBelow1 = 0.0
+    """Share of each batch of imitation that is drawn from the earlier tasks' demonstrations (experience replay)."""
     eval_episodes_per_task: Count = 0
     """Held-out initial states of each task in each row of the matrix; 0 means all."""
 
@@ -85,6 +87,13 @@ class ContinualConfig:
                 f"continual.stages is {self.stages!r}, and {', '.join(lacking)} has no demonstrations; give --data "
                 f"{lacking[0]}=FOLDER, or --warmup-demos N for those of the suite's expert"
             )
+        if self.replay_share and not (self.data or self.warmup_demos):
+            raise UserError(
+                f"continual.replay_share is {self.replay_share}, and no task has demonstrations; give --data TASK=FOLDER, or "
+                "--warmup-demos N"
+            )
+        if self.replay_share:
+            replace(self.warmup, replay=("those of earlier tasks",), replay_share=self.replay_share)
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise UserError(f"continual.tasks are {self.tasks}; expected at least one, each once")
         if self.start_from == "previous" and self.structure != "per_task":

@@ -20,7 +20,14 @@ from simplevla.demonstrations.cameras import Camera, named_cameras
 from simplevla.demonstrations.choice import chosen_episodes, known, told
 from simplevla.demonstrations.images import decode_image
 from simplevla.demonstrations.rows import Rows, Vectors, read_rows
-from simplevla.demonstrations.streaming import EmbeddedPictures, Pictures, VideoPictures, make_spill, require_images
+from simplevla.demonstrations.streaming import (
+    EmbeddedPictures,
+    Pictures,
+    VideoPictures,
+    encoded_bytes,
+    make_spill,
+    require_images,
+)
 from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
 from simplevla.errors import UserError
@@ -181,13 +188,13 @@ class LeRobotDataset:
         Args:
             spill: a folder for encoded pictures, see `EmbeddedPictures`; what it holds is removed.
         """
-        images: dict[str, EmbeddedPictures | VideoPictures] = {}
+        images: dict[str, Pictures] = {}
         for name, camera in self._cameras.items():
             if camera.video:
                 images[name] = VideoPictures(camera.size, self._video_times(camera.key), self.fps)
             else:
                 images[name] = EmbeddedPictures(camera.key, camera.size, self.rows.places, spill)
-        make_spill(spill, sum(held.encoded_bytes for held in images.values() if isinstance(held, EmbeddedPictures)))
+        make_spill(spill, encoded_bytes(images))
         return self._frames(images)
 
     def _frames(self, images: Mapping[str, Pictures]) -> Frames:

@@ -116,7 +116,16 @@ def make_spill(spill: Path, needed: int) -> None:
         UserError: the disk has less than the `needed` bytes.
     """
     shutil.rmtree(spill, ignore_errors=True)
-    spill.mkdir()
+    spill.mkdir(parents=True)
+    require_space(spill, needed)
+
+
+def require_space(spill: Path, needed: int) -> None:
+    """Refuses to begin where the disk has less than the `needed` bytes.
+
+    Raises:
+        UserError: it has less.
+    """
     free = shutil.disk_usage(spill).free
     if needed > free:
         raise UserError(
@@ -128,6 +137,11 @@ def make_spill(spill: Path, needed: int) -> None:
 def _bytes_of(group: Any, key: str) -> int:
     columns = (group.column(number) for number in range(group.num_columns))
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == f"{key}.bytes")
+
+
+def encoded_bytes(images: Mapping[str, Pictures]) -> int:
+    """Bytes that copies of the cameras' encoded pictures take."""
+    return sum(pictures.encoded_bytes for pictures in images.values() if isinstance(pictures, EmbeddedPictures))
 
 
 @contextlib.contextmanager

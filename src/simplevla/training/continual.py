@@ -27,6 +27,7 @@ from simplevla.checked import from_dict
 from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
+from simplevla.demonstrations.joined import require_one_size
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
@@ -79,8 +80,13 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
 def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, Any]:
     policy = Path(config.train.policy)
     base = load_policy(policy)
-    for task, demos in config.folders.items():
-        _check_data(base, suite, task, demos, config.warmup)
+    sizes = {
+        demos: _checked_data(base, suite, task, demos, config.warmup).cameras for task, demos in config.folders.items()
+    }
+    if config.warmup_demos:
+        sizes[f"the suite {suite.name}"] = suite.spec.cameras
+    if config.replay_share:
+        require_one_size(base.cameras, sizes)
     chunk_length = base.chunk_length
     del base
     with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
@@ -204,18 +210,31 @@ def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, n
 def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path, start: Path) -> Path:
     """Imitates the task's demonstrations, given ones or those of the suite's expert; returns the policy's folder."""
     run = folder / "warmup"
-    demos = Path(config.folders.get(task, folder / "demos"))
+    *earlier, demos = _demonstrations(config, task, folder.parent)
     if not (run / "policy").exists():
-        if task not in config.folders and not demos.exists():
-            generate(replace(config.demos, suite=only, episodes=config.warmup_demos), demos)
-        settings = replace(config.warmup, dataset=str(demos), policy=str(start), suite=only)
+        if task not in config.folders and not Path(demos).exists():
+            generate(replace(config.demos, suite=only, episodes=config.warmup_demos), Path(demos))
+        replay = tuple(earlier) if config.replay_share else ()
+        settings = replace(config.warmup, dataset=demos, replay=replay, replay_share=config.replay_share)
+        settings = replace(settings, policy=str(start), suite=only)
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
         sft(settings, run, resume=(run / CONFIG).exists())
     return run / "policy"
 
 
-def _check_data(base: Policy, suite: Suite, task: str, folder: str, reading: ReadingConfig) -> None:
-    """Refuses demonstrations of `task` that don't fit the policy or say something else, before anything is trained."""
+def _demonstrations(config: ContinualConfig, task: str, run: Path) -> list[str]:
+    """Folders of the demonstrations of all tasks up to `task`, in their order, but of those that have none."""
+    folders = []
+    for number, other in enumerate(config.tasks, start=1):
+        if other in config.folders or config.warmup_demos:
+            folders.append(config.folders.get(other, str(run / f"{number}_{other}" / "demos")))
+        if other == task:
+            break
+    return folders
+
+
+def _checked_data(base: Policy, suite: Suite, task: str, folder: str, reading: ReadingConfig) -> LeRobotDataset:
+    """The demonstrations of `task`; refused if they don't fit the policy or say something else."""
     dataset = LeRobotDataset(folder, reading)
     check_fits(base, list(dataset.cameras), dataset.state_dim, dataset.action_dim, f"the demonstrations of {task}")
     told = suite.task(task).instruction
@@ -223,6 +242,7 @@ def _check_data(base: Policy, suite: Suite, task: str, folder: str, reading: Rea
         raise UserError(
             f"{folder}, the demonstrations of {task}, say {', '.join(map(repr, dataset.instructions))}; the suite says {told!r} for this task"
         )
+    return dataset
 
 
 def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:

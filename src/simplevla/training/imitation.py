@@ -1,10 +1,9 @@
 """Supervised fine-tuning: a policy learns to continue demonstrations, one chunk at a time."""
 
 import itertools
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
-from simplevla.allocation import keep_freed_memory, machine_memory
+from simplevla.allocation import keep_freed_memory
 from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.demonstrations.joined import require_one_size
 from simplevla.demonstrations.outlook import outlook
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
@@ -29,20 +29,17 @@ from simplevla.policies.trained_on import TrainedOn, recorded_reading, warn_of_d
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import FolderLock, atomic_folder, write_json
 from simplevla.suites.registry import make_suite
+from simplevla.training.batches import Samples, chunk_batches
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
-from simplevla.training.chunks import ChunkBatch, ChunkBatches, Request, augment, split_episodes
+from simplevla.training.chunks import ChunkBatch
 from simplevla.training.determinism import deterministic
 from simplevla.training.imitator import ImitationTrainer, Imitator, weighted_losses
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.prefetch import lost_workers, made_ahead
 from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
 from simplevla.training.runlog import MetricsFile, environment_facts
 
 LOG_EVERY = 25
 """Batches per line of metrics.jsonl."""
-
-VALIDATION_CHUNKS = 2048
-"""Most chunks of the validation loss, evenly spread over the held-out demonstrations."""
 
 KEEP_CHECKPOINTS = 2
 
@@ -75,12 +72,18 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
 def _sft(
     config: SFTConfig, run: Path, folder: FolderLock, checkpoint: Checkpoint | None, make_trainer: MakeTrainer
 ) -> Path:
-    dataset = LeRobotDataset(Path(config.dataset), config)
-    print(outlook(dataset))
+    dataset, *replayed = datasets = [LeRobotDataset(source, config) for source in (config.dataset, *config.replay)]
+    for read in datasets:
+        print(outlook(read))
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     if config.adapter_rank and checkpoint is None:
         add_adapter(policy, config, dataset.instructions)
     move_to_device(policy, config.device)
+    for earlier in replayed:
+        require_fits(policy, earlier)
+        if (stage := sft_stage(earlier)) not in policy.trained_on:
+            policy.trained_on = (*policy.trained_on, stage)
+    require_one_size(policy.cameras, {str(read.folder): read.cameras for read in datasets})
     policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
     first = int(checkpoint.state["update"]) if checkpoint else 0
@@ -89,20 +92,15 @@ def _sft(
     trainer = make_trainer(policy, config)
     if checkpoint:
         trainer.load_optimizer_state(checkpoint.optimizer(), first)
-    episode_index = dataset.rows.episode_index
-    train_starts, validation_starts = split_episodes(episode_index, config.validation_fraction, config.seed)
-    if config.idle_frames == "drop":
-        train_starts, validation_starts = (s[~dataset.rows.idle[s]] for s in (train_starts, validation_starts))
-    print(f"{dataset.rows.idle.sum():,} of {dataset.num_frames:,} frames are idle; --idle-frames {config.idle_frames}")
-    parts = validation_parts(validation_starts, config.batch_size)
+    samples = Samples(config, dataset, replayed)
+    idle, frames = (sum(values) for values in zip(*((d.rows.idle.sum(), d.num_frames) for d in datasets), strict=True))
+    print(f"{idle:,} of {frames:,} frames are idle; --idle-frames {config.idle_frames}")
     write_json(run / CONFIG, to_dict(config))
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.device))
         keep_bytes = checkpoint.state["metrics_bytes"] if checkpoint else 0
-        batches = stack.enter_context(
-            chunk_batches(config, run, dataset, policy, requests(config, first, train_starts, parts))
-        )
+        batches = stack.enter_context(chunk_batches(config, run, datasets, policy, samples.requests(first)))
         log = stack.enter_context(MetricsFile(run, keep_bytes, first, "batch", folder.check, prefix="sft/"))
         trial = None
         if config.eval_episodes_per_task > 0:
@@ -114,14 +112,14 @@ def _sft(
             stats = trainer.update(next(batches), number)
             window.add(stats["loss"], stats["grad_norm"])
             done = number + 1
-            validate = _validates(config, done)
+            validate = config.validates(done)
             progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
             if done % LOG_EVERY == 0 or validate:
                 log.write({"batch": done, **window.metrics(), "lr": stats["lr"]})
                 window = Window()
             if validate:
                 trainer.sync()
-                held_out = itertools.islice(batches, len(parts))
+                held_out = itertools.islice(batches, len(samples.validation))
                 log.write({"batch": done, **validation_metrics(policy, config, held_out)})
                 if trial is not None:
                     log.write({"batch": done, **trial.metrics(policy)})
@@ -130,54 +128,6 @@ def _sft(
     with atomic_folder(run / "policy") as temporary:
         policy.save(temporary)
     return run / "policy"
-
-
-def _validates(config: SFTConfig, done: int) -> bool:
-    return done % config.validate_every == 0 or done == config.batches
-
-
-def requests(
-    config: SFTConfig, first: int, train_starts: np.ndarray, validation: Sequence[np.ndarray]
-) -> Iterator[Request]:
-    """All batches of a run from number `first` on, in their order: each follows from (seed, number) alone.
-
-    Args:
-        train_starts: int64, frames that a batch may begin with.
-        validation: the frames of the validation's batches.
-    """
-    for number in range(first, config.batches):
-        rng = np.random.default_rng((config.seed, number))
-        starts = train_starts[rng.integers(len(train_starts), size=config.batch_size)]
-        yield Request(starts, augment(rng, config.batch_size, config.shift_pixels, config.colour_jitter))
-        if _validates(config, number + 1):
-            yield from map(Request, validation)
-
-
-@contextmanager
-def chunk_batches(
-    config: SFTConfig, run: Path, dataset: LeRobotDataset, policy: Policy, asked: Iterable[Request]
-) -> Iterator[Iterator[ChunkBatch]]:
-    """The batches asked for, in their order, out of decoded demonstrations, or decoded ahead where memory is short.
-
-    Raises:
-        UserError: the dataset is damaged, or `config.memory_gb` is less than a batch.
-    """
-    budget = machine_memory() // 4 if config.memory_gb is None else int(1e9 * config.memory_gb)
-    spill = run / "encoded"
-    dataset = dataset.seen_by(policy.cameras)
-    streamed = dataset.decoded_bytes > budget
-    frames = dataset.streamed(spill) if streamed else dataset.load_all(progress=True)
-    source = ChunkBatches(frames, list(dataset.instructions), policy.cameras, policy.chunk_length)
-    try:
-        if streamed:
-            pixels = sum(height * width for height, width in (dataset.cameras[name] for name in policy.cameras))
-            ahead = made_ahead(source, asked, 3 * pixels * config.batch_size, budget)
-            with lost_workers(), closing(ahead):
-                yield ahead
-        else:
-            yield (source.make(*request) for request in asked)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
 
 
 def _extending(config: SFTConfig) -> dict[str, str]:
@@ -192,13 +142,12 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     Raises:
         UserError: the saved policy doesn't fit the dataset.
     """
-    cameras, state_dim, action_dim = list(dataset.cameras), dataset.state_dim, dataset.action_dim
     if not Path(config.policy).is_dir():
         return with_preset(config.policy).create(
             config.policy,
-            cameras=cameras,
-            state_dim=state_dim,
-            action_dim=action_dim,
+            cameras=list(dataset.cameras),
+            state_dim=dataset.state_dim,
+            action_dim=dataset.action_dim,
             chunk_length=config.chunk_length,
             head=config.head,
             instructions=dataset.instructions,
@@ -206,10 +155,20 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
             seed=config.seed,
         )
     policy = load_policy(config.policy)
-    check_fits(policy, cameras, state_dim, action_dim, f"the dataset {config.dataset}", remedy(policy, dataset))
+    require_fits(policy, dataset)
+    return policy
+
+
+def require_fits(policy: Policy, dataset: LeRobotDataset) -> None:
+    """Refuses a dataset that `policy` can't learn from.
+
+    Raises:
+        UserError: cameras, dimensions, or the range of the actions don't fit.
+    """
+    cameras, where = list(dataset.cameras), f"the dataset {dataset.folder}"
+    check_fits(policy, cameras, dataset.state_dim, dataset.action_dim, where, remedy(policy, dataset))
     low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
     check_actions_in_range(low, high, dataset.rows.actions)
-    return policy
 
 
 def remedy(policy: Policy, dataset: LeRobotDataset) -> str:
@@ -300,13 +259,6 @@ def check_actions_in_range(low: np.ndarray, high: np.ndarray, actions: np.ndarra
             f"frozen statistics allow {low[dimension]:.4g} to {high[dimension]:.4g}, and {outside[dimension]:.1%} of the "
             "frames lie beyond one of them. Are the units the same? Else train a new policy."
         )
-
-
-def validation_parts(starts: np.ndarray, size: int) -> list[np.ndarray]:
-    """The frames of the validation's batches of at most `size`: at most `VALIDATION_CHUNKS`, evenly spread."""
-    even = np.linspace(0, len(starts) - 1, min(VALIDATION_CHUNKS, len(starts)))
-    chosen = starts[np.unique(even.astype(int))]
-    return [chosen[first : first + size] for first in range(0, len(chosen), size)]
 
 
 def validation_metrics(policy: Policy, config: SFTConfig, batches: Iterable[ChunkBatch]) -> dict[str, float]:
