@@ -105,6 +105,9 @@ def test_a_lora_learns_alone_and_is_resumed_bit_for_bit(
     assert set(bank.trainable_names()) == {name for name, p in policy.named_parameters() if ".lora_" in name}
     with pytest.raises(UserError, match=r"adapter_rank is 2, and .*policy has adapters already; leave it at 0"):
         sft(replace(config, policy=str(whole)), tmp_path / "again")
+    # Episodes 0, 1, 4, 5 all go to the dot: nobody met the other instruction.
+    met = sft(replace(config, episodes="0:2,4:6", batches=1), tmp_path / "met")
+    assert bank_of(load_policy(met)).entry("sft").instructions == ("go to the red dot",)
     # What is ready is trained on.
     further = load_policy(sft(replace(config, policy=str(whole), adapter_rank=0, batches=1), tmp_path / "further"))
     went_on = bank_of(further).parameters("sft")

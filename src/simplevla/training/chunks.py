@@ -47,7 +47,7 @@ def augment_images(images: np.ndarray, how: Augmentation) -> np.ndarray:
     """uint8 [B, height, width, 3], moved with the border repeated, then recoloured."""
     p = how.largest_shift
     height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)), mode="edge")
+    padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)), mode="edge") if p else images
     result = np.empty_like(images)
     for i, (top, left) in enumerate(how.shift + p):
         np.take(how.colours[i], padded[i, top : top + height, left : left + width], out=result[i])

@@ -77,7 +77,7 @@ def _sft(
         print(outlook(read))
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     if config.adapter_rank and checkpoint is None:
-        add_adapter(policy, config, dataset.instructions)
+        add_adapter(policy, config, dataset.instructions_met)
     move_to_device(policy, config.device)
     for earlier in replayed:
         require_fits(policy, earlier)
