@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.support.machine import this_machine
 from simplevla.config import EvalConfig, TrainConfig
-from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.recipes import tabletop
@@ -53,7 +53,7 @@ def run_one(run: Path, name: str, variants: Variants, seed: int, arguments: Argu
     if not final.exists():
         stopped = train(config, run, resume=(run / "config.json").exists())
         print(name, seed, stopped.message)
-        write_result(final, evaluate_folder(run / "policy", config.suite, config.rollout, EvalConfig()))
+        write_result(final, evaluate(run / "policy", config.suite, config.rollout, EvalConfig()))
     rows = read_rows(run)
     rate = read_result(final).overall
     return {

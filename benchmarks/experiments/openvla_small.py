@@ -17,7 +17,7 @@ from simplevla.config import EvalConfig, OptimizerConfig, SamplingConfig, SFTCon
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
-from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.recipes import libero
@@ -78,7 +78,7 @@ def main() -> None:
         outcome = train(settings, RUN / "rl", resume=(RUN / "rl" / "config.json").exists())
         print(outcome.message)
     results = {
-        (name, split): evaluate_folder(RUN / name / "policy", SUITE, libero.train().rollout, EvalConfig(split=split))
+        (name, split): evaluate(RUN / name / "policy", SUITE, libero.train().rollout, EvalConfig(split=split))
         for name in ("sft", "rl")
         for split in SPLITS
     }

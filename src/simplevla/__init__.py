@@ -1,3 +1,9 @@
-"""Reinforcement-learning post-training for vision-language-action policies from one bit of feedback."""
+"""Reinforcement-learning post-training for vision-language-action policies from one bit of feedback.
 
-__version__ = "0.1.0"
+What `__init__.pyi` lists is offered here, and imported when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = "0.2.0"

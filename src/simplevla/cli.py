@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
+from simplevla import __version__
 from simplevla.commands.adapters import adapters_command
 from simplevla.commands.arguments import nearest
 from simplevla.commands.bench import bench_command
@@ -22,6 +23,7 @@ from simplevla.storage import ADVICE
 EXIT_ERROR = 2
 EXIT_FAULT = 4
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A user's error is one line; a fault keeps its traceback, and so does every error with SIMPLEVLA_DEBUG=1.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        print(f"simplevla {__version__}" if "--version" in arguments else _usage())
         return 0
     debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
     if not debug:
@@ -46,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
         return COMMANDS[name][0](arguments[1:])
+    except BrokenPipeError:
+        # Nobody reads on, as with `| head`; the interpreter would complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except (UserError, OSError) as error:
         if debug:
             raise

@@ -129,7 +129,7 @@ def test_a_row_and_a_card_have_the_success_that_was_just_measured(
         )
 
     policy, cards = load_policy(base), []
-    monkeypatch.setattr(room, "evaluate", evaluated)
+    monkeypatch.setattr(room, "evaluate_with", evaluated)
     monkeypatch.setattr(room, "load_policy", lambda *_: policy)
     monkeypatch.setattr(room, "_stage", lambda config, suite, task, *_: {"task": task, "curve": [0.0], "episodes": 0})
     monkeypatch.setattr(room, "_export", lambda config, task, row, *_: cards.append((task, row.by_task[task].solved)))
@@ -247,7 +247,7 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     moment: str, base: Path, from_previous: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, (uncut, whole) = config(base, start_from="previous"), from_previous
-    real_train, real_evaluate = room.train, room.evaluate
+    real_train, real_evaluate = room.train, room.evaluate_with
     calls = {"train": 0, "evaluate": 0}
 
     def train(*arguments: Any, **named: Any) -> Any:
@@ -268,7 +268,7 @@ def test_a_run_goes_on_wherever_it_was_stopped(
         return real_evaluate(*arguments, **named)
 
     monkeypatch.setattr(room, "train", train)
-    monkeypatch.setattr(room, "evaluate", evaluate)
+    monkeypatch.setattr(room, "evaluate_with", evaluate)
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         continual(settings, cut)

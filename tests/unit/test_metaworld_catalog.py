@@ -47,7 +47,7 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("simplevla.suites.metaworld.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "metaworld", None)
-    with pytest.raises(UserError, match=r"pip install 'simplevla-rl\[metaworld\]'") as caught:
+    with pytest.raises(UserError, match=r"pip install 'simplevla\[metaworld\]'") as caught:
         make_suite(SuiteConfig(name="metaworld"))
     assert "\n" not in str(caught.value)
 

@@ -309,5 +309,5 @@ def test_another_policy_s_state_is_refused_and_nothing_changes(
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ValueError, match=r"optimizer.moments is 8bit.*pip install 'simplevla-rl\[eightbit\]'"):
+    with pytest.raises(ValueError, match=r"optimizer.moments is 8bit.*pip install 'simplevla\[eightbit\]'"):
         MasterAdamW(mixed(), EIGHT)

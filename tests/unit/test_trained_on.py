@@ -14,7 +14,7 @@ import small_tinyvla as small
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, ReadingConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
-from simplevla.evaluation.evaluate import evaluate_folder
+from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.result import EvaluationResult, result_table
 from simplevla.policies.trained_on import TrainedOn, differences, held_out, rl_stage, warn_of_differences, with_stage
 from simplevla.suites.base import Environment, Suite, SuiteSpec
@@ -211,10 +211,10 @@ def test_training_and_evaluation_keep_and_say_it(tmp_path: Path) -> None:
     assert trained.trained_on == (*policy.trained_on, rl_stage(suite))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 1.5e-4
     with pytest.warns(UserWarning, match="had 7 x 7 pixels"):
-        before = evaluate_folder(tmp_path / "start", suite_config, config.rollout, EvalConfig())
+        before = evaluate(tmp_path / "start", suite_config, config.rollout, EvalConfig())
     assert len(before.differences) == 2
     assert before.held_out.startswith("unknown: nobody knows which initial states demonstrations")
-    after = evaluate_folder(tmp_path / "run" / "policy", suite_config, config.rollout, EvalConfig(split="all"))
+    after = evaluate(tmp_path / "run" / "policy", suite_config, config.rollout, EvalConfig(split="all"))
     assert (after.differences, after.held_out[:3]) == ((), "no:")
     assert EvaluationResult.from_dict(after.to_dict()) == after
     shown = io.StringIO()

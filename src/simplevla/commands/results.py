@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
-from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig
+from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.errors import printable
 from simplevla.terminal import Console
 
@@ -16,7 +16,7 @@ from simplevla.terminal import Console
 class EvalArguments:
     """Measures closed-loop success: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test].
 
-    With a recipe of `simplevla train`, suite, rollout and device are its own, and published successes are compared.
+    With a recipe of `simplevla train`, suite, rollout, device and precision are its own, and published successes are compared.
     """
 
     config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
@@ -29,6 +29,8 @@ class EvalArguments:
     overwrite: bool = False
     """Replaces the file that `out` names."""
     device: str = "cpu"
+    precision: Precision = "float32"
+    """Precision of the policy's products, as in `simplevla train`."""
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -38,16 +40,22 @@ def evaluate_command(arguments: list[str]) -> int:
 
     name, rest = take_name(arguments)
     recipe = recipe_called(name, recipes.TRAIN, TrainConfig)
-    default = EvalArguments(policy=tyro.MISSING, suite=recipe.suite, rollout=recipe.rollout, device=recipe.device)
+    default = EvalArguments(
+        policy=tyro.MISSING,
+        suite=recipe.suite,
+        rollout=recipe.rollout,
+        device=recipe.device,
+        precision=recipe.precision,
+    )
     parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=rest, default=default)
 
-    from simplevla.evaluation.evaluate import evaluate_folder
+    from simplevla.evaluation.evaluate import evaluate
     from simplevla.evaluation.result import result_table, write_result
     from simplevla.storage import require_writable
 
     if parsed.out is not None:
         require_writable(parsed.out, parsed.overwrite)
-    result = evaluate_folder(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device)
+    result = evaluate(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device, parsed.precision)
     # Seen first, in case that it can't be written after all.
     Console().print(result_table(result))
     if parsed.out is not None:
@@ -106,11 +114,9 @@ class ReportArguments:
 def report_command(arguments: list[str]) -> int:
     parsed = tyro.cli(ReportArguments, prog="simplevla report", args=arguments)
 
-    from simplevla.report.evidence import gather_evidence
-    from simplevla.report.page import write_report
+    from simplevla.runs import write_report
     from simplevla.training.run_folder import load_config
 
     require_consent(load_config(TrainConfig, parsed.run).suite.name, arguments, parsed.trust_suite)
-    gather_evidence(parsed.run)
     print(write_report(parsed.run))
     return 0

@@ -1,10 +1,8 @@
 """Demonstrations, imitation, RL, continual training."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -19,9 +17,6 @@ from simplevla.commands.arguments import (
 )
 from simplevla.config import DemosConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
-
-if TYPE_CHECKING:
-    from simplevla.training.loop import MakeEngine, MakeLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ class TrainArguments:
 
 def train_command(arguments: list[str]) -> int:
     from simplevla import recipes
-    from simplevla.training.loop import train
+    from simplevla.runs import train
     from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
@@ -49,38 +44,9 @@ def train_command(arguments: list[str]) -> int:
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
-    engine, learner = _rooms(parsed.config)
-    outcome = train(parsed.config, run, parsed.resume is not None, make_engine=engine, make_learner=learner)
+    outcome = train(parsed.config, run, resume=parsed.resume is not None)
     print(outcome.message)
     return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
-
-
-def _rooms(config: TrainConfig) -> "tuple[MakeEngine, MakeLearner]":
-    """Makers of the rollout engine and the learner: in this process and its workers, or on a Ray cluster."""
-    from simplevla.training.learner import Learner
-    from simplevla.training.loop import local_engine
-
-    settings = config.ray
-    if not (settings.actors or settings.simulators or settings.learners):
-        return local_engine, Learner
-    with _needing_ray():
-        from simplevla.distributed.engine import RayEngine
-        from simplevla.distributed.learner import RayLearner
-        from simplevla.distributed.simulators import engine_with_remote_simulators
-    engine = RayEngine if settings.actors else engine_with_remote_simulators if settings.simulators else local_engine
-    return engine, RayLearner if settings.learners else Learner
-
-
-@contextlib.contextmanager
-def _needing_ray() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise UserError(
-            "ray.actors, ray.simulators and ray.learners need Ray: pip install 'simplevla-rl[ray]'; or leave them at 0"
-        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +64,7 @@ class SFTArguments:
 
 def sft_command(arguments: list[str]) -> int:
     from simplevla import recipes
-    from simplevla.training.imitation import MakeTrainer, sft
-    from simplevla.training.imitator import Imitator
+    from simplevla.runs import sft
     from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
@@ -108,12 +73,8 @@ def sft_command(arguments: list[str]) -> int:
     parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
-    trainer: MakeTrainer = Imitator
-    if parsed.config.ray.learners:
-        with _needing_ray():
-            from simplevla.distributed.learner import RayImitator as trainer
     run = parsed.resume or new_run(parsed.run)
-    policy = sft(parsed.config, run, resume=parsed.resume is not None, make_trainer=trainer)
+    policy = sft(parsed.config, run, resume=parsed.resume is not None)
     print(f"the policy is in {policy}")
     return 0
 
@@ -146,7 +107,7 @@ def continual_command(arguments: list[str]) -> int:
     from simplevla import recipes
     from simplevla.adapters.config import ContinualConfig
     from simplevla.report.continual import write_continual_report
-    from simplevla.training.continual import continual
+    from simplevla.runs import continual
     from simplevla.training.run_folder import load_config
 
     @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class DatasetWriter:
     """Appends episodes to `<folder>.partial` and renames it to `folder` in `finish`.
 
     Reopening with the same arguments continues after the last complete data file. `about` (plain JSON types) is stored
-    under `simplevla` in `info.json` and says where the data come from.
+    under `simplevla` in `info.json` and says where the data come from. `instructions` may grow until `finish`.
 
     Raises:
         UserError: the partial folder was started with another `about` or another suite, or is in use.
@@ -104,10 +104,14 @@ class DatasetWriter:
         if len(self._pending) >= EPISODES_PER_FILE or self._pending_bytes >= BYTES_PER_FILE:
             self._write_pending()
 
-    def finish(self) -> Statistics:
-        """Writes the rest, the statistics and the totals, and gives the folder its final name."""
+    def flush(self) -> None:
+        """Writes the episodes that wait for a full data file to one of their own."""
         if self._pending:
             self._write_pending()
+
+    def finish(self) -> Statistics:
+        """Writes the rest, the statistics and the totals, and gives the folder its final name."""
+        self.flush()
         assert self.episodes, "a dataset has at least one episode"
         stats, statistics = dataset_stats(self.partial, self.features, self.episodes)
         tasks = layout.parquet_bytes([layout.tasks_table(self.instructions)])

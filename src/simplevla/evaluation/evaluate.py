@@ -8,7 +8,7 @@ from pathlib import Path
 import rich.progress
 
 from simplevla.adapters.load import load_policy
-from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig
+from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
@@ -25,7 +25,7 @@ Progress = Callable[[int, int, int], None]
 """Called after every finished episode with (finished, total, solved)."""
 
 
-def evaluate(
+def evaluate_with(
     engine: Engine,
     policy: Policy,
     suite: Suite,
@@ -107,16 +107,27 @@ def evaluate(
     )
 
 
-def evaluate_folder(
-    folder: Path, suite_config: SuiteConfig, rollout: RolloutConfig, config: EvalConfig, device: str = "cpu"
+def evaluate(
+    policy_folder: Path | str,
+    suite_config: SuiteConfig,
+    rollout: RolloutConfig | None = None,
+    config: EvalConfig | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> EvaluationResult:
-    """`evaluate` for the policy saved in `folder`, with an engine of its own and a progress bar.
+    """Closed-loop success of a saved policy, each (task, initial state) of a split once, with a progress bar.
+
+    Args:
+        config: split, number of initial states, greedy or sampled; None: greedily on all held-out ones.
+        device: where the policy computes.
+        precision: of its products, as in `TrainConfig.precision`.
 
     Raises:
-        UserError: the policy doesn't fit the suite, or as in `evaluate`.
+        UserError: the policy doesn't fit the suite, or as in `evaluate_with`.
     """
-    suite = make_suite(suite_config)
-    policy = load_policy(folder, device)
+    suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
+    policy = load_policy(policy_folder, device)
+    policy.compute_in(precision)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:
@@ -125,7 +136,7 @@ def evaluate_folder(
         def show(done: int, total: int, solved: int) -> None:
             bars.update(bar, completed=done, total=total, description=f"episodes, {solved} of {done} solved")
 
-        return evaluate(engine, policy, suite, config, show, folder)
+        return evaluate_with(engine, policy, suite, config or EvalConfig(), show, Path(policy_folder))
 
 
 def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]:

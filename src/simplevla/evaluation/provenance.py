@@ -11,7 +11,7 @@ from simplevla.errors import UserError
 START_SHA256 = "start_policy_sha256"
 """Key in a run's environment.json: the fingerprint of the policy that RL started from."""
 PACKAGES = (
-    "simplevla-rl",
+    "simplevla",
     "torch",
     "numpy",
     "mujoco",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, TrainConfig
-from simplevla.evaluation.evaluate import evaluate_folder, evaluation_pairs
+from simplevla.evaluation.evaluate import evaluate, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.report.choice import State, choose_states
@@ -46,12 +46,14 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path])
     for name, folder in folders.items():
         file = run / "eval" / f"{name}.json"
         if not file.exists() or not _complete(read_result(file), folder, suite):
-            write_result(file, evaluate_folder(folder, config.suite, config.rollout, EvalConfig(), config.device))
+            result = evaluate(folder, config.suite, config.rollout, EvalConfig(), config.device, config.precision)
+            write_result(file, result)
         results[name] = read_result(file)
     states = choose_states(results["before"], results["after"]).states
     for name, folder in folders.items():
         if not _filmed(run / "videos", name, results[name], states):
             policy = load_policy(folder, config.device)
+            policy.compute_in(config.precision)
             pairs = [(suite.task(task), state) for task, state in states]
             record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
 

@@ -102,7 +102,7 @@ def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        remedy = f"install it with: pip install 'simplevla-rl[{extra}]'" if extra else "is it on PYTHONPATH?"
+        remedy = f"install it with: pip install 'simplevla[{extra}]'" if extra else "is it on PYTHONPATH?"
         raise UserError(f"suite {location!r} can't be imported ({error}); {remedy}") from error
     except Exception as error:  # anybody's code, or no name of a module
         raise UserError(f"suite {location!r} can't be imported: it raised {_said(error)}") from error

@@ -13,7 +13,7 @@ and `continual.json`, the result. What exists is not done again, so a run goes o
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.errors import UserError
-from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
@@ -40,8 +40,10 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.terminal import Console
 from simplevla.training.health import Health
-from simplevla.training.imitation import sft
-from simplevla.training.loop import RunOutcome, train
+from simplevla.training.imitation import MakeTrainer, sft
+from simplevla.training.imitator import Imitator
+from simplevla.training.learner import Learner
+from simplevla.training.loop import MakeEngine, MakeLearner, RunOutcome, local_engine, train
 from simplevla.training.run_folder import CONFIG, open_run, require_same
 from simplevla.training.runlog import read_rows
 
@@ -52,7 +54,19 @@ FOLD_STATES = 4
 console = Console()
 
 
-def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Makers:
+    """Makers of what rolls out and trains; by themselves in this process and its workers."""
+
+    engine: MakeEngine = local_engine
+    learner: MakeLearner = Learner
+    imitator: MakeTrainer = Imitator
+
+
+LOCAL = Makers()
+
+
+def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: Makers = LOCAL) -> dict[str, Any]:
     """Trains the tasks one after another in the folder `run`; returns the content of its continual.json.
 
     Raises:
@@ -74,10 +88,10 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False) -> dict[
             write_json(run / CONFIG, to_dict(config))
         if (run / "continual.json").exists():
             return read_json(run / "continual.json")
-        return _train_tasks(config, suite, run)
+        return _train_tasks(config, suite, run, makers)
 
 
-def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, Any]:
+def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Makers) -> dict[str, Any]:
     policy = Path(config.train.policy)
     base = load_policy(policy)
     sizes = {
@@ -94,7 +108,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
         def row(file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
-                result = evaluate(
+                result = evaluate_with(
                     engine, _as_deployed(config, load_policy(folder, config.train.device), suite), suite, settings
                 )
                 if result.unmeasured:
@@ -113,7 +127,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
             rate = rows[0].by_task[task].rate
             if rate == 0:
                 console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
-            stages.append(_stage(config, suite, task, number, policy, folder))
+            stages.append(_stage(config, suite, task, number, policy, folder, makers))
             policy = _trained(config, folder)
             rows.append(row(folder / "row.json", policy))
             _export(config, task, rows[-1], policy, folder / "adapter")
@@ -125,7 +139,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path) -> dict[str, 
 
 
 def _stage(
-    config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, folder: Path
+    config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, folder: Path, makers: Makers
 ) -> dict[str, Any]:
     """Trains `task` in `folder`, from the policy that the task before left."""
     if (folder / "stage.json").exists():
@@ -141,12 +155,12 @@ def _stage(
         with atomic_folder(start) as temporary:
             policy.save(temporary)
     if task in config.folders or config.warmup_demos:
-        start = _imitate(config, only, task, folder, start)
+        start = _imitate(config, only, task, folder, start, makers.imitator)
     rl = folder / "rl"
     outcome, rows = RunOutcome(reason="finished", update=0, message="learned by imitation alone"), []
     if config.stages != "sft":
         settings = replace(config.train, suite=only, policy=str(start))
-        outcome = train(settings, rl, resume=(rl / CONFIG).exists())
+        outcome = train(settings, rl, (rl / CONFIG).exists(), makers.engine, makers.learner)
         rows = read_rows(rl)
     last: dict[str, Any] = next((row for row in reversed(rows) if "episodes_total" in row), {})
     trained = load_policy(_trained(config, folder))
@@ -207,7 +221,9 @@ def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, n
     bank.activate(name, training=True)
 
 
-def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path, start: Path) -> Path:
+def _imitate(
+    config: ContinualConfig, only: SuiteConfig, task: str, folder: Path, start: Path, make_trainer: MakeTrainer
+) -> Path:
     """Imitates the task's demonstrations, given ones or those of the suite's expert; returns the policy's folder."""
     run = folder / "warmup"
     *earlier, demos = _demonstrations(config, task, folder.parent)
@@ -218,7 +234,8 @@ def _imitate(config: ContinualConfig, only: SuiteConfig, task: str, folder: Path
         settings = replace(config.warmup, dataset=demos, replay=replay, replay_share=config.replay_share)
         settings = replace(settings, policy=str(start), suite=only)
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
-        sft(settings, run, resume=(run / CONFIG).exists())
+        settings = replace(settings, precision=config.train.precision)
+        sft(settings, run, (run / CONFIG).exists(), make_trainer)
     return run / "policy"
 
 
@@ -251,6 +268,7 @@ def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Polic
     With `per_task` each row has its own task's adapter, or the base while there is none; otherwise what was trained
     last serves all tasks.
     """
+    policy.compute_in(config.train.precision)
     if config.structure != "per_task" or policy.adapter_bank is None:
         return policy
     bank = bank_of(policy)

@@ -21,7 +21,7 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.demonstrations.outlook import outlook
 from simplevla.errors import UserError
-from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, move_to_device
 from simplevla.policies.registry import with_preset
@@ -317,7 +317,7 @@ class ClosedLoop:
         self.engine.__exit__(*exception)
 
     def metrics(self, policy: Policy) -> dict[str, float]:
-        result = evaluate(self.engine, policy, self.suite, self.settings)
+        result = evaluate_with(self.engine, policy, self.suite, self.settings)
         return {
             "success": result.overall.rate,
             **{f"success/{name}": r.rate for name, r in result.by_task.items() if r.n},

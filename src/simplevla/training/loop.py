@@ -11,7 +11,7 @@ from simplevla.adapters.load import load_policy
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.errors import UserError
-from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
@@ -272,7 +272,7 @@ def _evaluate(
     log.stage(f"after update {update}: evaluating")
     started = time.monotonic()
     settings = EvalConfig(split="train", episodes_per_task=config.eval_episodes_per_task, seed=config.seed)
-    result = evaluate(engine, policy, suite, settings)
+    result = evaluate_with(engine, policy, suite, settings)
     log.check()
     write_result(_evaluation_file(run, update), result)
     return {

@@ -28,7 +28,7 @@ def adamw_8bit(groups: list[dict[str, Any]], settings: OptimizerConfig) -> torch
         from torchao.optim import AdamW8bit
     except ModuleNotFoundError as error:
         raise UserError(
-            f"optimizer.moments is 8bit, which needs {error.name}: pip install 'simplevla-rl[eightbit]'; or leave it at "
+            f"optimizer.moments is 8bit, which needs {error.name}: pip install 'simplevla[eightbit]'; or leave it at "
             "float32"
         ) from None
     optimizer: torch.optim.Optimizer = AdamW8bit(

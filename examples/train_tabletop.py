@@ -1,0 +1,24 @@
+"""The main job from Python: demonstrations, imitation, RL, and success on held-out states before and after."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import simplevla
+from simplevla import recipes
+
+RECIPE = "tabletop_nano"
+
+
+def main(folder: Path, **shorter: dict[str, int]) -> None:
+    demos, sft, rl = folder / "demos", folder / "sft", folder / "rl"
+    simplevla.generate(replace(recipes.DEMOS[RECIPE](), **shorter.get("demos", {})), demos)
+    start = simplevla.sft(replace(recipes.SFT[RECIPE](), dataset=str(demos), **shorter.get("sft", {})), sft)
+    config = replace(recipes.TRAIN[RECIPE](), policy=str(start), **shorter.get("rl", {}))
+    print(simplevla.train(config, rl).message)
+    for name, policy in (("imitation", start), ("RL", rl / "policy")):
+        print(name, simplevla.evaluate(policy, config.suite, config=shorter.get("eval")).overall)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/example"))

@@ -1,0 +1,26 @@
+"""`import simplevla` offers what a user needs, and the examples run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simplevla
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_names_are_offered_without_importing_torch() -> None:
+    code = "import sys, simplevla; simplevla.TrainConfig, simplevla.recipes.SFT, simplevla.make_suite; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {"train", "sft", "generate", "evaluate", "load_policy", "make_suite", "recipes", "Recorder"} <= set(
+        simplevla.__all__
+    )
+    for name in simplevla.__all__:
+        assert getattr(simplevla, name) is not None
+    with pytest.raises(AttributeError, match="trian"):
+        simplevla.trian  # noqa: B018
+    # A package of the same name would hide it.
+    assert callable(simplevla.write_report)
+    assert not any((Path(simplevla.__file__).parent / name).is_dir() for name in simplevla.__all__ if name != "recipes")
