@@ -365,8 +365,18 @@ def test_tasks_are_learned_from_their_own_data_alone(
 
 
 def test_a_task_with_data_begins_with_imitation_and_one_without_with_rl(base: Path, tmp_path: Path) -> None:
-    data = (demonstrations(tmp_path / "data", "far"),)
-    continual(config(base, data=data, warmup=IMITATION), tmp_path / "run")
+    data, made = (demonstrations(tmp_path / "data", "far"),), []
+
+    def noted(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: made.append(name) or make(*arguments)
+
+    makers = room.Makers(
+        engine=noted("engine", room.local_engine),
+        learner=noted("learner", room.Learner),
+        imitator=noted("imitator", room.Imitator),
+    )
+    continual(config(base, data=data, warmup=IMITATION), tmp_path / "run", makers=makers)
+    assert sorted(made) == ["engine", "engine", "imitator", "learner", "learner"]
     starts = [
         json.loads((tmp_path / "run" / stage / "rl/config.json").read_text())["policy"]
         for stage in ("1_reach", "2_far")
