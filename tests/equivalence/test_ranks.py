@@ -194,19 +194,45 @@ def together(work: Any, case: Case, how: str, folder: Path) -> None:
     start_processes(rank, (work, case, how, folder, port), RANKS, start_method=FORKED.get_start_method())
 
 
-def worked_alone(work: Any, case: Case, parent: Path) -> Path:
-    """Folder with what one process makes of the case, which is done once."""
-    folder = parent / f"{work.__name__}_{case}"
-    if not folder.exists():
-        folder.mkdir()
-        work(case, "alone", folder)
-    return folder
+WORK: dict[str, list[tuple[Any, Case]]] = {
+    "full": [
+        (two_updates, "float32"),
+        (two_updates, "bfloat16"),
+        (two_updates, "lora"),
+        (two_updates, "8bit"),
+        (unequal_parts, "8bit"),
+        (scored_again, "float32"),
+    ],
+    "copies": [(two_updates, "float32"), (two_updates, "bfloat16"), (scored_again, "float32")],
+}
+
+
+def all_work(case: Any, how: str, parent: Path) -> None:
+    """All of `how` in one start of ranks: FSDP2 finds out once how each operator is divided, which is most of its time."""
+    for work, case in WORK[how]:
+        work(case, how, folder_of(work, case, parent))
+
+
+def folder_of(work: Any, case: Case, parent: Path) -> Path:
+    return parent / f"{work.__name__}_{case}"
+
+
+def worked(work: Any, case: Case, how: str, parent: Path) -> Path:
+    """Folder with what one process makes of the case, and two ranks."""
+    for other, its_case in WORK[how]:
+        folder = folder_of(other, its_case, parent)
+        if not folder.exists():
+            folder.mkdir()
+            other(its_case, "alone", folder)
+    if not (parent / how).exists():
+        together(all_work, "float32", how, parent)
+        (parent / how).mkdir()
+    return folder_of(work, case, parent)
 
 
 @pytest.mark.parametrize("how", ["full", "copies"])
 def test_two_processes_update_as_one_does(how: str, parent: Path) -> None:
-    folder = worked_alone(two_updates, "float32", parent)
-    together(two_updates, "float32", how, folder)
+    folder = worked(two_updates, "float32", how, parent)
     alone, both = (load_file(folder / f"{name}.safetensors") for name in ("alone", how))
     assert alone.keys() == both.keys()
     for name, value in alone.items():
@@ -225,8 +251,7 @@ def test_two_processes_update_as_one_does(how: str, parent: Path) -> None:
 def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, parent: Path) -> None:
     """`tolerance`: how far two processes' steps lie from one's, as a share of them. Gradients of bfloat16 parameters are
     rounded elsewhere, and moments that are small enough on a rank aren't quantised; adapters are float32."""
-    folder = worked_alone(two_updates, case, parent)
-    together(two_updates, case, how, folder)
+    folder = worked(two_updates, case, how, parent)
     alone, both = (load_file(folder / f"{name}.safetensors") for name in ("alone", how))
     names = [name.removeprefix("after/") for name in alone if name.startswith("after/")]
     assert {alone[f"after/{name}"].dtype for name in names} == {torch.float32}
@@ -242,12 +267,11 @@ def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tol
     assert ("exp_avg.codes" in kinds) == (case == "8bit")
 
 
-def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(tmp_path: Path) -> None:
-    unequal_parts("8bit", "alone", tmp_path)
-    unequal_parts("float32", "alone", tmp_path)
-    together(unequal_parts, "8bit", "full", tmp_path)
+def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(parent: Path) -> None:
+    folder = worked(unequal_parts, "8bit", "full", parent)
+    unequal_parts("float32", "alone", folder)
     names = ("8bit_alone", "float32_alone", "8bit_full")
-    quantised, exact, both = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    quantised, exact, both = (load_file(folder / f"{name}.safetensors") for name in names)
     assert torch.equal(both["0"], quantised["0"]), "the same blocks"
     for name in ("1", "2"):
         torch.testing.assert_close(both[name], exact[name], atol=1e-6, rtol=0)
@@ -256,8 +280,7 @@ def test_tensors_that_ranks_divide_unequally_keep_moments_of_32_bits(tmp_path: P
 
 @pytest.mark.parametrize("how", ["full", "copies"])
 def test_ranks_share_the_scoring_of_what_differs(how: str, parent: Path) -> None:
-    folder = worked_alone(scored_again, "float32", parent)
-    together(scored_again, "float32", how, folder)
+    folder = worked(scored_again, "float32", how, parent)
     alone, *ranks = (load_file(folder / f"{name}.safetensors") for name in ("alone_0", f"{how}_0", f"{how}_1"))
     assert torch.equal(ranks[0]["logprobs"], ranks[1]["logprobs"])
     for name, value in alone.items():

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 from simplevla.errors import UserError
 
@@ -27,6 +26,9 @@ def wilson(solved: int, n: int, confidence: float = 0.95) -> tuple[float, float]
         raise UserError(f"confidence is {confidence}; expected between 0 and 1, for example 0.95")
     if n == 0:
         return 0.0, 1.0
+    # Imported late, also below: it takes a second, and most processes have no statistics to make.
+    from scipy.stats import norm
+
     z = float(norm.ppf(0.5 + confidence / 2))
     p = solved / n
     centre = p + z * z / (2 * n)
@@ -55,6 +57,8 @@ def mcnemar_exact(b: int, c: int) -> float:
         raise UserError(f"discordant pairs are b = {b}, c = {c}; expected 0 or more")
     if b + c == 0:
         return 1.0
+    from scipy.stats import binomtest
+
     return float(binomtest(b, b + c, 0.5).pvalue)
 
 

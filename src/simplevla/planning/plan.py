@@ -151,10 +151,11 @@ def remedies(now: Plan, make_policy: Callable[[int], Policy], adapter_rank: int,
             return False
 
     small = replace(config, microbatch_decisions=1)
-    if fits(small, adapter_rank):
-        found.append("smaller micro-batches (--microbatch-decisions 1, or a few)")
-    elif not config.gradient_checkpointing and fits(replace(small, gradient_checkpointing=True), adapter_rank):
-        found.append("smaller micro-batches (--gradient-checkpointing --microbatch-decisions 1, or a few)")
+    if replace(now, update_bytes=0).fits(machine):
+        if fits(small, adapter_rank):
+            found.append("smaller micro-batches (--microbatch-decisions 1, or a few)")
+        elif not config.gradient_checkpointing and fits(replace(small, gradient_checkpointing=True), adapter_rank):
+            found.append("smaller micro-batches (--gradient-checkpointing --microbatch-decisions 1, or a few)")
     if replace(now, config=replace(config, optimizer=replace(config.optimizer, moments="8bit"))).fits(machine):
         found.append("8-bit moments (--optimizer.moments 8bit)")
     if not adapter_rank and fits(config, 32):

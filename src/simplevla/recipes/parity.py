@@ -1,7 +1,5 @@
 """Check that a checkpoint is as good here as where it was published, before RL hides a difference."""
 
-from scipy.stats import fisher_exact
-
 from simplevla.evaluation.result import EvaluationResult
 from simplevla.recipes.openvla_oft import PUBLISHED, PUBLISHED_EPISODES
 
@@ -17,6 +15,8 @@ def parity(name: str, result: EvaluationResult) -> str:
             f"published: SFT {published.sft} %, SFT + RL {published.rl} %, of {PUBLISHED_EPISODES} episodes on all initial states; "
             f"these are {got.n} of split {result.split!r}: for a comparison, --split all"
         )
+    from scipy.stats import fisher_exact
+
     lines = []
     for what, rate in (("SFT", published.sft), ("SFT + RL", published.rl)):
         solved = round(rate / 100 * PUBLISHED_EPISODES)
