@@ -46,6 +46,7 @@ def _is_path(path: str) -> str:
 
 Device = Annotated[str, AfterValidator(_computes)]
 Folder = Annotated[str, AfterValidator(_is_path)]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,8 @@ class RolloutConfig:
     chunk_timeout_s: Above0 = 120.0
     """A worker that needs longer for one chunk counts as hung and is replaced."""
     bfloat16: bool = False
-    """Runs the policy under bfloat16 autocast in rollouts; log-probabilities that then differ are computed again before
-    the update."""
+    """Runs the policy under bfloat16 autocast in rollouts alone; log-probabilities that then differ are computed again
+    before the update. `precision bfloat16` of a run is for both."""
     compile: bool = False
     """Runs the policy's towers through torch.compile (on a GPU with CUDA graphs); the first batches take long, and it
     needs a C++ compiler on CPU."""
@@ -323,7 +324,7 @@ class SFTConfig(ReadingConfig):
     schedule: Literal["cosine", "constant"] = "cosine"
     microbatch_size: Count = 0
     """Samples in one forward-backward; changes memory, not the result; 0: the whole batch."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """`bfloat16`: products are computed in it, by autocast; parameters, gradients and optimizer stay float32. A policy
     that is itself of bfloat16 computes in it either way, and is stepped through float32 masters."""
     gradient_checkpointing: bool = False
@@ -391,6 +392,9 @@ class TrainConfig:
     """Optimizer steps per update, over whole groups, one pass."""
     microbatch_decisions: Positive = 256
     """Decisions in one forward-backward; changes memory, not the result."""
+    precision: Precision = "float32"
+    """`bfloat16`: rollouts, evaluations and updates compute products in it, by autocast; parameters, gradients and
+    optimizer stay float32. A policy that is itself of bfloat16 computes in it either way."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass: less memory, a third more time."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

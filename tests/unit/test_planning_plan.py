@@ -152,6 +152,7 @@ def test_seconds_follow_the_numbers_of_episodes(nano: Plan) -> None:
         {"minibatches": 1},
         {"ray": RayConfig(actors=2)},
         {"rollout": RolloutConfig(bfloat16=True)},
+        {"precision": "bfloat16"},
     ],
 )
 def test_nothing_is_said_of_times_that_were_not_measured(nano: Plan, changes: dict[str, object]) -> None:

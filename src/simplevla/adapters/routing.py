@@ -167,6 +167,7 @@ class RoutedPolicy(Policy):
         return self.policy.unit_clip_scale
 
     def prepare_for_rl(self, config: TrainConfig) -> None:
+        super().prepare_for_rl(config)
         self.policy.prepare_for_rl(config)
 
     def empty_trace(self, rows: int) -> Tensor:

@@ -43,8 +43,8 @@ class RolloutActor:
         device: str,
     ) -> None:
         self._policy = unpacked(files)
-        self._policy.prepare_for_rl(config)
         self._policy.to(torch.device(device))
+        self._policy.prepare_for_rl(config)
         length = self._policy.chunk_length
         if ray.simulators:
             self._engine = remote_simulators(config.suite, config.rollout, ray, length)

@@ -172,6 +172,10 @@ class RayLearner(_Ranks):
 class RayImitator(_Ranks):
     """Has the interface of an `Imitator`."""
 
+    def __init__(self, policy: Policy, config: SFTConfig) -> None:
+        policy.compute_in(config.precision)
+        super().__init__(policy, config)
+
     def update(self, batch: ChunkBatch, number: int) -> dict[str, float]:
         """See `Imitator.update`."""
         return self._update(batch, number)

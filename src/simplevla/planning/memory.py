@@ -62,6 +62,11 @@ def sizes_of(policy: Policy, spec: SuiteSpec) -> Sizes:
     )
 
 
+def bfloat16_copies(policy: Policy) -> int:
+    """Most bytes of the copies of float32 weights that autocast keeps while a batch is computed in bfloat16."""
+    return 2 * sum(parameter.numel() for parameter in policy.parameters() if parameter.dtype == torch.float32)
+
+
 def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 

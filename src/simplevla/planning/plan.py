@@ -14,7 +14,7 @@ from simplevla.errors import UserError
 from simplevla.planning.cost import Actor, Counts, rollout_seconds
 from simplevla.planning.footprint import rollout_footprint, update_footprint
 from simplevla.planning.measured import measured, simulator_key
-from simplevla.planning.memory import Memory, Sizes, device_memory, sizes_of, stored_episodes
+from simplevla.planning.memory import Memory, Sizes, bfloat16_copies, device_memory, sizes_of, stored_episodes
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite
 from simplevla.rollout.crew import cores
@@ -85,6 +85,7 @@ class Plan:
             and sum(self.sizes.trained) == self.sizes.parameters
             and (config.ray, config.rollouts_ahead) == (RayConfig(), False)
             and not (config.gradient_checkpointing or config.rollout.bfloat16 or config.rollout.compile)
+            and config.precision == plain.precision
             and (config.microbatch_decisions, config.minibatches) == (plain.microbatch_decisions, plain.minibatches)
         )
         if not as_measured:
@@ -116,18 +117,20 @@ def plan(config: TrainConfig, policy: Policy) -> Plan:
     """
     suite = make_suite(config.suite)
     check_fits_suite(policy, suite.spec)
-    policy.prepare_for_rl(config)
+    # Autocast does nothing without numbers: activations count as float32 ones, which is more than they take.
+    policy.prepare_for_rl(replace(config, precision="float32"))
     instruction = max((task.instruction for task in suite.tasks), key=len)
     workers = config.rollout.workers or cores()
     per_worker = 1 if suite.one_environment_per_process else config.rollout.slots_per_worker
     actor = Actor(cores=measured().cores, workers=workers, slots=workers * per_worker)
     height, _ = next(iter(suite.spec.cameras.values()))
     rows, checkpointing = config.microbatch_decisions, config.gradient_checkpointing
+    copies = bfloat16_copies(policy) if config.precision == "bfloat16" else 0
     return Plan(
         config=config,
         sizes=sizes_of(policy, suite.spec),
-        update_bytes=update_footprint(policy, suite.spec, instruction, rows, checkpointing),
-        batch_bytes=rollout_footprint(policy, suite.spec, instruction, math.ceil(actor.rows)),
+        update_bytes=update_footprint(policy, suite.spec, instruction, rows, checkpointing) + copies,
+        batch_bytes=rollout_footprint(policy, suite.spec, instruction, math.ceil(actor.rows)) + copies,
         actor=actor,
         simulators=simulator_key(config.suite, height),
         longest=math.ceil(max(task.horizon for task in suite.tasks) / policy.chunk_length),

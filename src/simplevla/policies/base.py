@@ -4,15 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simplevla.config import SamplingConfig, TrainConfig
+from simplevla.config import Precision, SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
+from simplevla.policies.precision import in_own_precision, require_bfloat16
 from simplevla.policies.trained_on import TrainedOn
 from simplevla.types import Observation
 
@@ -171,6 +172,25 @@ class Policy(nn.Module, ABC):
     """The measures of its statistics between which its actions lie."""
     trained_on: tuple[TrainedOn, ...] = ()
     """The stages of its training; empty where nobody knows."""
+    precision: Precision = "float32"
+    """Precision of the products in `act`, `score` and `imitation_loss`; set by `compute_in`, and not saved."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets the class's entry points compute in `precision`: whoever rolls out, learns or evaluates does alike."""
+        super().__init_subclass__(**kwargs)
+        for name in {"act", "score", "imitation_loss"} & vars(cls).keys():
+            setattr(cls, name, in_own_precision(vars(cls)[name]))
+
+    def compute_in(self, precision: Precision) -> None:
+        """Computes products in `precision` from now on, on the device where the policy is; parameters stay as they are.
+
+        Raises:
+            UserError: the device doesn't multiply in it.
+        """
+        if precision == "bfloat16":
+            weight = next(self.parameters(), None)
+            require_bfloat16(torch.device("cpu") if weight is None else weight.device)
+        self.precision = precision
 
     @property
     @abstractmethod
@@ -188,11 +208,12 @@ class Policy(nn.Module, ABC):
         return np.ones(self.units, np.float32)
 
     def prepare_for_rl(self, config: TrainConfig) -> None:
-        """Takes what of the settings concerns the policy's head; called before RL.
+        """Takes what of the settings concerns the policy; called before RL, on the policy's device. Overrides call it.
 
         Raises:
-            UserError: a setting that this policy can't have.
+            UserError: a setting that this policy or its device can't have.
         """
+        self.compute_in(config.precision)
 
     def spared_from_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone, in SFT and RL: biases, norms, embeddings."""
@@ -217,6 +238,11 @@ class Policy(nn.Module, ABC):
             raise UserError(
                 f"observations have {batch.state.shape[1]} state dimensions; this policy takes {self.state_dim}"
             )
+
+    def act_on(self, observation: Observation, instruction: str) -> np.ndarray:
+        """The greedy chunk float32 [H, A] for one observation, in the environment's units."""
+        batch = ObservationBatch.stacked([observation], [instruction]).to(next(self.parameters()).device)
+        return self.act(batch, Sampling(greedy=True), [np.random.default_rng()]).actions[0]
 
     @abstractmethod
     def act(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from simplevla.config import SFTConfig
-from simplevla.errors import UserError
 from simplevla.policies.base import Policy
 from simplevla.training.chunks import ChunkBatch
 from simplevla.training.optimizer import MasterAdamW
@@ -37,8 +36,7 @@ class Imitator:
 
     def __init__(self, policy: Policy, config: SFTConfig) -> None:
         self.policy, self.config = policy, config
-        if config.precision == "bfloat16":
-            require_bfloat16(next(policy.parameters()).device)
+        policy.compute_in(config.precision)
         if config.gradient_checkpointing:
             policy.checkpoint_activations()
             policy.eval()
@@ -92,7 +90,6 @@ def weighted_losses(policy: Policy, config: SFTConfig, batch: ChunkBatch) -> Ite
 
     Their products add up, over all ranks, to the loss of the batch.
     """
-    device = next(policy.parameters()).device.type
     samples, valid = len(batch.actions), int(batch.mask.sum())
     size = min(config.microbatch_size or samples, math.ceil(samples / rank_and_count()[1]))
     parts = [slice(start, start + size) for start in range(0, samples, size)]
@@ -101,22 +98,5 @@ def weighted_losses(policy: Policy, config: SFTConfig, batch: ChunkBatch) -> Ite
         rows = parts[number]
         part = batch.part(rows)
         own = {name: values[rows] for name, values in noise.items()}
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss = policy.imitation_loss(part.observations, part.actions, part.mask, **own)
+        loss = policy.imitation_loss(part.observations, part.actions, part.mask, **own)
         yield loss, counts * int(part.mask.sum()) / valid
-
-
-def require_bfloat16(device: torch.device) -> None:
-    """Refuses a device that doesn't multiply in bfloat16.
-
-    Raises:
-        UserError: it doesn't.
-    """
-    ones = torch.ones(2, 2, device=device)
-    try:
-        with torch.autocast(device.type, torch.bfloat16):
-            reason = f"products are {(ones @ ones).dtype}"
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-    if reason != f"products are {torch.bfloat16}":
-        raise UserError(f"precision is bfloat16, which {device} doesn't compute in ({reason}); leave it at float32")

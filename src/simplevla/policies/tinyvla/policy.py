@@ -172,6 +172,7 @@ class TinyVLA(Policy):
         Raises:
             UserError: a frozen backbone for a token head or where only the backbone trains, or too many steps.
         """
+        super().prepare_for_rl(config)
         denoising = config.denoising
         self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
