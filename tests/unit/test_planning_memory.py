@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
 from simplevla.planning.footprint import Counter, update_footprint
-from simplevla.planning.memory import BLOCK, Sizes, device_memory, moment_bytes, sizes_of, stored_episodes
+from simplevla.planning.memory import (
+    BLOCK,
+    Sizes,
+    bfloat16_copies,
+    device_memory,
+    moment_bytes,
+    sizes_of,
+    stored_episodes,
+)
 from simplevla.planning.unfilled import add_trained_adapter, published_openvla_oft, saved
 from simplevla.policies.base import Sampling
 from simplevla.policies.linear import ROWS
@@ -228,3 +237,23 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -
 
     assert peak(1) < peak(2) < peak(4) < peak(8)
     assert peak(8, checkpointing=True) < peak(8)
+
+
+@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+def test_bfloat16_takes_no_more_than_is_planned_with(head: Literal["tokens", "diffusion"], tmp_path: Path) -> None:
+    """Activations are planned as float32, with copies of all weights: more than autocast really makes."""
+    policy = small_tinyvla.make(head=head)
+    policy.save(tmp_path / "policy")
+    empty = saved(tmp_path / "policy")
+    rows, instruction = ROWS, small_tinyvla.INSTRUCTIONS[1]
+    exact = update_footprint(empty, SPEC, instruction, rows, checkpointing=False)
+    real = {}
+    for precision in ("float32", "bfloat16"):
+        policy.compute_in(precision)
+        batch = small_tinyvla.observations([instruction] * rows)
+        with Counter(policy) as counter:
+            torch.autograd.backward(policy.score(batch, policy.empty_trace(rows), Sampling())[0].sum())
+        real[precision] = counter.peak - sum(p.nbytes for p in policy.parameters())
+        policy.zero_grad()
+    assert real["bfloat16"] != real["float32"]
+    assert real["bfloat16"] <= exact + bfloat16_copies(empty)

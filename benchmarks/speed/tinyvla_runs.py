@@ -1,0 +1,186 @@
+"""TinyVLA at a published size through `sft`, `train` and `continual`: the shortest whole runs, their peak memory and time.
+
+    python -m benchmarks.speed.tinyvla_runs [tinyvla_s]
+
+Each run is a process of its own, in float32 and in bfloat16. Writes docs/results/SIZE_runs.json and .md.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.speed.rollout_memory import tree_mb
+from benchmarks.support.machine import this_machine
+from simplevla.adapters.config import AdapterConfig, ContinualConfig
+from simplevla.config import (
+    DemosConfig,
+    Precision,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    SuiteConfig,
+    TrainConfig,
+)
+from simplevla.demonstrations.generate import generate
+from simplevla.evaluation.provenance import commit
+from simplevla.planning.plan import plan
+from simplevla.planning.unfilled import add_trained_adapter, saved
+from simplevla.runs import continual, sft, train
+from simplevla.storage import write_atomically, write_json
+from simplevla.training.runlog import read_rows
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+TASKS = ("press_button", "lift_block")
+SUITE = SuiteConfig(name="benchmarks.support.solved_by_chance:make", tasks=TASKS)
+CHUNK = 16
+BATCHES = 10
+Run = Literal["sft", "train", "continual_sft", "continual_sft_rl"]
+RUNS: dict[Run, str] = {
+    "sft": f"`sft`, all parameters, {BATCHES} batches",
+    "train": "`train`, all parameters, one update",
+    "continual_sft": "`continual --stages sft`, two tasks with `--data`, LoRA of rank 32",
+    "continual_sft_rl": "`continual --stages sft+rl`, the same and one update for each",
+}
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+
+def imitation(work: Path, size: str, precision: Precision, batches: int) -> SFTConfig:
+    return SFTConfig(
+        dataset=str(work / TASKS[0]),
+        policy=size,
+        head="diffusion",
+        chunk_length=CHUNK,
+        batches=batches,
+        batch_size=1,
+        validation_fraction=0.0,
+        gradient_checkpointing=True,
+        precision=precision,
+    )
+
+
+def reinforcement(work: Path, precision: Precision) -> TrainConfig:
+    """One update of one pair of siblings."""
+    return TrainConfig(
+        suite=SUITE,
+        policy=str(work / f"sft_{precision}" / "policy"),
+        updates=1,
+        sampling=SamplingConfig(groups=1, group_size=2, max_oversampling=16.0),
+        minibatches=1,
+        microbatch_decisions=1,
+        gradient_checkpointing=True,
+        rollout=RolloutConfig(workers=1, slots_per_worker=2),
+        eval_every=0,
+        precision=precision,
+    )
+
+
+def child(work: Path, size: str, run: Run, precision: Precision) -> None:
+    """The run itself."""
+    out = work / f"{run}_{precision}"
+    if run == "sft":
+        sft(imitation(work, size, precision, BATCHES), out)
+        return
+    config = reinforcement(work, precision)
+    if run == "train":
+        train(config, out)
+        return
+    data = tuple(f"{task}={work / task}" for task in TASKS)
+    warmup = imitation(work, size, precision, 1)
+    stages: Literal["sft", "sft+rl"] = "sft" if run == "continual_sft" else "sft+rl"
+    continual(
+        ContinualConfig(train=config, tasks=TASKS, stages=stages, data=data, warmup=warmup, eval_episodes_per_task=1),
+        out,
+    )
+
+
+def measured(work: Path, size: str, run: Run, precision: Precision) -> dict[str, Any]:
+    """Peak memory of the run's process tree, shared pages counted once, its minutes, and what its log says."""
+    command = [sys.executable, "-m", "benchmarks.speed.tinyvla_runs", size, str(work), run, precision]
+    started, peak = time.monotonic(), 0.0
+    with (work / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        while process.poll() is None:
+            peak = max(peak, tree_mb(process.pid))
+            time.sleep(0.3)
+    if process.returncode:
+        raise SystemExit(f"{run} in {precision}: {(work / 'output').read_text()[-2000:]}")
+    found: dict[str, Any] = {"peak_gb": peak / 1e3, "minutes": (time.monotonic() - started) / 60}
+    rows = [
+        row for log in sorted((work / f"{run}_{precision}").rglob("metrics.jsonl")) for row in read_rows(log.parent)
+    ]
+    updates = [row for row in rows if row.get("optimizer_steps")]
+    if "rl" in run or run == "train":
+        assert len(updates) == (1 if run == "train" else len(TASKS)), f"{run} in {precision} made no update"
+        found["logprob_gap"] = max(row["logprob_gap"] for row in updates)
+    if "sft" in run:
+        found["loss"] = next(row["loss"] for row in reversed(rows) if "loss" in row and "optimizer_steps" not in row)
+    if run == "train" or run == "continual_sft_rl":
+        policy = saved(work / f"sft_{precision}" / "policy")
+        if run == "continual_sft_rl":
+            add_trained_adapter(policy, AdapterConfig())
+        found["formula_gb"] = plan(reinforcement(work, precision), policy).memory(0).total / 1e9
+    return found
+
+
+def main(size: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for task in TASKS:
+            generate(DemosConfig(suite=SuiteConfig(name="tabletop", tasks=(task,)), episodes=4, workers=1), work / task)
+        found: dict[str, dict[str, Any]] = {}
+        for precision in PRECISIONS:
+            for run in RUNS:
+                found.setdefault(run, {})[precision] = measured(work, size, run, precision)
+                print(run, precision, found[run][precision], flush=True)
+    result = {"size": size, "machine": this_machine(), "commit": commit(), "chunk": CHUNK, "runs": found}
+    write_json(RESULTS / f"{size}_runs.json", result)
+    write_atomically(RESULTS / f"{size}_runs.md", page(result).encode())
+
+
+def page(result: dict[str, Any]) -> str:
+    runs, size = result["runs"], result["size"]
+    peaks = {precision: max(runs[run][precision]["peak_gb"] for run in runs) for precision in PRECISIONS}
+    rows = [
+        f"| {title} | "
+        + " | ".join(f"{runs[run][p][name]:.1f}" for name in ("peak_gb", "minutes") for p in PRECISIONS)
+        + " |"
+        for run, title in RUNS.items()
+    ]
+    planned = [
+        f"| {RUNS[run]} | {p} | {row['peak_gb']:.1f} | {row['formula_gb']:.1f} | {row['logprob_gap']:.1e} |"
+        for run in RUNS
+        for p in PRECISIONS
+        if "formula_gb" in (row := runs[run][p])
+    ]
+    return f"""# {size}: whole runs of `sft`, `train` and `continual`
+
+Supervised fine-tuning, RL and continual training at real size need at most {peaks["float32"]:.1f} GB in float32 and {peaks["bfloat16"]:.1f} GB with `--precision bfloat16`, on a CPU.
+
+| run | peak, float32, GB | peak, bfloat16, GB | minutes, float32 | minutes, bfloat16 |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Where `simplevla plan` has a formula, it stands beside the peak, with the gap of log-probabilities before the first optimizer step (nats):
+
+| run | precision | peak, GB | formula, GB | gap |
+|---|---|---|---|---|
+{chr(10).join(planned)}
+
+- Command: `python -m benchmarks.speed.tinyvla_runs {size}`. Machine: {result["machine"]}, {torch.get_num_threads()} thread(s). Commit {result["commit"]}. Data: `{size}_runs.json`. One run of each.
+- Random weights: no pretrained ones were at hand. Diffusion head, chunks of {CHUNK}, two cameras of `tabletop` resized by the policy. Random weights solve nothing, so an episode counts as solved if its first action points to positive x.
+- Each run is a process of its own. Its peak is that of the process tree (simulators, reading), shared pages counted once, with Python and torch; starting and writing checkpoints are in the minutes.
+- Batches and micro-batches of 1, activations checkpointed; an update is of one pair of siblings. Continual training imitates one batch of each task and evaluates one held-out state of each task in each row.
+- The peak is above the formula by what the C library keeps of freed memory ([what fits](../memory.md)).
+"""
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 5:
+        child(Path(sys.argv[2]), sys.argv[1], *sys.argv[3:])  # type: ignore[arg-type]
+    else:
+        main(*(sys.argv[1:] or ["tinyvla_s"]))
