@@ -1,4 +1,4 @@
-"""Several processes train one policy: the update is one process's."""
+"""Several processes train one policy, or imitate one batch: the update is one process's."""
 
 import math
 import socket
@@ -25,10 +25,12 @@ from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
-from simplevla.config import OptimizerConfig, SamplingConfig, TrainConfig
+from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.distributed.learner import divide
 from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
+from simplevla.training.chunks import ChunkBatch
+from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner, UpdateRefused
 from simplevla.training.optimizer import MasterAdamW
 from simplevla.training.ranks import full_tensor
@@ -180,6 +182,56 @@ def unequal_parts(case: Case, how: str, folder: Path) -> None:
         save_file(tensors, folder / f"{case}_{how}.safetensors")
 
 
+IMITATION = SFTConfig(schedule="constant", optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1, warmup_steps=0))
+IMITATED: dict[str, tuple[Literal["tokens", "diffusion"], SFTConfig]] = {
+    "tokens": ("tokens", IMITATION),
+    # Seven samples are four micro-batches: the last one has one sample.
+    "diffusion": ("diffusion", replace(IMITATION, microbatch_size=2)),
+    # Three: the second rank has one of them, and one that doesn't count.
+    "adapter": ("tokens", replace(IMITATION, microbatch_size=3, gradient_checkpointing=True)),
+    "bfloat16": ("tokens", replace(IMITATION, precision="bfloat16")),
+}
+
+
+def make_imitator(case: str) -> Policy:
+    policy = small.make(head=IMITATED[case][0])
+    if case == "adapter":
+        bank = AdapterBank(policy)
+        bank.add("sft", AdapterConfig(rank=4, alpha=4.0))
+        bank.activate("sft", training=True)
+    return policy
+
+
+def batch(number: int) -> ChunkBatch:
+    """Seven chunks of unequal ends: half of the samples aren't half of the valid actions."""
+    ends = torch.tensor([3, 3, 3, 3, 1, 1, 2])
+    return ChunkBatch(
+        observations=small.observations([small.INSTRUCTIONS[i % 3] for i in range(7)], number),
+        actions=torch.rand(7, 3, 2, generator=torch.Generator().manual_seed(number)) * 2 - 1,
+        mask=torch.arange(3) < ends[:, None],
+    )
+
+
+def three_batches(case: Any, how: Any, folder: Path) -> None:
+    """Write what is trained, and the optimizer, after three batches of each case, the last after a resume."""
+    for name, (_, config) in IMITATED.items():
+        policy = make_imitator(name)
+        if how != "alone":
+            divide(policy, how)
+        trainer = Imitator(policy, config)
+        stats = [trainer.update(batch(number), number) for number in range(2)]
+        state = {key: value.clone() for key, value in trainer.optimizer_state().items()}
+        trainer = Imitator(policy, config)
+        trainer.load_optimizer_state(state, 2)
+        stats.append(trainer.update(batch(2), 2))
+        tensors = {key: full_tensor(p.detach()).contiguous().clone() for key, p in trainer.optimizer.parameters.items()}
+        tensors |= {
+            f"stat/{key}/{i}": torch.tensor(value) for i, row in enumerate(stats) for key, value in row.items()
+        } | {f"state/{key}": value for key, value in trainer.optimizer_state().items()}
+        if how == "alone" or dist.get_rank() == 0:
+            save_file(tensors, folder / f"{name}_{how}.safetensors")
+
+
 def rank(number: int, work: Any, case: Case, how: Any, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=RANKS)
@@ -202,8 +254,14 @@ WORK: dict[str, list[tuple[Any, Case]]] = {
         (two_updates, "8bit"),
         (unequal_parts, "8bit"),
         (scored_again, "float32"),
+        (three_batches, "float32"),
     ],
-    "copies": [(two_updates, "float32"), (two_updates, "bfloat16"), (scored_again, "float32")],
+    "copies": [
+        (two_updates, "float32"),
+        (two_updates, "bfloat16"),
+        (scored_again, "float32"),
+        (three_batches, "float32"),
+    ],
 }
 
 
@@ -289,3 +347,25 @@ def test_ranks_share_the_scoring_of_what_differs(how: str, parent: Path) -> None
         )
     start = {name: p.detach() for name, p in small.make().named_parameters()}
     assert sum(float((alone[name] - p).abs().max()) > 5e-5 for name, p in start.items()) > 0.8 * len(start)
+
+
+@pytest.mark.parametrize("how", ["full", "copies"])
+def test_two_processes_imitate_as_one_does(how: str, parent: Path) -> None:
+    folder = worked(three_batches, "float32", how, parent)
+    for case in IMITATED:
+        expected, got = (load_file(folder / f"{case}_{name}.safetensors") for name in ("alone", how))
+        assert expected.keys() == got.keys()
+        start = {name: p.detach() for name, p in make_imitator(case).named_parameters()}
+        trained = [name for name in expected if name in start]
+        if case == "bfloat16":
+            # Products of other rows are rounded to 8 bits: what is equal is where the steps lead.
+            steps = [torch.cat([(end[name] - start[name]).flatten() for name in trained]) for end in (expected, got)]
+            assert float((steps[0] - steps[1]).norm() / steps[0].norm()) < 0.1
+            continue
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                got[name], value, atol=1e-5, rtol=1e-4, msg=lambda text, n=f"{case}: {name}": f"{n}: {text}"
+            )
+        moved = [name for name in trained if float((expected[name] - start[name]).abs().max()) > 5e-5]
+        assert len(moved) > 0.8 * len(trained)
+        assert all(".lora_" in name for name in trained) == (case == "adapter")
