@@ -91,7 +91,7 @@ def test_training_an_adapter_leaves_the_base_and_the_others_alone(architecture: 
     learner = Learner(policy, TRAINING)
     # Weight decay moves all that an optimizer holds.
     assert learner.optimizer.parameters.keys() == set(bank.trainable_names())
-    for update in range(1, 4):
+    for update in (1, 2):
         stats = update_by(learner, [sampled_group(policy)], update)
         assert stats["optimizer_steps"] == 1
     assert same(base_tensors(bank), base)
