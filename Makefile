@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-# The tests of a file share what they build, so they stay in one process; in order, since the slow files come first.
-PARALLEL := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# A process more than cores, since tests wait for other processes; 8 at most. The tests of a file share what they build,
+# so they stay in one process; in order, since the slow files come first.
+PARALLEL := -n $(shell echo $$(($$(nproc) < 8 ? $$(nproc) + 1 : 8))) --dist loadfile --no-loadscope-reorder
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 

@@ -1,5 +1,6 @@
 """The command line: picks a command, and turns what it raises into an exit code."""
 
+import itertools
 import logging
 import os
 import sys
@@ -61,8 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return EXIT_FAULT
     except KeyboardInterrupt:
-        _print_error("interrupted; a training run goes on with: simplevla train --resume RUN")
+        _print_error(f"interrupted; {going_on(arguments)}")
         return EXIT_INTERRUPTED
+
+
+def going_on(arguments: Sequence[str]) -> str:
+    """What goes on with the command that was interrupted."""
+    given = dict(itertools.pairwise(arguments))
+    given |= dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+    run = given.get("--resume") or given.get("--run")
+    if arguments[0] in ("sft", "train", "continual") and run:
+        return f"it goes on with: simplevla {arguments[0]} --resume {run}"
+    return "the same command goes on with what is finished, or begins again"
 
 
 def _usage() -> str:

@@ -1,5 +1,6 @@
 """What users get wrong, and runs that can't go on: one line on stderr, an exit code, nothing half-written."""
 
+import contextlib
 import errno
 import json
 import os
@@ -12,8 +13,9 @@ import torch
 
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
-from simplevla import cli
+from simplevla import cli, recipes
 from simplevla.commands.arguments import resumed_run
+from simplevla.config import SFTConfig, TrainConfig, to_dict
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
 
@@ -280,9 +282,9 @@ def test_a_fault_of_the_program_is_no_success(
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "suites"]) == 0
-    assert "tabletop" in capsys.readouterr().out.splitlines()
+    assert "tabletop         embedded" in capsys.readouterr().out.splitlines()
     assert cli.main(["list", "recipes"]) == 0
-    assert "train  tabletop_nano" in capsys.readouterr().out.splitlines()
+    assert "train     tabletop_nano              RL on the embedded suite" in capsys.readouterr().out
     assert "Did you mean 'suites'?" in error_of(capsys, "list", "suits")
 
 
@@ -320,3 +322,47 @@ def test_eval_writes_what_compare_reads(
     assert "Did you mean 'libero_goal_one_demo'?" in error_of(capsys, "eval", "libero_gaol_one_demo", *flags)
     line = error_of(capsys, "compare", str(tmp_path / "test.json"), str(tmp_path / "train.json"))
     assert "split differs: 'test'" in line
+
+
+def test_an_interruption_names_what_goes_on_with_this_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    for name in ("train", "sft", "continual", "demos"):
+        monkeypatch.setitem(cli.COMMANDS, name, (interrupted, ""))
+    for arguments, says in (
+        (["train", "tabletop_nano", "--run", "runs/a"], "goes on with: simplevla train --resume runs/a"),
+        (["sft", "--run=runs/b", "--dataset", "d"], "goes on with: simplevla sft --resume runs/b"),
+        (["continual", "--resume", "runs/c"], "goes on with: simplevla continual --resume runs/c"),
+        (["demos", "tabletop", "--out", "d"], "the same command goes on"),
+    ):
+        assert cli.main(arguments) == 130
+        assert says in capsys.readouterr().err
+
+
+def test_nobody_reading_on_is_no_error() -> None:
+    command = f"{sys.executable} -m simplevla.cli list recipes | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("demos     tabletop_nano")
+
+
+def test_the_folder_of_another_kind_of_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for config, command, said in (
+        (to_dict(SFTConfig()), "report", "is a run of `sft`, expected one of `train`"),
+        (to_dict(SFTConfig()), "train --resume", "goes on by: simplevla sft --resume"),
+        (to_dict(TrainConfig()), "sft --resume", "is a run of `train`, expected one of `sft`"),
+        (to_dict(recipes.CONTINUAL["tabletop_continual"]()), "train --resume", "is a run of `continual`"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert cli.main([*command.split(), str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted({*cli.COMMANDS} - {"bench"}))  # which becomes another process
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        assert cli.main([command, "--help"]) == 0
+    assert "usage" in capsys.readouterr().out

@@ -124,7 +124,7 @@ def continual_command(arguments: list[str]) -> int:
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
-    if name is None and resumed is None:
+    if name is None and resumed is None and not {"-h", "--help"} & set(rest):
         raise UserError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
     fallback = recipes.CONTINUAL["tabletop_continual"]
     config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)

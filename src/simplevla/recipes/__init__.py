@@ -18,16 +18,21 @@ SFT: dict[str, Callable[[], SFTConfig]] = {
     "libero_object_nano": libero.sft,
     "metaworld_nano": metaworld.sft,
 }
+
+
+def paper() -> TrainConfig:
+    """The published hyper-parameters (arXiv 2509.09674), for a policy of 7 B parameters."""
+    return TrainConfig()
+
+
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
     "tabletop_nano_diffusion": tabletop.diffusion_train,
     "libero_object_nano": libero.train,
     "metaworld_nano": metaworld.train,
-    "paper": TrainConfig,
+    "paper": paper,
     **openvla_oft.recipes(),
 }
-"""`paper` holds the published hyper-parameters (arXiv 2509.09674) for a 7B policy; the others scale them down."""
-
 ADAPTER_RANKS = {openvla_oft.LORA_24GB: openvla_oft.ADAPTER_RANK}
 """Recipes that are meant for a policy with an adapter -> its rank."""
 

@@ -14,17 +14,17 @@ SUITE = SuiteConfig(name="libero_object", visuals="lite", image_size=64)
 
 
 def demos() -> DemosConfig:
-    """Three per task by the scripted expert, rarely disturbed: ten would already solve 93 % of the held-out states."""
+    """Three demonstrations per task of libero_object; ten would already solve 93 % of the held-out states."""
     return DemosConfig(suite=SUITE, episodes=30, noise=0.5, noise_probability=0.08, levels=8)
 
 
 def sft() -> SFTConfig:
-    """Chunks of 8, as in the paper."""
+    """Imitation on libero_object, in chunks of 8 as in the paper."""
     return SFTConfig(policy="nano", chunk_length=8, batches=400, batch_size=128, shift_pixels=0)
 
 
 def train() -> TrainConfig:
-    """One environment per process; more processes than cores, so that simulation and policy overlap."""
+    """RL on libero_object; more processes than cores, so that simulation and policy overlap."""
     return TrainConfig(
         suite=SUITE,
         updates=40,

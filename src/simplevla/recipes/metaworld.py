@@ -19,12 +19,12 @@ SUITE = SuiteConfig(name="metaworld", tasks=TASKS, visuals="lite", image_size=64
 
 
 def demos() -> DemosConfig:
-    """Ten per task by the scripted experts, rarely disturbed: most layouts are left to learn."""
+    """Ten demonstrations for each of five Meta-World tasks, rarely disturbed: most layouts are left to learn."""
     return DemosConfig(suite=SUITE, episodes=50, noise=0.5, noise_probability=0.08, levels=8)
 
 
 def sft() -> SFTConfig:
-    """Chunks of 8: a tenth of a second at the benchmark's 80 Hz, five to fourteen decisions for an expert's episode."""
+    """Imitation on Meta-World, in chunks of 8: a tenth of a second, five to fourteen decisions an episode."""
     return SFTConfig(policy="nano", chunk_length=8, batches=400, batch_size=128, shift_pixels=0)
 
 

@@ -4,6 +4,7 @@ What isn't set here is the default of TrainConfig, which is the paper's: 64 grou
 optimizer steps per update, no KL, no entropy, evaluation every fourth update.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -77,6 +78,6 @@ def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Recipes by name: the demonstrations are in the checkpoint, so `one_demo` and `all_demos` are the same numbers."""
 
     def of(name: str) -> Callable[[], TrainConfig]:
-        return lambda: full(name.split("_")[1])
+        return functools.update_wrapper(functools.partial(full, name.split("_")[1]), full)
 
     return {name: of(name) for name in PUBLISHED} | {LORA_24GB: lora_24gb}

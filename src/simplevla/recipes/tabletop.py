@@ -16,7 +16,7 @@ SUITE = SuiteConfig(name="tabletop")
 
 
 def demos() -> DemosConfig:
-    """Demonstrations that are rarely disturbed, with clean labels, and hesitant.
+    """900 demonstrations of the embedded suite's six tasks: hesitant, rarely disturbed, with clean labels.
 
     Disturbances show recoveries. Hesitation leaves something to gain: the imitator is as slow as its teacher and often
     runs out of time, while faster is possible.
@@ -25,7 +25,7 @@ def demos() -> DemosConfig:
 
 
 def sft() -> SFTConfig:
-    """Enough imitation for a start with signal, not more."""
+    """Imitation on the embedded suite: enough for a start with signal, not more."""
     return SFTConfig(
         policy="nano",
         chunk_length=4,
@@ -38,7 +38,7 @@ def sft() -> SFTConfig:
 
 
 def train() -> TrainConfig:
-    """The hyper-parameters of arXiv 2509.09674 with fewer groups and a learning rate for a million parameters."""
+    """RL on the embedded suite: the paper's settings, with fewer groups and a learning rate for a million parameters."""
     return TrainConfig(
         suite=SUITE,
         updates=30,
@@ -51,10 +51,10 @@ def train() -> TrainConfig:
 
 
 def diffusion_sft() -> SFTConfig:
-    """SFT as with tokens, batch by batch."""
+    """Imitation as `tabletop_nano`, by a diffusion head."""
     return replace(sft(), head="diffusion")
 
 
 def diffusion_train() -> TrainConfig:
-    """RL as with tokens, at a third of the learning rate for five times as many units: one per denoising step."""
+    """RL as `tabletop_nano`, by a diffusion head, at a third of the learning rate for five times as many units."""
     return replace(train(), optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10))

@@ -89,6 +89,14 @@ def load_config(cls: type[T], run: Path) -> T:
         UserError: `run` isn't the folder of such a run.
     """
     _require_run(run)
+    found = read_json(run / CONFIG)
+    kinds = {"TrainConfig": "updates", "SFTConfig": "dataset", "ContinualConfig": "structure"}
+    commands = {"updates": "train", "dataset": "sft", "structure": "continual"}
+    kind = next((commands[key] for name, key in kinds.items() if key in found and name != cls.__name__), None)
+    if kind and kinds.get(cls.__name__) not in found:
+        raise UserError(
+            f"{run} is a run of `{kind}`, expected one of `{commands[kinds[cls.__name__]]}`; it goes on by: simplevla {kind} --resume {run}"
+        )
     return read_as(run / CONFIG, cls)
 
 
