@@ -240,20 +240,19 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -
 
 
 @pytest.mark.parametrize("head", ["tokens", "diffusion"])
-def test_bfloat16_takes_no_more_than_is_planned_with(head: Literal["tokens", "diffusion"], tmp_path: Path) -> None:
-    """Activations are planned as float32, with copies of all weights: more than autocast really makes."""
-    policy = small_tinyvla.make(head=head)
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_bfloat16_takes_no_more_than_is_planned_with(
+    head: Literal["tokens", "diffusion"], rows: int, tmp_path: Path
+) -> None:
+    """Activations are planned as float32 ones, with copies of all weights: more than autocast makes, not much more."""
+    policy, instruction = small_tinyvla.make(head=head), small_tinyvla.INSTRUCTIONS[1]
     policy.save(tmp_path / "policy")
     empty = saved(tmp_path / "policy")
-    rows, instruction = ROWS, small_tinyvla.INSTRUCTIONS[1]
-    exact = update_footprint(empty, SPEC, instruction, rows, checkpointing=False)
-    real = {}
-    for precision in ("float32", "bfloat16"):
-        policy.compute_in(precision)
-        batch = small_tinyvla.observations([instruction] * rows)
-        with Counter(policy) as counter:
-            torch.autograd.backward(policy.score(batch, policy.empty_trace(rows), Sampling())[0].sum())
-        real[precision] = counter.peak - sum(p.nbytes for p in policy.parameters())
-        policy.zero_grad()
-    assert real["bfloat16"] != real["float32"]
-    assert real["bfloat16"] <= exact + bfloat16_copies(empty)
+    planned = update_footprint(empty, SPEC, instruction, rows, checkpointing=False) + bfloat16_copies(empty)
+    policy.compute_in("bfloat16")
+    for parameter in policy.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    batch = small_tinyvla.observations([instruction] * rows)
+    with Counter(policy) as counter:
+        torch.autograd.backward(policy.score(batch, policy.empty_trace(rows), Sampling())[0].sum())
+    assert counter.peak <= planned < 1.6 * counter.peak

@@ -16,7 +16,8 @@ from simplevla.terminal import Console
 class EvalArguments:
     """Measures closed-loop success: simplevla eval [RECIPE] --policy DIR [--suite.name NAME] [--split test].
 
-    With a recipe of `simplevla train`, suite, rollout, device and precision are its own, and published successes are compared.
+    With a recipe of `simplevla train`, suite, rollout, device and precision are its own, and published successes are
+    compared.
     """
 
     config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
