@@ -9,7 +9,7 @@ PARALLEL := -n $(shell echo $$(($$(nproc) < 8 ? $$(nproc) + 1 : 8))) --dist load
 export MUJOCO_GL ?= egl
 export LP_NUM_THREADS ?= 0
 
-.PHONY: demo test test-slow check format bench system clean
+.PHONY: demo test test-slow check format bench docs system clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simplevla demo
@@ -28,6 +28,9 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/simplevla bench
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 system:
 	bash scripts/system_packages.sh
@@ -48,5 +51,9 @@ $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv
 	$(PIP) -e '.[libero,gymnasium,bench]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.venv
+	$(PIP) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

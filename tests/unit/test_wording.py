@@ -98,12 +98,16 @@ def test_every_source_is_public() -> None:
     assert not found, "\n".join(found)
 
 
-LONGEST_SENTENCE = 40
+LONGEST_SENTENCE, LONGEST_CELL = 30, 15
+"""Words."""
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "log"),
 ]
 CODE, LINK = re.compile(r"`[^`]*`"), re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+FENCED = re.compile(r"^```.*?^```$", flags=re.MULTILINE | re.DOTALL)
+CELLS = re.compile(r"(?<!\\)\|")
 ITEM = re.compile(r" *(?:[-*]|\d+\.) +(?=\S)")
 BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])\**\s+(?=[\W_]*[A-Z0-9])")
 
@@ -125,7 +129,12 @@ def paragraphs(page: str) -> Iterator[tuple[int, str]]:
 
 
 def unclear(page: str) -> Iterator[str]:
-    """Lines and faults of a page's sentences; a piece of code counts as one word."""
+    """Lines and faults of a page's sentences and table cells; a piece of code counts as one word."""
+    page = FENCED.sub(lambda block: "\n" * block[0].count("\n"), page)
+    for number, line in enumerate(page.splitlines(), start=1):
+        for cell in CELLS.split(LINK.sub(r"\1", CODE.sub("Code", line))) if line.startswith("|") else ():
+            if (words := len(cell.split())) > LONGEST_CELL:
+                yield f"{number}: a table cell of {words} words; expected at most {LONGEST_CELL}: {cell[:60]}..."
     for number, text in paragraphs(page):
         plain = LINK.sub(r"\1", CODE.sub("Code", text))
         if re.search(r"\([^()]*\(", plain):
@@ -138,6 +147,7 @@ def unclear(page: str) -> Iterator[str]:
 
 
 LONG = "word " * LONGEST_SENTENCE + "more."
+CELL = "word " * LONGEST_CELL + "more"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +162,7 @@ LONG = "word " * LONGEST_SENTENCE + "more."
         "One (two (three)).",
         "One (two\n(three)).",
         "The room of the suites.",
+        f"| a | {CELL} |\n|---|---|",
     ],
 )
 def test_a_sentence_that_a_stranger_reads_twice_is_found(page: str) -> None:
@@ -162,7 +173,8 @@ def test_a_sentence_that_a_stranger_reads_twice_is_found(page: str) -> None:
     "page",
     [
         f"Text:\n\n    {LONG}",
-        f"| {LONG} |\n|---|",
+        f"```python\n{LONG}\n\n# {LONG}\n```",
+        f"| {CELL[5:]} | `a \\| {CELL}` |\n|---|---|",
         f"# {LONG}",
         f"{LONG[5:].capitalize()} {LONG[5:].capitalize()}",
         f"- {LONG[5:]}\n- {LONG[5:]}",

@@ -250,8 +250,9 @@ class AdapterBank:
         with self.detached():
             self.policy.save_alone(folder)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Writes the base into `folder` and every adapter into `folder/adapters/NAME`; `load_policy` reads both."""
+        folder = Path(folder)
         self.save_base(folder)
         base = self.base_sha256()
         with atomic_folder(folder / BANK.parent) as temporary:
@@ -264,7 +265,7 @@ class AdapterBank:
     def export(
         self,
         name: str,
-        folder: Path,
+        folder: Path | str,
         *,
         sampling: Sampling | None = None,
         seed: int | None = None,
@@ -280,6 +281,7 @@ class AdapterBank:
         Raises:
             UserError: unknown adapter, impossible success, values that aren't finite numbers, or `folder` exists.
         """
+        folder = Path(folder)
         if folder.exists():
             raise UserError(f"{folder} exists already; export into a new folder, or delete it")
         entry = self.entry(name)
@@ -294,7 +296,7 @@ class AdapterBank:
             write_adapter(temporary, card, self._tensors(name))
         self._entries[name] = entry
 
-    def load(self, folder: Path, name: str | None = None) -> str:
+    def load(self, folder: Path | str, name: str | None = None) -> str:
         """Adds the adapter that `export`, or peft's `save_pretrained`, wrote, inactive; returns its name.
 
         A folder that peft wrote is called as the folder is. It doesn't say which base it was trained on: a warning says
@@ -307,7 +309,7 @@ class AdapterBank:
             UserError: the folder is damaged, the name is taken, the adapter belongs to another base, other statistics
                 or other modules, or is of a kind of LoRA that isn't computed here. Nothing is changed then.
         """
-        return self._load(folder, name, self.base_sha256())
+        return self._load(Path(folder), name, self.base_sha256())
 
     def _load(self, folder: Path, name: str | None, base: str) -> str:
         card, tensors = read_adapter(folder)

@@ -29,7 +29,7 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
     return policy
 
 
-def load_bank(folder: Path) -> AdapterBank:
+def load_bank(folder: Path | str) -> AdapterBank:
     """The policy in `folder` with its adapters; a policy saved without any gets an empty bank.
 
     Raises:

@@ -29,7 +29,8 @@ class Recorder:
         folder: new folder of the dataset.
         fps: frames per second; one action each.
         cameras: name -> (height, width) in pixels.
-        state, actions: name of each dimension, with its unit.
+        state: name of each dimension of the state, with its unit.
+        actions: the same of the actions.
 
     Raises:
         UserError: the folder exists, or was begun with other arguments.
