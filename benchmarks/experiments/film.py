@@ -1,9 +1,10 @@
 """The README's film: `python -m benchmarks.experiments.film runs/demo docs/images/before_and_after.webp`.
 
-Each column is a task of the embedded suite, and each row a policy: after imitation, and after RL. The report has
+Each task of the embedded suite is shown twice: by the policy after imitation, and after RL. The report has
 filmed them; of its films those are taken that it chose without knowing the outcome (`report.choice.NEUTRAL_RULE`).
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from simplevla.report.videos import Clip, read_clips
 
 SIDE, MARGIN, CAPTION = 132, 4, 18
 """Pixels: a film's side, the frame around it, a line of text."""
+COLUMNS = 3
 HOLD_S = 2.0
 """The last picture stays this long."""
 RUNNING, SOLVED, FAILED = (225, 225, 225), (40, 160, 70), (205, 60, 50)
-ROWS = {"before": "after imitation", "after": "after imitation and RL"}
+ROWS = {"before": "after imitation", "after": "after RL"}
 
 
 def film(run: Path, out: Path) -> None:
@@ -58,19 +60,20 @@ def draw(
 ) -> Image.Image:
     """The picture at env step `number` of all films; those that have ended keep their last one in a coloured frame."""
     cell = SIDE + 2 * MARGIN
-    page = Image.new("RGB", (cell * len(tasks), CAPTION + (cell + CAPTION) * len(ROWS)), "white")
+    block = CAPTION + (cell + CAPTION) * len(ROWS)
+    page = Image.new("RGB", (cell * COLUMNS, block * math.ceil(len(tasks) / COLUMNS)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    for column, task in enumerate(tasks):
-        pen.text((column * cell + MARGIN, 2), task.replace("_", " "), "black", font)
+    for place, task in enumerate(tasks):
+        left, start = place % COLUMNS * cell, place // COLUMNS * block
+        pen.text((left + MARGIN, start + 2), task.replace("_", " "), "teal", font)
         for row, (name, title) in enumerate(ROWS.items()):
-            top = CAPTION + row * (cell + CAPTION)
-            pen.text((MARGIN, top + 2), title, "black", font)
+            top = start + CAPTION + row * (cell + CAPTION)
+            pen.text((left + MARGIN, top + 2), title, "black", font)
             clip, shown = clips[name, task], pictures[name, task]
             colour = RUNNING if number < len(shown) - 1 else SOLVED if clip.success else FAILED
-            corner = (column * cell, top + CAPTION)
-            pen.rectangle((*corner, corner[0] + cell - 1, corner[1] + cell - 1), colour)
+            pen.rectangle((left, top + CAPTION, left + cell - 1, top + CAPTION + cell - 1), colour)
             picture = Image.fromarray(shown[min(number, len(shown) - 1)]).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            page.paste(picture, (corner[0] + MARGIN, corner[1] + MARGIN))
+            page.paste(picture, (left + MARGIN, top + CAPTION + MARGIN))
     return page
 
 
