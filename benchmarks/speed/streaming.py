@@ -224,8 +224,8 @@ SFT within {BUDGET_GB:g} GB for pictures reaches {finding}.
 |---|---|---|---|---|
 {second}
 
-Training has all cores but one here, and the processes that decode have that one, as where a GPU trains. Where training
-would use all cores by itself, decoding takes its part of them:
+Training has a thread for each core but one here, as where a GPU trains. Where training would use all cores by itself,
+decoding takes its part of them:
 
 | kind | batches/s | in memory | share |
 |---|---|---|---|

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def going_on(arguments: Sequence[str]) -> str:
-    """What goes on with the command that was interrupted."""
+    """The command that goes on where this one was interrupted."""
     given = dict(itertools.pairwise(arguments))
     given |= dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
     run = given.get("--resume") or given.get("--run")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -312,13 +313,18 @@ def test_decoding_while_training_gives_equal_bits_also_when_resumed(
     sft(config, tmp_path / "memory")
     streamed = replace(config, memory_gb=7e-6)
 
+    priorities: list[int] = []
+
     def killed(*_: object) -> None:
+        priorities.extend(child.nice() - psutil.Process().nice() for child in psutil.Process().children())
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(imitation, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             sft(streamed, tmp_path / "run")
+    # Those that decode leave the cores to what trains.
+    assert max(priorities) > 0
     # Half of it in memory makes no difference either.
     sft(replace(streamed, memory_gb=8e-6), tmp_path / "run", resume=True)
     expected = (tmp_path / "memory/policy/model.safetensors").read_bytes()

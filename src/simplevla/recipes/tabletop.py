@@ -38,7 +38,7 @@ def sft() -> SFTConfig:
 
 
 def train() -> TrainConfig:
-    """RL on the embedded suite: the paper's settings, with fewer groups and a learning rate for a million parameters."""
+    """RL on the embedded suite: the paper's settings, fewer groups, a learning rate for a million parameters."""
     return TrainConfig(
         suite=SUITE,
         updates=30,

@@ -1,5 +1,6 @@
 """Batches made ahead by worker processes, in the order in which they are asked for."""
 
+import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def made_ahead(
     Raises:
         UserError: a picture can't be decoded, the budget is below one batch, or shared memory is too small.
     """
-    workers = min(max(cores() - 1, 1), MOST_WORKERS, budget // batch_bytes)
+    workers = min(cores(), MOST_WORKERS, budget // batch_bytes)
     if workers < 1:
         raise UserError(
             f"a batch takes {batch_bytes / 1e9:.2f} GB, and memory-gb is {budget / 1e9:.2f}; raise memory-gb or lower batch-size"
@@ -90,6 +91,8 @@ def lost_workers() -> Iterator[None]:
 
 def _begin(_: int) -> None:
     end_with_parent()
+    # Where training takes all cores, a thread of its that waits for a core holds up the others.
+    os.nice(19)
 
 
 def _require_shared_memory(needed: int) -> None:
