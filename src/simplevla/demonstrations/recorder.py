@@ -91,20 +91,19 @@ class Recorder:
         number = len(self._state)
         if set(images) != set(self.spec.cameras):
             raise UserError(f"frame {number} has the cameras {sorted(images)}; expected {sorted(self.spec.cameras)}")
+        pictures = {name: np.asarray(images[name]) for name in self.spec.cameras}
         for name, size in self.spec.cameras.items():
-            image = np.asarray(images[name])
+            image = pictures[name]
             if image.dtype != np.uint8 or image.shape != (*size, 3):
                 raise UserError(
                     f"frame {number}, camera {name!r}: got {image.dtype} {list(image.shape)}; expected uint8 {[*size, 3]}, RGB"
                 )
-        vectors = {
-            "state": _vector(state, self.spec.state_names, f"frame {number}, state"),
-            "action": _vector(action, self.spec.action_names, f"frame {number}, action"),
-        }
+        state = _vector(state, self.spec.state_names, f"frame {number}, state")
+        action = _vector(action, self.spec.action_names, f"frame {number}, action")
         for name, files in self._images.items():
-            files.append(encode_png(np.asarray(images[name])))
-        self._state.append(vectors["state"])
-        self._actions.append(vectors["action"])
+            files.append(encode_png(pictures[name]))
+        self._state.append(state)
+        self._actions.append(action)
 
     def save_episode(self, instruction: str) -> None:
         """Ends the episode, a successful demonstration of `instruction`.

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 CONFIG = "config.json"
 """The first file of a run: without it a folder holds none."""
+OWN_SETTING = {"train": "updates", "sft": "dataset", "continual": "structure"}
+"""Command -> a setting that no other command's runs have."""
 START = {LOCK, CONFIG, "environment.json", METRICS, "tensorboard"}
 """All that a run has before it has learned anything."""
 
@@ -90,14 +92,14 @@ def load_config(cls: type[T], run: Path) -> T:
     """
     _require_run(run)
     found = read_json(run / CONFIG)
-    kinds = {"TrainConfig": "updates", "SFTConfig": "dataset", "ContinualConfig": "structure"}
-    commands = {"updates": "train", "dataset": "sft", "structure": "continual"}
-    kind = next((commands[key] for name, key in kinds.items() if key in found and name != cls.__name__), None)
-    if kind and kinds.get(cls.__name__) not in found:
+    settings = {setting.name for setting in fields(cls)}  # type: ignore[arg-type]
+    expected = next(command for command, setting in OWN_SETTING.items() if setting in settings)
+    kind = next((command for command, setting in OWN_SETTING.items() if setting in found), expected)
+    if kind != expected and OWN_SETTING[expected] not in found:
         raise UserError(
-            f"{run} is a run of `{kind}`, expected one of `{commands[kinds[cls.__name__]]}`; it goes on by: simplevla {kind} --resume {run}"
+            f"{run} is a run of `{kind}`, expected one of `{expected}`; it goes on by: simplevla {kind} --resume {run}"
         )
-    return read_as(run / CONFIG, cls)
+    return from_dict(cls, found, source=str(run / CONFIG))
 
 
 def require_same(run: Path, config: T, extending: Mapping[str, str] = {}) -> T:
