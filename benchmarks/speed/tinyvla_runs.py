@@ -50,8 +50,9 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 def imitation(work: Path, size: str, precision: Precision, batches: int) -> SFTConfig:
+    """Imitation of both tasks, whose actions the policy's frozen statistics must span."""
     return SFTConfig(
-        dataset=str(work / TASKS[0]),
+        dataset=str(work / "both"),
         policy=size,
         head="diffusion",
         chunk_length=CHUNK,
@@ -130,8 +131,8 @@ def measured(work: Path, size: str, run: Run, precision: Precision) -> dict[str,
 def main(size: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for task in TASKS:
-            generate(DemosConfig(suite=SuiteConfig(name="tabletop", tasks=(task,)), episodes=4, workers=1), work / task)
+        for name, tasks in {"both": TASKS, **{task: (task,) for task in TASKS}}.items():
+            generate(DemosConfig(suite=SuiteConfig(name="tabletop", tasks=tasks), episodes=8, workers=1), work / name)
         found: dict[str, dict[str, Any]] = {}
         for precision in PRECISIONS:
             for run in RUNS:

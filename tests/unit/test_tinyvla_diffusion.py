@@ -131,7 +131,8 @@ def test_the_ratio_is_one_before_any_update(ratio: str, last_steps: int, rows: i
     with torch.no_grad():
         sample = head.sample(conditions(rows), sampling, generators(rows))
     logprobs, entropy = head.score(conditions(rows), sample.trace, sampling)
-    torch.testing.assert_close(logprobs.detach(), sample.logprobs, atol=1e-5, rtol=0)
+    # Rounding of the mean, some 1e-6, times (x - mean) / sigma^2, up to 40; processors differ in it.
+    torch.testing.assert_close(logprobs.detach(), sample.logprobs, atol=1e-4, rtol=0)
     assert logprobs.shape == entropy.shape == (rows, len(head.unit_action_index))
     # The last step's std is the floor: entropy log(0.1) + 0.5 log(2 pi e).
     assert float(entropy[0, -1]) == pytest.approx(math.log(0.1) + 1.4189385, abs=1e-5)
