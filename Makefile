@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TORCH := bash scripts/torch_build.sh $(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # A process more than cores, since tests wait for other processes; 8 at most. The tests of a file share what they build,
 # so they stay in one process; in order, since the slow files come first.
@@ -40,18 +41,22 @@ $(VENV)/.venv: | system
 	touch $@
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
+	@$(TORCH)
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
+	@$(TORCH)
 	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,eightbit,bench]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv
+	@$(TORCH)
 	$(PIP) -e '.[libero,gymnasium,bench]'
 	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.venv
+	@$(TORCH)
 	$(PIP) -e '.[docs]'
 	touch $@
 
