@@ -19,6 +19,7 @@ from benchmarks.support.machine import this_machine
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
 from simplevla.config import (
     DemosConfig,
+    OptimizerConfig,
     Precision,
     RolloutConfig,
     SamplingConfig,
@@ -71,6 +72,7 @@ def reinforcement(work: Path, precision: Precision) -> TrainConfig:
         policy=str(work / f"sft_{precision}" / "policy"),
         updates=1,
         sampling=SamplingConfig(groups=1, group_size=2, max_oversampling=16.0),
+        optimizer=OptimizerConfig(lr=1e-5),
         minibatches=1,
         microbatch_decisions=1,
         gradient_checkpointing=True,
