@@ -109,7 +109,7 @@ def measured(work: Path, size: str, run: Run, precision: Precision) -> dict[str,
         process = subprocess.Popen(command, stdout=output, stderr=output)
         while process.poll() is None:
             peak = max(peak, tree_mb(process.pid))
-            time.sleep(0.3)
+            time.sleep(1.0)
     if process.returncode:
         raise SystemExit(f"{run} in {precision}: {(work / 'output').read_text()[-2000:]}")
     found: dict[str, Any] = {"peak_gb": peak / 1e3, "minutes": (time.monotonic() - started) / 60}

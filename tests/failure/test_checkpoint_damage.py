@@ -84,7 +84,7 @@ def full_disk_in_safetensors(*_: object) -> None:
     [
         ("os.fsync", full_disk),
         ("os.rename", full_disk),
-        ("pathlib.Path.write_bytes", full_disk),
+        ("safetensors.torch.save_file", full_disk_in_safetensors),
         ("pathlib.Path.write_text", full_disk),
         ("fake_policy.save_file", full_disk_in_safetensors),
     ],

@@ -92,9 +92,9 @@ def save_checkpoint(
     with atomic_folder(target) as temporary:
         (temporary / "policy").mkdir()
         policy.save(temporary / "policy")
-        (temporary / "optimizer.safetensors").write_bytes(safetensors.torch.save(optimizer))
+        _write_tensors(temporary / "optimizer.safetensors", optimizer)
         if behaviour:
-            (temporary / "behaviour.safetensors").write_bytes(safetensors.torch.save(behaviour))
+            _write_tensors(temporary / "behaviour.safetensors", behaviour)
         (temporary / "state.json").write_text(json.dumps({**state, "update": update}, indent=1) + "\n")
         manifest = Manifest(format=FORMAT, files=_describe(temporary))
         (temporary / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
@@ -103,6 +103,15 @@ def save_checkpoint(
         os.rename(old, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return target
+
+
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes from where the tensors lie: as bytes they would fill the memory once more."""
+    file.touch()
+    mode = file.stat().st_mode
+    safetensors.torch.save_file(tensors, file)
+    # safetensors' own files are their owner's alone.
+    file.chmod(mode)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
