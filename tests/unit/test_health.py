@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.report.page import write_report
+from simplevla.terminal import Console
 from simplevla.training import loop
 from simplevla.training.health import Health, HealthWarning
 from simplevla.training.runlog import RunLog, read_rows

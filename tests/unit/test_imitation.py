@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -103,6 +104,9 @@ def test_imitation_learns_what_instruction_and_state_say(config: SFTConfig, tmp_
     assert (policy.chunk_length, policy.cameras, policy.action_dim) == (2, ("front",), 2)
     assert {"loss", "grad_norm", "lr", "batches_per_s"} <= set(rows)
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+    said = (tmp_path / "run" / "run.log").read_text()
+    assert re.search(r"sft: 60 of 60, .*, took 0:\d\d, loss \d\.\d+, validation loss \d\.\d+\n", said)
+    assert "0 of 80 frames are idle" in said
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batches"] == 60
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["suite_protocol"]["suite"] == "dots"
 

@@ -3,11 +3,11 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
+from simplevla.terminal import Console
 from simplevla.training import runlog
 from simplevla.training.run_folder import load_config
 from simplevla.training.runlog import RunLog, environment_facts

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import Progress
 
 from simplevla.config import ReadingConfig, camera_features
 from simplevla.demonstrations import metadata
@@ -32,6 +31,8 @@ from simplevla.demonstrations.videos import decode_video, video_places
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
+from simplevla.progress import tracked
+from simplevla.terminal import Console
 
 __all__ = ["DatasetWriter", "DemonstrationEpisode", "Frames", "LeRobotDataset"]
 
@@ -149,13 +150,14 @@ class LeRobotDataset:
                 "in meta/info.json right?"
             ) from None
         embedded = {name: camera for name, camera in self._cameras.items() if not camera.video}
-        with Progress(disable=not progress) as bar, ThreadPoolExecutor() as threads:
-            if embedded:
-                for path, places in bar.track(rows.places.items(), description="reading frames"):
+        console = Console(quiet=not progress)
+        if embedded:
+            with tracked(rows.places.items(), "reading files", console) as files, ThreadPoolExecutor() as threads:
+                for path, places in files:
                     self._fill_from_parquet(embedded, images, path, places, threads)
-            for name, camera in self._cameras.items():
-                if camera.video:
-                    self._fill_from_videos(camera.key, images[name], bar)
+        for name, camera in self._cameras.items():
+            if camera.video:
+                self._fill_from_videos(camera.key, images[name], console)
         return self._frames(images)
 
     def seen_by(self, cameras: Sequence[str]) -> "LeRobotDataset":
@@ -246,11 +248,10 @@ class LeRobotDataset:
         except (pa.ArrowException, KeyError, OSError) as error:
             raise UserError(f"{path} is damaged or cut short ({error}); copy it again") from error
 
-    def _fill_from_videos(self, key: str, target: np.ndarray, bar: Progress) -> None:
-        files = self._video_times(key)
-        for path in bar.track(files, description=f"decoding {key}"):
-            frames, times = files[path]
-            decode_video(path, times, self.fps, frames, target)
+    def _fill_from_videos(self, key: str, target: np.ndarray, console: Console) -> None:
+        with tracked(self._video_times(key).items(), f"decoding files of {key}", console) as files:
+            for path, (frames, times) in files:
+                decode_video(path, times, self.fps, frames, target)
 
     def _video_times(self, key: str) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
         """Video file -> (frames int64 [n], their seconds in the file)."""

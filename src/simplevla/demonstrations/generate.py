@@ -4,7 +4,6 @@ import contextlib
 import heapq
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -12,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from simplevla.config import DemosConfig, RolloutConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.expert import Attempt
 from simplevla.demonstrations.writer import DatasetWriter, DemonstrationEpisode, changed
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
+from simplevla.progress import Progress
 from simplevla.rollout.crew import Crew, Errors, Loss, cores, last_lines
 from simplevla.rollout.workers import Reply, Run, SuiteError, Worker
 from simplevla.suites.base import Suite
@@ -67,14 +65,10 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
         resumed = writer.next_episode
         if resumed:
             console.print(f"continuing {writer.partial} after {resumed} episodes", soft_wrap=True)
-        with _bar(console) as bar:
-            started = time.monotonic()
-            shown = bar.add_task("demonstrations", total=config.episodes, completed=resumed, expert="-", rate=0.0)
+        with Progress("demonstrations", config.episodes, resumed, console) as bar:
 
             def show() -> None:
-                solved = sum(tally.solved.values())
-                rate = (solved - resumed) / (time.monotonic() - started)
-                bar.update(shown, completed=solved, expert=tally.overall(), rate=rate)
+                bar.update(sum(tally.solved.values()), f"expert solved {tally.overall()}")
 
             with contextlib.closing(_episodes(config, suite, schedule, resumed, tally, show)) as episodes:
                 for episode in episodes:
@@ -84,7 +78,7 @@ def generate(config: DemosConfig, folder: Path | str, progress: bool = True) -> 
     console.print(f"{folder}: {config.episodes} episodes, {frames} frames", soft_wrap=True)
     console.print(f"expert success: {tally}", soft_wrap=True)
     if tally.errors.counts:
-        console.print(f"broken, and no failures of the expert: {tally.breakage()}", soft_wrap=True, markup=False)
+        console.print(f"broken, and no failures of the expert: {tally.breakage()}", soft_wrap=True)
     return statistics
 
 
@@ -126,7 +120,7 @@ class Tally:
         """Those of `broken` that belong to each demonstration."""
 
     def overall(self) -> str:
-        return f"{sum(self.solved.values())}/{sum(self.attempted.values())}"
+        return f"{sum(self.solved.values())} of {sum(self.attempted.values())}"
 
     def __str__(self) -> str:
         return ", ".join(f"{task} {self.solved[task]}/{n}" for task, n in self.attempted.items())
@@ -251,16 +245,3 @@ def _finished(folder: Path, about: dict[str, Any], console: Console) -> Statisti
         f"{folder} is finished already: {dataset.num_episodes} episodes, {dataset.num_frames} frames", soft_wrap=True
     )
     return dataset.statistics
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(
-            "{task.completed:.0f}/{task.total:.0f}, {task.fields[rate]:.1f}/s, expert solved {task.fields[expert]}"
-        ),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.hdf5 import natural, open_hdf5
 from simplevla.demonstrations.hdf5_layouts import Recording, demonstrations_in, describe
@@ -19,6 +17,7 @@ from simplevla.demonstrations.hdf5_reading import read
 from simplevla.demonstrations.hdf5_settings import HDF5Settings
 from simplevla.demonstrations.writer import DatasetWriter, changed
 from simplevla.errors import UserError
+from simplevla.progress import tracked
 from simplevla.storage import read_json
 from simplevla.suites.base import SuiteSpec
 from simplevla.terminal import Console
@@ -77,8 +76,8 @@ def import_hdf5(
     """
     console = Console(quiet=not progress)
     files = _files(source)
-    with _bar(console) as bar:
-        recordings, left_out = _look(bar.track(files, description="looking at files"), settings, skip_broken)
+    with tracked(files, "looking at files", console) as looked_at:
+        recordings, left_out = _look(looked_at, settings, skip_broken)
     _require_some(recordings, left_out, source)
     if any(one.task is None for one in recordings):
         # A dataset names the tasks of all episodes or of none.
@@ -95,13 +94,13 @@ def import_hdf5(
     with (
         DatasetWriter(folder, _spec(first), [one.instruction for one in recordings], about) as writer,
         ThreadPoolExecutor(THREADS) as threads,
-        _bar(console) as bar,
+        tracked(recordings, "importing", console) as importing,
     ):
         done = _done(writer)
         if done:
             console.print(f"continuing {writer.partial} after {len(done)} episodes", soft_wrap=True)
         skipped = 0
-        for number, recording in enumerate(bar.track(recordings, description="importing")):
+        for number, recording in enumerate(importing):
             if number not in done:
                 try:
                     episode = read(recording, settings, threads)
@@ -224,15 +223,4 @@ def _spec(first: Recording) -> SuiteSpec:
         action_low=(-math.inf,) * actions,
         action_high=(math.inf,) * actions,
         control_hz=first.fps or math.nan,
-    )
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
     )

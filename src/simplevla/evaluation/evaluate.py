@@ -1,11 +1,10 @@
 """Closed-loop evaluation: each (task, initial state) of a split once."""
 
+import contextlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import rich.progress
 
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
@@ -15,14 +14,15 @@ from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import differences, held_out, warn_of_differences
+from simplevla.progress import Progress
 from simplevla.rollout.crew import last_lines
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.types import SPLITS, Episode, EpisodeRequest, EpisodeStatus, Split, Task
 
-Progress = Callable[[int, int, int], None]
-"""Called after every finished episode with (finished, total, solved)."""
+Show = Callable[[int, int], None]
+"""Called after every finished episode with (finished, solved)."""
 
 
 def evaluate_with(
@@ -30,7 +30,7 @@ def evaluate_with(
     policy: Policy,
     suite: Suite,
     config: EvalConfig,
-    progress: Progress | None = None,
+    show: Show | None = None,
     policy_folder: Path | None = None,
 ) -> EvaluationResult:
     """Rolls `policy` out once from every initial state of the split, greedily unless the config says otherwise.
@@ -55,8 +55,8 @@ def evaluate_with(
         nonlocal solved
         finished[episode.request.task.name, episode.request.initial_state] = episode
         solved += episode.status is EpisodeStatus.SUCCESS
-        if progress is not None:
-            progress(len(finished), len(pairs), solved)
+        if show is not None:
+            show(len(finished), solved)
 
     engine.reset_stats()
     start = time.monotonic()
@@ -130,13 +130,19 @@ def evaluate(
     policy.compute_in(precision)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
-    with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine, rich.progress.Progress() as bars:
-        bar = bars.add_task("episodes")
+    config = config or EvalConfig()
+    with (
+        RolloutEngine(suite_config, rollout, policy.chunk_length) as engine,
+        showing_episodes("evaluation", suite, config) as show,
+    ):
+        return evaluate_with(engine, policy, suite, config, show, Path(policy_folder))
 
-        def show(done: int, total: int, solved: int) -> None:
-            bars.update(bar, completed=done, total=total, description=f"episodes, {solved} of {done} solved")
 
-        return evaluate_with(engine, policy, suite, config or EvalConfig(), show, Path(policy_folder))
+@contextlib.contextmanager
+def showing_episodes(title: str, suite: Suite, config: EvalConfig) -> Iterator[Show]:
+    """Progress of an evaluation, to be given to `evaluate_with`."""
+    with Progress(title, len(evaluation_pairs(suite, config))) as progress:
+        yield lambda done, solved: progress.update(done, f"{solved} of {done} solved")
 
 
 def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]:

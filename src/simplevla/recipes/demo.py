@@ -12,6 +12,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.compare import compare, comparison_table
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result
+from simplevla.record import begin_records, recorded
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.page import write_report
 from simplevla.storage import FolderLock, is_leftover, read_json, remove_leftovers, write_json
@@ -32,9 +33,14 @@ def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, o
     if not (run / "summary.json").exists():
         if run.is_dir() and not (run / "stages.json").exists() and not all(map(is_leftover, run.iterdir())):
             raise UserError(f"{run} exists already and holds no demo; give another --run")
-        with FolderLock(run):
+        with FolderLock(run), recorded(run):
             remove_leftovers(run)
             _run_stages(run, seed, recipe)
+            return _show(run)
+    return _show(run)
+
+
+def _show(run: Path) -> dict[str, object]:
     summary = read_json(run / "summary.json")
     before, after = (read_result(run / "rl" / "eval" / f"{name}.json") for name in ("before", "after"))
     console.print(comparison_table(compare(before, after, "SFT", "SFT + RL")))
@@ -45,6 +51,7 @@ def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, o
 
 def _run_stages(run: Path, seed: int, recipe: str) -> None:
     stages = Stages(run / "stages.json")
+    begin_records()
     demos, sft_run, rl_run = run / "demos", run / "sft", run / "rl"
     config = replace(recipes.TRAIN[recipe](), policy=str(sft_run / "policy"), seed=seed)
 

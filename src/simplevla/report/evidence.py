@@ -8,6 +8,7 @@ from simplevla.config import EvalConfig, TrainConfig
 from simplevla.evaluation.evaluate import evaluate, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
+from simplevla.progress import tracked
 from simplevla.report.choice import State, choose_states
 from simplevla.report.videos import read_clips, record_videos
 from simplevla.storage import FolderLock, read_json, remove_leftovers
@@ -55,7 +56,8 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path])
             policy = load_policy(folder, config.device)
             policy.compute_in(config.precision)
             pairs = [(suite.task(task), state) for task, state in states]
-            record_videos(suite, policy, pairs, run / "videos", name, results[name].policy_sha256)
+            with tracked(pairs, f"films {name} RL") as filming:
+                record_videos(suite, policy, filming, run / "videos", name, results[name].policy_sha256)
 
 
 def _complete(result: EvaluationResult, folder: Path, suite: Suite) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +51,7 @@ class Clips:
 def record_videos(
     suite: Suite,
     policy: Policy,
-    pairs: Sequence[tuple[Task, int]],
+    pairs: Iterable[tuple[Task, int]],
     folder: Path,
     prefix: str,
     policy_sha256: str | None = None,

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,8 @@ from simplevla.rollout.crew import Errors
 from simplevla.rollout.scheduler import Engine, RolloutStats
 from simplevla.rollout.states import StateSampler
 from simplevla.types import Episode, EpisodeRequest, EpisodeStatus, Task
+
+Show = Callable[[int, int], None]
 
 
 class NoSignal(Exception):
@@ -68,12 +70,19 @@ class _Collector:
     """
 
     def __init__(
-        self, sampler: StateSampler, config: SamplingConfig, seed: int, update: int, cancelled: threading.Event
+        self,
+        sampler: StateSampler,
+        config: SamplingConfig,
+        seed: int,
+        update: int,
+        cancelled: threading.Event,
+        show: Show,
     ) -> None:
         self.sampler = sampler
         self.config = config
         self.seed = (seed, update)
         self.cancelled = cancelled
+        self.show = show
         self.limit = math.floor(config.groups * config.max_oversampling) if config.dynamic else config.groups
         self.result = Collection()
         self.kept: dict[int, list[Episode]] = {}
@@ -126,6 +135,7 @@ class _Collector:
         self.result.outside += not mixed and max(rewards) != min(rewards)
         if mixed or not self.config.dynamic:
             self.kept[number] = siblings
+        self.show(len(self.kept), len(self.outcomes))
 
 
 def collect_groups(
@@ -136,6 +146,7 @@ def collect_groups(
     seed: int,
     update: int,
     cancelled: threading.Event | None = None,
+    show: Show = lambda kept, done: None,
 ) -> Collection:
     """Samples groups until `config.groups` of them carry a signal, or the bound on oversampling is reached.
 
@@ -144,12 +155,13 @@ def collect_groups(
 
     Args:
         cancelled: set by another thread, it ends the rollouts as soon as an episode ends.
+        show: called after each group with how many are kept, and how many are complete.
 
     Raises:
         Cancelled: it was set.
         NoSignal: not a single group can train.
     """
-    collector = _Collector(sampler, config, seed, update, cancelled or threading.Event())
+    collector = _Collector(sampler, config, seed, update, cancelled or threading.Event(), show)
     sampler.begin(update, config.group_size)
     engine.run(policy, Sampling.of(config), collector.source, collector.sink)
     result = collector.result

@@ -24,12 +24,12 @@ from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.checked import from_dict
-from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
+from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.errors import UserError
-from simplevla.evaluation.evaluate import evaluate_with
+from simplevla.evaluation.evaluate import evaluate_with, showing_episodes
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
@@ -44,7 +44,7 @@ from simplevla.training.imitation import MakeTrainer, sft
 from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from simplevla.training.loop import MakeEngine, MakeLearner, RunOutcome, local_engine, train
-from simplevla.training.run_folder import CONFIG, open_run, require_same
+from simplevla.training.run_folder import CONFIG, open_run, require_same, write_config
 from simplevla.training.runlog import read_rows
 
 SHARED = "shared"
@@ -84,8 +84,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
     with open_run(run, resume, "continual"):
         if resume:
             require_same(run, config)
-        else:
-            write_json(run / CONFIG, to_dict(config))
+        write_config(run, config)
         if (run / "continual.json").exists():
             return read_json(run / "continual.json")
         return _train_tasks(config, suite, run, makers)
@@ -108,9 +107,9 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
         def row(file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
-                result = evaluate_with(
-                    engine, _as_deployed(config, load_policy(folder, config.train.device), suite), suite, settings
-                )
+                deployed = _as_deployed(config, load_policy(folder, config.train.device), suite)
+                with showing_episodes("held-out evaluation", suite, settings) as show:
+                    result = evaluate_with(engine, deployed, suite, settings, show)
                 if result.unmeasured:
                     raise UserError(
                         f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
@@ -123,12 +122,13 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
         stages = []
         for number, task in enumerate(config.tasks, start=1):
             folder = run / f"{number}_{task}"
-            console.rule(f"task {number} of {len(config.tasks)}: {task} ({config.structure})")
+            console.rule(f"{_place(config, task)} ({config.structure})")
             rate = rows[0].by_task[task].rate
             if rate == 0:
                 console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
             stages.append(_stage(config, suite, task, number, policy, folder, makers))
             policy = _trained(config, folder)
+            console.print(f"{_place(config, task)}: evaluating all tasks")
             rows.append(row(folder / "row.json", policy))
             _export(config, task, rows[-1], policy, folder / "adapter")
             done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
@@ -159,6 +159,7 @@ def _stage(
     rl = folder / "rl"
     outcome, rows = RunOutcome(reason="finished", update=0, message="learned by imitation alone"), []
     if config.stages != "sft":
+        console.print(f"{_place(config, task)}: reinforcement learning")
         settings = replace(config.train, suite=only, policy=str(start))
         outcome = train(settings, rl, (rl / CONFIG).exists(), makers.engine, makers.learner)
         rows = read_rows(rl)
@@ -180,6 +181,10 @@ def _stage(
         console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _place(config: ContinualConfig, task: str) -> str:
+    return f"task {config.tasks.index(task) + 1} of {len(config.tasks)}, {task}"
 
 
 def _trained(config: ContinualConfig, folder: Path) -> Path:
@@ -229,12 +234,14 @@ def _imitate(
     *earlier, demos = _demonstrations(config, task, folder.parent)
     if not (run / "policy").exists():
         if task not in config.folders and not Path(demos).exists():
+            console.print(f"{_place(config, task)}: demonstrations")
             generate(replace(config.demos, suite=only, episodes=config.warmup_demos), Path(demos))
         replay = tuple(earlier) if config.replay_share else ()
         settings = replace(config.warmup, dataset=demos, replay=replay, replay_share=config.replay_share)
         settings = replace(settings, policy=str(start), suite=only)
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
         settings = replace(settings, precision=config.train.precision)
+        console.print(f"{_place(config, task)}: imitation")
         sft(settings, run, (run / CONFIG).exists(), make_trainer)
     return run / "policy"
 

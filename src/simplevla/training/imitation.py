@@ -2,40 +2,43 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.allocation import keep_freed_memory
-from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.demonstrations.outlook import outlook
 from simplevla.errors import UserError
-from simplevla.evaluation.evaluate import evaluate_with
+from simplevla.evaluation.evaluate import Show, evaluate_with
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, move_to_device
 from simplevla.policies.registry import with_preset
 from simplevla.policies.trained_on import TrainedOn, recorded_reading, warn_of_differences, with_stage
+from simplevla.progress import Progress
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.storage import FolderLock, atomic_folder, write_json
+from simplevla.storage import FolderLock, atomic_folder
 from simplevla.suites.registry import make_suite
+from simplevla.terminal import Console
 from simplevla.training.batches import Samples, chunk_batches
 from simplevla.training.checkpoint import Checkpoint, save_checkpoint
 from simplevla.training.chunks import ChunkBatch
 from simplevla.training.determinism import deterministic
 from simplevla.training.imitator import ImitationTrainer, Imitator, weighted_losses
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.run_folder import CONFIG, newest_checkpoint, open_run, record_facts, require_same
+from simplevla.training.run_folder import newest_checkpoint, open_run, record_facts, require_same, write_config
 from simplevla.training.runlog import MetricsFile, environment_facts
 
 LOG_EVERY = 25
@@ -45,6 +48,8 @@ KEEP_CHECKPOINTS = 2
 
 ADAPTER = "sft"
 """Name of the adapter that `adapter_rank` asks for."""
+
+console = Console()
 
 MakeTrainer = Callable[[Policy, SFTConfig], ImitationTrainer]
 
@@ -74,7 +79,7 @@ def _sft(
 ) -> Path:
     dataset, *replayed = datasets = [LeRobotDataset(source, config) for source in (config.dataset, *config.replay)]
     for read in datasets:
-        print(outlook(read))
+        console.print(outlook(read), highlight=False, soft_wrap=True)
     policy = load_policy(checkpoint.policy) if checkpoint else start_policy(config, dataset)
     if config.adapter_rank and checkpoint is None:
         add_adapter(policy, config, dataset.instructions_met)
@@ -94,8 +99,9 @@ def _sft(
         trainer.load_optimizer_state(checkpoint.optimizer(), first)
     samples = Samples(config, dataset, replayed)
     idle, frames = (sum(values) for values in zip(*((d.rows.idle.sum(), d.num_frames) for d in datasets), strict=True))
-    print(f"{idle:,} of {frames:,} frames are idle; --idle-frames {config.idle_frames}")
-    write_json(run / CONFIG, to_dict(config))
+    said = f"{idle:,} of {frames:,} frames are idle; --idle-frames {config.idle_frames}"
+    console.print(said, highlight=False, soft_wrap=True)
+    write_config(run, config)
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.device))
@@ -105,24 +111,28 @@ def _sft(
         trial = None
         if config.eval_episodes_per_task > 0:
             trial = stack.enter_context(ClosedLoop(config, policy))
-        progress = stack.enter_context(_progress())
-        bar = progress.add_task("sft", total=config.batches, completed=first, loss="", rate="")
-        window = Window()
+        progress = stack.enter_context(Progress("sft", config.batches, first))
+        window, validated = Window(), ""
         for number in range(first, config.batches):
             stats = trainer.update(next(batches), number)
             window.add(stats["loss"], stats["grad_norm"])
             done = number + 1
             validate = config.validates(done)
-            progress.update(bar, completed=done, loss=f"loss {window.loss:.3f}", rate=f"{window.rate:.1f} batches/s")
+            shown = f"loss {window.loss:.3f}"
+            progress.update(done, shown + validated)
             if done % LOG_EVERY == 0 or validate:
                 log.write({"batch": done, **window.metrics(), "lr": stats["lr"]})
                 window = Window()
             if validate:
                 trainer.sync()
                 held_out = itertools.islice(batches, len(samples.validation))
-                log.write({"batch": done, **validation_metrics(policy, config, held_out)})
+                measured = [validation_metrics(policy, config, held_out)]
+                log.write({"batch": done, **measured[0]})
                 if trial is not None:
-                    log.write({"batch": done, **trial.metrics(policy)})
+                    measured.append(trial.metrics(policy, partial(_show_trial, progress, done)))
+                    log.write({"batch": done, **measured[1]})
+                validated = _said(ChainMap(*measured))
+                progress.update(done, shown + validated)
                 state = {"metrics_bytes": log.length}
                 save_checkpoint(run / "checkpoints", done, policy, trainer.optimizer_state(), state, KEEP_CHECKPOINTS)
     with atomic_folder(run / "policy") as temporary:
@@ -316,20 +326,20 @@ class ClosedLoop:
     def __exit__(self, *exception: Any) -> None:
         self.engine.__exit__(*exception)
 
-    def metrics(self, policy: Policy) -> dict[str, float]:
-        result = evaluate_with(self.engine, policy, self.suite, self.settings)
+    def metrics(self, policy: Policy, show: Show) -> dict[str, float]:
+        result = evaluate_with(self.engine, policy, self.suite, self.settings, show)
         return {
             "success": result.overall.rate,
             **{f"success/{name}": r.rate for name, r in result.by_task.items() if r.n},
         }
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
+def _show_trial(progress: Progress, batches: int, done: int, solved: int) -> None:
+    progress.update(batches, f"evaluating, {solved} of {done} solved")
+
+
+def _said(measured: Mapping[str, float]) -> str:
+    """The end of a progress line, of a validation."""
+    loss, success = measured.get("validation_loss"), measured.get("success")
+    said = "" if loss is None else f", validation loss {loss:.3f}"
+    return said if success is None else f"{said}, success {success:.1%}"

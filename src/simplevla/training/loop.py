@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from simplevla.adapters.load import load_policy
 from simplevla.algorithm.advantage import group_relative_advantages
-from simplevla.config import EvalConfig, TrainConfig, to_dict
+from simplevla.config import EvalConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
@@ -17,6 +17,7 @@ from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import rl_stage, warn_of_differences, with_stage
+from simplevla.record import record
 from simplevla.rollout.collect import Collection, NoSignal, rewards
 from simplevla.rollout.scheduler import Engine, RolloutEngine
 from simplevla.rollout.states import StateSampler, make_sampler
@@ -29,7 +30,14 @@ from simplevla.training.health import Health, Row, sampled_success
 from simplevla.training.learner import Learner, Trainer
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rollouts, RolloutsAhead
-from simplevla.training.run_folder import CONFIG, Progress, newest_checkpoint, open_run, record_facts, require_same
+from simplevla.training.run_folder import (
+    Progress,
+    newest_checkpoint,
+    open_run,
+    record_facts,
+    require_same,
+    write_config,
+)
 from simplevla.training.runlog import Environment, RunLog, environment_facts, read_rows
 
 
@@ -84,7 +92,9 @@ def train(
         if resume:
             config = require_same(run, config, EXTENDING)
         checkpoint = newest_checkpoint(run, "update", config.checkpoint_every) if resume else None
-        return _train(config, run, folder, checkpoint, make_engine, make_learner)
+        outcome = _train(config, run, folder, checkpoint, make_engine, make_learner)
+        record(outcome.message)
+        return outcome
 
 
 def _train(
@@ -120,7 +130,7 @@ def _train(
         deterministic(config.device),
         make_engine(config, policy) as engine,
         _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
-        RunLog(run, keep_bytes, progress.update + 1, check=folder.check) as log,
+        RunLog(run, keep_bytes, progress.update + 1, config.updates, check=folder.check) as log,
     ):
         health = Health(read_rows(run))
         log.warn(warning for warning, _ in health.found)
@@ -131,7 +141,7 @@ def _train(
             log.write(start)
         while progress.update < config.updates and not _reached(config, run, progress.update):
             update = progress.update + 1
-            log.stage(f"update {update} of {config.updates}: rolling out")
+            log.stage(f"update {update} of {config.updates}: rolling out", rollouts)
             waited = time.monotonic()
             try:
                 collection = rollouts.collect(update)
@@ -217,7 +227,7 @@ def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> N
                 f"the policy in {config.policy} isn't the one that {run} was started with (sha256 {started[:12]}, now "
                 f"{facts[START_SHA256][:12]}), and the run has no checkpoint yet. Start a new run with --run"
             )
-    write_json(run / CONFIG, to_dict(config))
+    write_config(run, config)
     (run / "stopped.json").unlink(missing_ok=True)
     if environment.exists():
         first = read_as(environment, Environment).suite_protocol

@@ -23,6 +23,7 @@ class Rollouts:
     def __init__(self, engine: Engine, policy: Policy, sampler: StateSampler, config: TrainConfig) -> None:
         self._engine, self._policy, self._sampler, self._config = engine, policy, sampler, config
         self._cancelled = threading.Event()
+        self._done = (0, 0)
         if config.rollout.compile:
             policy.compile_towers()
 
@@ -40,6 +41,11 @@ class Rollouts:
         """
         return self._collect(update, staleness=0)
 
+    def __str__(self) -> str:
+        """How far the rollouts that are asked for or run ahead have come."""
+        kept, done = self._done
+        return f"{kept} of {self._config.sampling.groups} groups, of {done} rolled out"
+
     def settle(self) -> None:
         """Returns when the engine is free."""
 
@@ -51,12 +57,16 @@ class Rollouts:
         """Trained parameters, on the CPU, of the policy of the next rollouts; empty if it is the trained one."""
         return {}
 
+    def _show(self, kept: int, done: int) -> None:
+        self._done = kept, done
+
     def _collect(self, update: int, staleness: int) -> Collection:
         engine, config = self._engine, self._config
         engine.reset_stats()
+        self._show(0, 0)
         started = time.monotonic()
         collection = collect_groups(
-            engine, self._policy, self._sampler, config.sampling, config.seed, update, self._cancelled
+            engine, self._policy, self._sampler, config.sampling, config.seed, update, self._cancelled, self._show
         )
         collection.seconds, collection.stats, collection.staleness = time.monotonic() - started, engine.stats, staleness
         # What runs next, an evaluation perhaps, counts apart.

@@ -12,6 +12,7 @@ from annotated_types import Ge
 from simplevla.checked import Count, NotNegative, dataclass, from_dict, part
 from simplevla.config import OptimizerConfig, to_dict
 from simplevla.errors import UserError
+from simplevla.record import RUN_LOG, begin_records, recorded
 from simplevla.storage import LOCK, FolderLock, is_leftover, read_as, read_json, remove_leftovers, write_json
 from simplevla.training.checkpoint import Checkpoint, load_latest
 from simplevla.training.runlog import METRICS, Environment, read_rows
@@ -22,7 +23,7 @@ CONFIG = "config.json"
 """The first file of a run: without it a folder holds none."""
 OWN_SETTING = {"train": "updates", "sft": "dataset", "continual": "structure"}
 """Command -> a setting that no other command's runs have."""
-START = {LOCK, CONFIG, "environment.json", METRICS, "tensorboard"}
+START = {LOCK, CONFIG, RUN_LOG, "environment.json", METRICS, "tensorboard"}
 """All that a run has before it has learned anything."""
 
 
@@ -68,7 +69,7 @@ def open_run(run: Path, resume: bool, command: str) -> Iterator[FolderLock]:
     else:
         _require_unused(run, command)
     existed = run.is_dir()
-    with FolderLock(run) as lock:
+    with FolderLock(run) as lock, recorded(run):
         if not resume:
             # Again, since another process may have used it and ended.
             _require_unused(run, command)
@@ -82,6 +83,12 @@ def open_run(run: Path, resume: bool, command: str) -> Iterator[FolderLock]:
                 if not existed:
                     run.rmdir()
             raise
+
+
+def write_config(run: Path, config: Any) -> None:
+    """Writes config.json, which makes the folder `run` one of a run, and lets its run.log begin."""
+    write_json(run / CONFIG, to_dict(config))
+    begin_records()
 
 
 def load_config(cls: type[T], run: Path) -> T:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from simplevla.checked import Count, from_dict, part
 from simplevla.errors import UserError, brief
 from simplevla.evaluation import provenance
+from simplevla.progress import duration
 from simplevla.storage import LONGEST_JSON, parse_json, storage_errors
 from simplevla.terminal import Console
 from simplevla.training.health import HealthWarning
@@ -45,7 +47,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("env_steps_per_s", "env steps/s", lambda value: f"{value:.0f}"),
     ("approx_kl", "approx kl", lambda value: f"{value:.5f}"),
     ("entropy", "entropy", lambda value: f"{value:.3f}"),
-    ("elapsed_s", "time", lambda value: f"{int(value) // 60}:{int(value) % 60:02d}"),
+    ("elapsed_s", "time", duration),
 )
 """(key in a row, heading, format) of what the terminal shows."""
 
@@ -109,7 +111,7 @@ class MetricsFile:
 
 
 class RunLog(MetricsFile):
-    """The rows of an RL run, one per update, whose last ones the terminal shows.
+    """The rows of an RL run, one per update, whose last ones the terminal shows, and the time left.
 
     Rows are flat: numbers become TensorBoard scalars; anything else (`success_by_task`) is kept in the file alone.
     """
@@ -119,11 +121,15 @@ class RunLog(MetricsFile):
         run: Path,
         keep_bytes: int = 0,
         first_update: int = 0,
+        updates: int = 0,
         console: Console | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(run, keep_bytes, first_update, "update", check)
+        self._first, self._updates = first_update, updates
+        self._began = time.monotonic()
         self._shown = deque(read_rows(run), maxlen=ROWS_SHOWN)
+        self._left = ""
         self._warned: set[str] = set()
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -139,19 +145,26 @@ class RunLog(MetricsFile):
             self._live.stop()
         super().__exit__()
 
-    def stage(self, text: str) -> None:
-        """Says what is going on between two rows; a terminal shows it, a log file needn't."""
+    def stage(self, text: str, detail: object = "") -> None:
+        """Says what is going on between two rows; a terminal shows it, a log file needn't.
+
+        Args:
+            detail: its text is taken anew whenever the terminal is redrawn.
+        """
         if self._live is not None:
-            self._live.update(Group(self._table(), Spinner("dots", text)), refresh=True)
+            self._live.update(Group(self._table(), _Stage(text, detail, self._left)), refresh=True)
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
         written = super().write(row)
         self._shown.append(written)
+        done = written["update"] - self._first + 1
+        if done > 0:
+            left = (time.monotonic() - self._began) / done * (self._updates - written["update"])
+            self._left = f"{duration(left)} left" if left > 0 else ""
         if self._live is not None:
             self._live.update(self._table())
-        else:
-            cells = (f"{heading} {_cell(written, key, form)}" for key, heading, form in COLUMNS if key in written)
-            self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
+        cells = [f"{heading} {_cell(written, key, form)}" for key, heading, form in COLUMNS if key in written]
+        self._console.say("  ".join([*cells, *filter(None, [self._left])]))
         return written
 
     def warn(self, warnings: Iterable[HealthWarning]) -> None:
@@ -166,6 +179,18 @@ class RunLog(MetricsFile):
         for row in self._shown:
             table.add_row(*(_cell(row, key, form) for key, _, form in COLUMNS))
         return table
+
+
+class _Stage:
+    """A line that turns, and says how far things are at the moment it is drawn."""
+
+    def __init__(self, *said: object) -> None:
+        self._said = said
+        self._spinner = Spinner("dots")
+
+    def __rich__(self) -> Spinner:
+        self._spinner.update(text=", ".join(filter(None, map(str, self._said))))
+        return self._spinner
 
 
 def _cell(row: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
