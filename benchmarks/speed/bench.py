@@ -146,6 +146,7 @@ class Arguments:
     """Measure one benchmark, or all that are not extra."""
 
     name: tyro.conf.Positional[str] = ""
+    """One of the benchmarks; without it, all that are not extra."""
     repetitions: int | None = None
     """Of every side; 3, of slow ones 2, where nothing is said."""
 
@@ -235,4 +236,4 @@ Medians, lowest and highest in brackets. What each row compares, and the ratio t
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(tyro.cli(Arguments, prog="simplevla bench"))

@@ -1,7 +1,6 @@
 """The command line: picks a command, and turns what it raises into an exit code."""
 
 import itertools
-import logging
 import os
 import sys
 import traceback
@@ -41,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
     if not debug:
         warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
-        # Where torchao is installed transformers imports it, and it complains of CUDA libraries that a CPU build lacks.
-        for name in ("torchao", "torch.utils._pytree"):
-            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         name = arguments[0]
         if name not in COMMANDS:

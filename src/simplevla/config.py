@@ -86,6 +86,7 @@ class DemosConfig:
     workers: Processes = 0
     """Worker processes; 0 means one per CPU core."""
     seed: Seed = 0
+    """Seed of the disturbances and of the hesitation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class LearnersConfig:
     learners: Processes = 0
     """Processes that train the policy together; 0: this one, alone."""
     learner_cpus: NotNegative = 1.0
+    """CPUs that Ray reserves for each learner."""
     learner_gpus: NotNegative = 0.0
     """GPUs that Ray reserves for each learner, which then trains there; 0 trains on CPUs."""
     divide: Literal["full", "copies"] = "full"
@@ -139,6 +141,7 @@ class RayConfig(LearnersConfig):
     """Processes with environments and nothing else, for each actor's policy, or for this process's if there are no
     actors; 0: `rollout.workers` processes beside each policy."""
     simulator_cpus: NotNegative = 1.0
+    """CPUs that Ray reserves for each of the `simulators`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,9 @@ class SamplingConfig:
     dynamic: bool = True
     """Replaces groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
+    """Smallest mean success of a group that trains."""
     filter_high: Share = 0.9
+    """Largest mean success of a group that trains."""
     state_order: Annotated[Literal["uniform", "posterior"], also_read_as("state_order", "states")] = "uniform"
     """Order of the train states of groups: each once per epoch, or first those likely to give mixed groups."""
     max_oversampling: Annotated[float, Ge(1)] = 4.0
@@ -179,7 +184,9 @@ class LossConfig:
     """PPO clipping without KL and without entropy, as in SimpleVLA-RL (arXiv 2509.09674)."""
 
     clip_low: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """A ratio below 1 minus this no longer trains towards less."""
     clip_high: Above0 = 0.28
+    """A ratio above 1 plus this no longer trains towards more (clip-higher, arXiv 2503.14476)."""
     aggregation: Literal["episode", "unit"] = "episode"
     """`episode`: mean over an episode's units, then over episodes; `unit`: DAPO's mean over all units."""
 
@@ -211,9 +218,13 @@ class OptimizerConfig:
     lr: NotNegative | None = None
     """None: follows the policy's size and what of it is trained (training/learning_rate.py)."""
     betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
+    """Decay of AdamW's means of the gradient and of its square."""
     weight_decay: NotNegative = 0.01
+    """Decay of weights, relative to the learning rate; biases, norms and embeddings have none."""
     max_grad_norm: Above0 = 1.0
+    """Norm to which a longer gradient is shortened."""
     warmup_steps: Count = 0
+    """Optimizer steps over which the learning rate rises to its value."""
     moments: Annotated[Literal["float32", "8bit"], also_read_as("moments", "states")] = "float32"
     """Type of AdamW's moments: as they are, or quantised to 8 bits (torchao)."""
 
@@ -227,9 +238,11 @@ class EvalConfig:
     episodes_per_task: Count = 0
     """Initial states per task, the first ones of the split; 0 means all."""
     greedy: bool = True
+    """Takes the most likely action; off, actions are sampled."""
     temperature: Above0 = 1.0
     """Used only when `greedy` is off."""
     seed: Seed = 0
+    """Seed of sampled actions, and of a diffusion head's first noise."""
 
 
 def _pairs(name: str, texts: tuple[str, ...], form: str) -> dict[str, str]:
@@ -319,9 +332,12 @@ class SFTConfig(ReadingConfig):
     """Memory for decoded demonstrations, GB of 1e9 bytes; None: a quarter of the machine's. If the dataset needs more,
     worker processes decode its pictures while the policy trains."""
     batches: Positive = 1500
+    """Optimizer steps, each on one batch."""
     batch_size: Annotated[int, Ge(1), Le(10**6)] = 128
+    """Samples of a batch: a frame with the chunk of actions that begins there."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.01, warmup_steps=50))
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: down to 0 along half a cosine, or constant."""
     microbatch_size: Count = 0
     """Samples in one forward-backward; changes memory, not the result; 0: the whole batch."""
     precision: Precision = "float32"
@@ -350,6 +366,7 @@ class SFTConfig(ReadingConfig):
     replay_share: ShareBelow1 = 0.5
     """Share of each batch that is drawn from the frames of `replay`."""
     seed: Seed = 0
+    """Seed of a new policy, of the batches and of the held-out demonstrations."""
     device: Device = "cpu"
     """Device of training, validation and closed-loop evaluation; `ray.learners` train on their own GPUs."""
 
@@ -384,6 +401,7 @@ class TrainConfig:
     policy: Folder = ""
     """Folder of the supervised policy to start from."""
     updates: Count = 100
+    """Number of updates, each of fresh rollouts."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
@@ -404,13 +422,17 @@ class TrainConfig:
     eval_every: Count = 4
     """Updates between evaluations on train states (never on test); 0 switches them off."""
     eval_episodes_per_task: Positive = 10
+    """Train states of each task in these evaluations."""
     stop_at: ShareAbove0 | None = None
     """Stops once an evaluation on train states reaches this success rate; None goes on to the last update."""
     checkpoint_every: Positive = 1
+    """Updates between checkpoints."""
     keep_checkpoints: Annotated[int, Ge(2), Le(10**6)] = 3
     """Number of latest checkpoints to keep; at least two, so that a run survives a damaged one."""
     seed: Seed = 0
+    """Seed of all that is random."""
     device: Device = "cpu"
+    """Device on which the policy acts and trains."""
 
     def __post_init__(self) -> None:
         _require(

@@ -1,4 +1,4 @@
-"""Commands `simplevla adapters ...`: list, take out of a policy, put into one, merge, and try the routing."""
+"""Lists adapters, takes them out of a policy, puts them into one, merges them, and tries the routing."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from rich.table import Table
 from simplevla import checked
 from simplevla.adapters.config import AdapterConfig
 from simplevla.checked import Positive, Seed
+from simplevla.commands.help import read_arguments
 from simplevla.errors import UserError
 from simplevla.terminal import Console
 
@@ -26,6 +27,7 @@ class List:
     """The adapters of a saved policy, or those in a folder of exported ones."""
 
     folder: tyro.conf.Positional[Path]
+    """Folder of the policy, or of the exported adapters."""
 
     def run(self) -> None:
         from simplevla.adapters.files import list_cards
@@ -41,6 +43,7 @@ class Show:
     """Everything about one exported adapter, as JSON, and who can read its parameters."""
 
     folder: tyro.conf.Positional[Path]
+    """Folder of the exported adapter."""
 
     def run(self) -> None:
         from simplevla.adapters.files import UNKNOWN, layout, read_card
@@ -56,8 +59,11 @@ class Export:
     """Writes one adapter of a saved policy into its own folder; a LoRA's is peft's layout, so peft reads it too."""
 
     policy: POLICY
+    """Folder of the policy."""
     name: tyro.conf.Positional[str]
+    """Name of the adapter."""
     out: tyro.conf.Positional[Path]
+    """New folder for it."""
 
     def run(self) -> None:
         from simplevla.adapters.load import load_bank
@@ -71,14 +77,18 @@ class New:
     """Writes a copy of a policy with a new adapter; `simplevla train --policy OUT` then trains that adapter alone."""
 
     policy: POLICY
+    """Folder of the policy."""
     out: tyro.conf.Positional[Path]
+    """New folder for the copy."""
     name: str
+    """Name of the new adapter."""
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     instructions: tuple[str, ...] = ()
     """The tasks it is for; routing goes by them."""
     start_from: str | None = None
     """An adapter of the policy that the new one goes on from, with its settings; without, it begins as the identity."""
     seed: Seed = 0
+    """Seed of the new adapter's parameters."""
 
     def run(self) -> None:
         from simplevla.adapters.bank import AdapterBank, bank_of
@@ -104,8 +114,11 @@ class Add:
     """
 
     policy: POLICY
+    """Folder of the policy."""
     adapter: tyro.conf.Positional[Path]
+    """Folder of the exported adapter, or of a LoRA that peft saved."""
     out: tyro.conf.Positional[Path]
+    """New folder for the copy."""
     instructions: tuple[str, ...] = ()
     """More tasks that it is for; a LoRA that peft saved names none, and routing goes by them."""
 
@@ -125,15 +138,19 @@ class Merge:
     """Writes a copy of a policy with one more adapter, the weighted sum of others."""
 
     policy: POLICY
+    """Folder of the policy."""
     names: tyro.conf.Positional[tuple[str, ...]]
+    """Adapters to merge."""
     into: str
     """Name of the new adapter."""
     out: Path
+    """New folder for the copy."""
     weights: tuple[float, ...] = ()
     """One per adapter; equal ones that add up to 1 without."""
     kind: Literal["linear", "svd"] = "linear"
     """`linear` is exact and adds the ranks up; `svd` is the best approximation of `rank`."""
     rank: Positive | None = None
+    """Rank of the new adapter, for `svd`."""
 
     def run(self) -> None:
         from simplevla.adapters.load import load_bank
@@ -152,7 +169,9 @@ class Route:
     """Shows the adapter that the nearest instruction chooses; with --expect also how often that is right."""
 
     policy: POLICY
+    """Folder of the policy."""
     instructions: tyro.conf.Positional[tuple[str, ...]]
+    """Instructions to route."""
     expect: tuple[str, ...] = ()
     """The right adapter of each instruction."""
 
@@ -186,7 +205,7 @@ Command = (
 
 
 def adapters_command(arguments: list[str]) -> int:
-    tyro.cli(Command, prog="simplevla adapters", args=arguments).run()
+    read_arguments(Command, "adapters", arguments, doc=__doc__).run()
     return 0
 
 

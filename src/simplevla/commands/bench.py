@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from simplevla.commands.help import examples
 from simplevla.errors import UserError
 
 
@@ -14,6 +15,8 @@ def bench_command(arguments: list[str]) -> int:
             f"no {checkout / 'benchmarks'}: the benchmarks are part of the repository, not of the package. "
             "Run this from a checkout that was installed with: pip install -e ."
         )
+    if {"-h", "--help"} & set(arguments):
+        print(examples("bench"))
     sys.stdout.flush()
     # In this very process, so that nothing of it is left when it is killed.
     os.chdir(checkout)

@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from simplevla.commands.help import read_arguments
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
@@ -50,7 +52,7 @@ class ImportOpenVLAArguments:
 
 
 def import_tinyvla_command(arguments: list[str]) -> int:
-    parsed = tyro.cli(ImportArguments, prog="simplevla import tinyvla", args=arguments)
+    parsed = read_arguments(ImportArguments, "import tinyvla", arguments)
 
     from simplevla.policies.tinyvla.published import import_tinyvla
 
@@ -63,7 +65,7 @@ def import_tinyvla_command(arguments: list[str]) -> int:
 
 
 def import_openvla_oft_command(arguments: list[str]) -> int:
-    parsed = tyro.cli(ImportOpenVLAArguments, prog="simplevla import openvla-oft", args=arguments)
+    parsed = read_arguments(ImportOpenVLAArguments, "import openvla-oft", arguments)
 
     from simplevla.policies.openvla_oft.published import import_openvla_oft
 

@@ -9,6 +9,7 @@ import tyro
 
 from simplevla.commands.arguments import UNPREFIXED, nearest, take_name
 from simplevla.commands.checkpoints import import_openvla_oft_command, import_tinyvla_command
+from simplevla.commands.help import examples, read_arguments
 from simplevla.demonstrations.hdf5_settings import HDF5Settings
 from simplevla.errors import UserError, printable
 
@@ -34,7 +35,8 @@ def import_command(arguments: list[str]) -> int:
     if name is None and {"-h", "--help"} & set(arguments):
         rows = "\n".join(f"  {kind:<16} {text}" for kind, (_, text) in IMPORTS.items())
         print(
-            f"usage: simplevla import WHAT SRC OUT [ARGUMENTS]\n\n{rows}\n\nsimplevla import WHAT --help lists the arguments."
+            f"usage: simplevla import WHAT SRC OUT [ARGUMENTS]\n\n{examples('import')}\n{rows}\n\n"
+            "simplevla import WHAT --help lists the arguments."
         )
         return 0
     if name not in IMPORTS:
@@ -46,7 +48,7 @@ def import_command(arguments: list[str]) -> int:
 
 
 def _import_demonstrations(arguments: list[str]) -> int:
-    parsed = tyro.cli(ImportDemonstrationsArguments, prog="simplevla import demonstrations", args=arguments)
+    parsed = read_arguments(ImportDemonstrationsArguments, "import demonstrations", arguments)
 
     from simplevla.demonstrations.hdf5_import import import_hdf5
 

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simplevla.commands.arguments import nearest
+from simplevla.commands.help import examples
 from simplevla.errors import UserError
 
 
 def list_command(arguments: list[str]) -> int:
     """Prints the names of one kind, a line each."""
     if {"-h", "--help"} & set(arguments):
-        print(
-            "usage: simplevla list suites|recipes|policies\n\nexamples:\n  simplevla list recipes\n  simplevla list suites"
-        )
+        print(f"usage: simplevla list suites|recipes|policies\n\n{examples('list')}", end="")
         return 0
     kinds = {"suites": _suite_names, "recipes": _recipe_names, "policies": _policy_names}
     if len(arguments) != 1 or arguments[0] not in kinds:

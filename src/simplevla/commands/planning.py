@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, take_name
+from simplevla.commands.help import read_arguments
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
 from simplevla.terminal import Console
@@ -44,7 +45,7 @@ def plan_command(arguments: list[str]) -> int:
         memory=tyro.MISSING,
         adapter_rank=recipes.ADAPTER_RANKS.get(name or "", 0),
     )
-    parsed = tyro.cli(PlanArguments, prog="simplevla plan", args=rest, default=default)
+    parsed = read_arguments(PlanArguments, "plan", rest, default)
 
     from simplevla.adapters.config import AdapterConfig
     from simplevla.planning import show, unfilled

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
+from simplevla.commands.help import read_arguments
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig, TrainConfig
 from simplevla.errors import printable
 from simplevla.terminal import Console
@@ -30,6 +31,7 @@ class EvalArguments:
     overwrite: bool = False
     """Replaces the file that `out` names."""
     device: str = "cpu"
+    """Device on which the policy computes."""
     precision: Precision = "float32"
     """Precision of the policy's products, as in `simplevla train`."""
 
@@ -48,7 +50,7 @@ def evaluate_command(arguments: list[str]) -> int:
         device=recipe.device,
         precision=recipe.precision,
     )
-    parsed = tyro.cli(EvalArguments, prog="simplevla eval", args=rest, default=default)
+    parsed = read_arguments(EvalArguments, "eval", rest, default)
 
     from simplevla.evaluation.evaluate import evaluate
     from simplevla.evaluation.result import result_table, write_result
@@ -78,7 +80,9 @@ class CompareArguments:
     """Compares two results of `simplevla eval` on the same initial states (McNemar's exact test)."""
 
     a: tyro.conf.Positional[Path]
+    """Result of the first policy, by `simplevla eval --out`."""
     b: tyro.conf.Positional[Path]
+    """Result of the second one."""
     out: Path | None = None
     """New JSON file for the comparison."""
     overwrite: bool = False
@@ -86,7 +90,7 @@ class CompareArguments:
 
 
 def compare_command(arguments: list[str]) -> int:
-    parsed = tyro.cli(CompareArguments, prog="simplevla compare", args=arguments)
+    parsed = read_arguments(CompareArguments, "compare", arguments)
 
     from simplevla.evaluation.compare import compare_files, comparison_table
     from simplevla.storage import require_writable, write_json
@@ -108,12 +112,13 @@ class ReportArguments:
     """
 
     run: tyro.conf.Positional[Path]
+    """Folder of a run of `simplevla train`."""
     trust_suite: bool = False
     """Consent to run the code of a suite `package.module:factory` that the run's folder names."""
 
 
 def report_command(arguments: list[str]) -> int:
-    parsed = tyro.cli(ReportArguments, prog="simplevla report", args=arguments)
+    parsed = read_arguments(ReportArguments, "report", arguments)
 
     from simplevla.runs import write_report
     from simplevla.training.run_folder import load_config

@@ -15,6 +15,7 @@ from simplevla.commands.arguments import (
     resumed_run,
     take_name,
 )
+from simplevla.commands.help import read_arguments
 from simplevla.config import DemosConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
 
@@ -40,7 +41,7 @@ def train_command(arguments: list[str]) -> int:
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
     config = load_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
-    parsed = tyro.cli(TrainArguments, prog="simplevla train", args=rest, default=TrainArguments(config=config))
+    parsed = read_arguments(TrainArguments, "train", rest, TrainArguments(config=config))
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
@@ -70,7 +71,7 @@ def sft_command(arguments: list[str]) -> int:
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
     config = load_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
-    parsed = tyro.cli(SFTArguments, prog="simplevla sft", args=rest, default=SFTArguments(config=config))
+    parsed = read_arguments(SFTArguments, "sft", rest, SFTArguments(config=config))
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
     run = parsed.resume or new_run(parsed.run)
@@ -98,7 +99,7 @@ def demos_command(arguments: list[str]) -> int:
     else:
         config = DemosConfig(suite=SuiteConfig(name=name))
     default = DemosArguments(config=config, out=tyro.MISSING)
-    parsed = tyro.cli(DemosArguments, prog="simplevla demos", args=rest, default=default)
+    parsed = read_arguments(DemosArguments, "demos", rest, default)
     generate(parsed.config, parsed.out)
     return 0
 
@@ -129,7 +130,7 @@ def continual_command(arguments: list[str]) -> int:
     fallback = recipes.CONTINUAL["tabletop_continual"]
     config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
     default = ContinualArguments(config=config)
-    parsed = tyro.cli(ContinualArguments, prog="simplevla continual", args=rest, default=default)
+    parsed = read_arguments(ContinualArguments, "continual", rest, default)
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.train.suite.name, rest, parsed.trust_suite)
@@ -148,10 +149,11 @@ class DemoArguments:
     run: Path = Path("runs/demo")
     """Folder for everything; an interrupted demo goes on where it stopped."""
     seed: int = 0
+    """Seed of demonstrations, imitation and RL."""
 
 
 def demo_command(arguments: list[str]) -> int:
-    parsed = tyro.cli(DemoArguments, prog="simplevla demo", args=arguments)
+    parsed = read_arguments(DemoArguments, "demo", arguments)
 
     from simplevla.recipes.demo import demo
 

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-import tyro
-
 from simplevla.commands.arguments import EXIT_PROBLEMS, take_name
+from simplevla.commands.help import read_arguments
 from simplevla.config import SuiteConfig
 from simplevla.errors import printable
 
@@ -20,7 +19,7 @@ def check_suite_command(arguments: list[str]) -> int:
     name, rest = take_name(arguments)
     config = SuiteConfig() if name is None else SuiteConfig(name=name)
     default = CheckSuiteArguments(suite=config)
-    parsed = tyro.cli(CheckSuiteArguments, prog="simplevla check-suite", args=rest, default=default)
+    parsed = read_arguments(CheckSuiteArguments, "check-suite", rest, default)
 
     from simplevla.suites.checker import check_suite
     from simplevla.suites.registry import make_suite
