@@ -232,9 +232,9 @@ def test_progress_counts_up():
         FakePolicy(),
         TwoTasks(),
         EvalConfig(),
-        progress=lambda *now: seen.append(now),
+        show=lambda *now: seen.append(now),
     )
-    assert seen == [(1, 6, 0), (2, 6, 0), (3, 6, 0), (4, 6, 1), (5, 6, 2), (6, 6, 3)]
+    assert seen == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 2), (6, 3)]
 
 
 def test_a_result_survives_the_way_through_its_file(tmp_path):

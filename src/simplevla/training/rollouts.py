@@ -42,7 +42,7 @@ class Rollouts:
         return self._collect(update, staleness=0)
 
     def __str__(self) -> str:
-        """How far the rollouts that are asked for or run ahead have come."""
+        """The state of the rollouts that are asked for, or run ahead."""
         kept, done = self._done
         return f"{kept} of {self._config.sampling.groups} groups, of {done} rolled out"
 
