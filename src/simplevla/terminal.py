@@ -17,11 +17,12 @@ RECORDED_WIDTH = 160
 class Console(rich.console.Console):
     """A rich console for which `[red]` and `:cat:` are text, and control characters question marks.
 
-    What is printed goes to the run's log too, without colours.
+    What is printed goes to the run's log too, without colours. A notebook gets plain lines, as a file does: rich's own
+    output there would need ipywidgets.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)
+        super().__init__(markup=False, emoji=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """The text, in cells of tables, titles and what is printed alike."""

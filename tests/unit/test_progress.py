@@ -1,6 +1,7 @@
 import io
 
 import pytest
+import rich.console
 
 from simplevla import progress
 from simplevla.progress import Progress, duration, tracked
@@ -82,3 +83,12 @@ def test_a_quiet_one_says_nothing() -> None:
     with tracked(["a"], "reading", on) as items:
         assert list(items) == ["a"]
     assert shown(on) == []
+
+
+def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    on = console()
+    with Progress("sft", 2, console=on) as bar:
+        bar.update(2)
+    assert not on.is_jupyter
+    assert len(shown(on)) == 1
