@@ -27,7 +27,10 @@ from simplevla.suites.registry import make_suite
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "log")]
-FENCED = re.compile(r"(<!-- not run: (?P<why>[^\n]+) -->\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(
+    r"(<!-- (not run: (?P<why>[^\n]+)|from (?P<source>\S+)) -->\n)?^```python\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 NOT_RUN = {"docs/add_a_suite.md": 1}
 """Page -> how many of its blocks say why they aren't run."""
 
@@ -35,7 +38,7 @@ NOT_RUN = {"docs/add_a_suite.md": 1}
 def run(page: str, names: dict[str, Any]) -> None:
     """Runs a page's Python blocks one after another with the given `names`."""
     for block in FENCED.finditer(page):
-        if block["why"] is None:
+        if block["why"] is None and block["source"] is None:
             exec(compile(block["code"], "block", "exec"), names)
 
 
@@ -134,8 +137,34 @@ def test_recordings_become_a_dataset_as_the_page_says() -> None:
     assert info["features"]["action"]["names"] == ["dx_m", "grip"]
 
 
+def test_the_explanation_computes_what_it_says() -> None:
+    names: dict[str, Any] = {}
+    run((ROOT / "docs/explained.md").read_text(), names)
+    advantages = names["group_relative_advantages"](names["one_of_eight"])[0].tolist()
+    assert advantages == pytest.approx([2.475] + [-0.354] * 7, abs=1e-3)
+    weights = names["unit_weights"](names["executed"], names["episode"], episodes=2)
+    assert weights[0].tolist() == pytest.approx([1 / 12] * 4)
+    assert weights[2].tolist() == pytest.approx([1 / 8] * 4)
+    assert names["now"].grad[0].tolist() == pytest.approx([-1 / 3, -0.4, 0.0])
+
+
+def quoted(code: str, source: str) -> bool:
+    """True if the lines of `code` stand in `source` in this order, whatever stands between them."""
+    rest = iter(line.strip() for line in source.splitlines())
+    return all(line.strip() in rest for line in code.splitlines())
+
+
+def test_quoted_code_is_that_of_its_file() -> None:
+    quotes = [block for page in PAGES for block in FENCED.finditer(page.read_text()) if block["source"]]
+    assert quotes
+    for block in quotes:
+        assert quoted(block["code"], (ROOT / block["source"]).read_text()), block["code"]
+    assert not quoted("b\na\n", "a\nb\n")
+    assert not quoted("c\n", "a\nb\n")
+
+
 def test_every_block_of_python_is_run_here_or_says_why_not() -> None:
-    ran = {"docs/quickstart.md", "docs/tinyvla_adapters.md", "docs/your_own_data.md"}
+    ran = {"docs/explained.md", "docs/quickstart.md", "docs/tinyvla_adapters.md", "docs/your_own_data.md"}
     for page in PAGES:
         name, text = str(page.relative_to(ROOT)), page.read_text()
         blocks = list(FENCED.finditer(text))
