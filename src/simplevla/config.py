@@ -433,6 +433,8 @@ class TrainConfig:
     """Seed of all that is random."""
     device: Device = "cpu"
     """Device on which the policy acts and trains."""
+    title: str = ""
+    """Title of the report. A recipe sets it to its name; without one the suite's is taken."""
 
     def __post_init__(self) -> None:
         _require(

@@ -9,7 +9,11 @@ from simplevla.storage import write_json
 
 
 def make_run(run, **files):
-    contents = {"config.json": "{}", "metrics.jsonl": '{"update": 1, "train_success": 0.5}\n', **files}
+    contents = {
+        "config.json": "{}",
+        "metrics.jsonl": '{"update": 1, "train_success": 0.5}\n',
+        **files,
+    }
     for name, content in contents.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(content)
@@ -20,6 +24,9 @@ def make_run(run, **files):
     [
         ("config.json", '{"updates": ', r"config\.json is not valid JSON"),
         ("environment.json", "[1]", r"environment\.json holds a JSON list; expected an object"),
+        ("config.json", '{"policy": 3}', r"config\.json: Start\.policy is 3; expected a text"),
+        ("environment.json", '{"date": "yesterday"}', r"environment\.json: Facts\.date is 'yesterday'"),
+        ("policy/model.safetensors", "short", r"model\.safetensors is damaged"),
         ("metrics.jsonl", '{"update": 1}\n{"update": 2, "tr\n', r"metrics\.jsonl, line 2 is not valid JSON"),
         (
             "metrics.jsonl",
@@ -42,11 +49,22 @@ def make_run(run, **files):
     ],
 )
 def test_a_damaged_part_is_named_and_the_old_page_stays(tmp_path, name, content, message):
-    make_run(tmp_path, **{name: content})
+    make_run(tmp_path, **{"policy/config.json": "{}", name: content})
     (tmp_path / "report.html").write_text("old")
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [('{"batch": ', "line 2 is not valid JSON"), ('{"batch": 1.5}', "line 2: batch is 1.5; expected a whole number")],
+)
+def test_a_damaged_history_of_the_imitation_is_named(tmp_path, row, message):
+    make_run(tmp_path / "rl", **{"config.json": json.dumps({"policy": str(tmp_path / "sft" / "policy")})})
+    make_run(tmp_path / "sft", **{"metrics.jsonl": f'{{"batch": 1}}\n{row}\n'})
+    with pytest.raises(ValueError, match=rf"sft/metrics\.jsonl, {message}"):
+        write_report(tmp_path / "rl")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

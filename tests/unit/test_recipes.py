@@ -26,6 +26,11 @@ def test_the_papers_recipes_have_the_published_numbers(name: str) -> None:
     assert (config.suite.visuals, config.suite.horizon_protocol, config.suite.image_size) == ("stock", "simplevla", 256)
 
 
+def test_a_report_s_title_is_the_recipe() -> None:
+    assert {name: recipe().title for name, recipe in recipes.TRAIN.items()} == {name: name for name in recipes.TRAIN}
+    assert all(recipe().train.title == name for name, recipe in recipes.CONTINUAL.items())
+
+
 def evaluated(solved: int, n: int, split: str) -> EvaluationResult:
     outcomes = tuple(Outcome(task="a", initial_state=i, success=i < solved, env_steps=1) for i in range(n))
     return EvaluationResult(

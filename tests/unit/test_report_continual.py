@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import SuccessMatrix
+from simplevla.evaluation.result import EvaluationResult, Outcome, write_result
 from simplevla.report.continual import (
     draw_matrix,
-    heat_map,
     matrix_table,
     write_continual_report,
 )
@@ -45,11 +45,38 @@ def test_the_heat_map_shows_every_cell_and_frames_the_trained_ones() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "after 1: push", "after 2: lift"]
 
 
-def test_the_heat_map_is_one_svg_that_names_the_run() -> None:
-    svg = heat_map(RESULT)
-    assert svg.count("<svg") == 1
-    assert svg == heat_map(RESULT)
-    assert "per_task, seed 3" in svg
+def test_the_page_has_the_matrix_the_recipe_and_the_steps_of_base_and_last_row(tmp_path: Path) -> None:
+    rest = {"libero": None, "start_from": "base", "episodes": 128, "protocol": {}, "commit": "0123abcd", "doubts": []}
+    write_json(tmp_path / "continual.json", RESULT | rest | {"stages": []})
+    page = write_continual_report(tmp_path).read_text()
+    # push after its own training: 8 of 10, framed; 0.6 of full colour at 100 %.
+    assert '<td class="trained" style="background: rgb(43 143 214 / 0.48)">80 %' in page
+    assert page.count('class="trained"') == 2
+    assert "Env steps to success" not in page
+    write_json(tmp_path / "config.json", {"train": {"title": "tabletop_continual"}})
+    write_json(tmp_path / "1_push" / "rl" / "environment.json", {"date": "2026-03-04", "start_policy_sha256": "a"})
+    for file, env_steps in (("row_0.json", 50), ("2_lift/row.json", 40)):
+        write_result(tmp_path / file, solved_in(env_steps))
+    page = write_continual_report(tmp_path).read_text()
+    assert f"<title>tabletop_continual: tasks one after another (4 March 2026, run {tmp_path.name})</title>" in page
+    assert "a mean of <b>50.0</b> env steps with the base and <b>40.0</b> after the last task" in page
+    assert "No curve: the run&#39;s config names no policy that it started from." in page
+
+
+def solved_in(env_steps: int) -> EvaluationResult:
+    return EvaluationResult(
+        suite="toy",
+        split="test",
+        protocol={},
+        horizons={"push": 100},
+        greedy=True,
+        temperature=None,
+        seed=0,
+        episodes=(Outcome(task="push", initial_state=0, success=True, env_steps=env_steps),),
+        wall_s=1.0,
+        versions={},
+        commit="",
+    )
 
 
 def test_the_page_says_in_which_task_metrics_left_their_range(tmp_path: Path) -> None:

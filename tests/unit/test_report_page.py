@@ -4,7 +4,9 @@ import json
 import re
 
 import numpy as np
+from safetensors.torch import load_file
 
+import small_tinyvla
 from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome, write_result
 from simplevla.report.choice import choose_states
@@ -77,8 +79,8 @@ def test_the_page_says_what_rl_did(tmp_path):
     full_run(tmp_path)
     text = text_of(write_report(tmp_path))
     # before 4 of 20: Wilson 8.1 to 41.6 %; after 18 of 20: 69.9 to 97.2 %
-    assert "Success before RL 20.0 % 8.1 to 41.6 % 95 % 4 of 20 episodes" in text
-    assert "Success after RL 90.0 % 69.9 to 97.2 % 95 % 18 of 20 episodes" in text
+    assert "Success before RL 20.0 % 95 % interval 8.1 to 41.6 % 4 of 20 episodes" in text
+    assert "Success after RL 90.0 % 95 % interval 69.9 to 97.2 % 18 of 20 episodes" in text
     # only before: lift 0; only after: lift 1 to 9 and push 3 to 8, so p = 2 (1 + 16) / 2^16 = 0.00052
     assert "p = 0.0005" in text
     assert "15 solved only after, 1 only before, 3 both, 1 neither" in text
@@ -296,3 +298,99 @@ def test_rows_that_are_gone_are_said(tmp_path):
     rows = [{"update": update} for update in (0, 1, 2, 5, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "rows of 2 updates in metrics.jsonl, of 3, 4 for example" in text_of(write_report(tmp_path))
+
+
+def head_of(page):
+    text = page.read_text()
+    return re.search(r"<title>(.*?)</title>", text)[1], text_of(page).split(" toy, test")[0].strip()
+
+
+def test_the_head_says_recipe_policy_and_date(tmp_path):
+    run = tmp_path / "rl"
+    run.mkdir()
+    full_run(run)
+    (run / "config.json").write_text(json.dumps({"title": "tabletop_nano", "suite": {"name": "tabletop"}}))
+    (run / "environment.json").write_text(json.dumps({"date": "2026-03-04"}))
+    small_tinyvla.make().save(run / "policy")
+    size = sum(tensor.numel() for tensor in load_file(run / "policy" / "model.safetensors").values())
+    parts = f"tinyvla, head tokens, {size / 1e6:.3g} M parameters"
+    title, head = head_of(write_report(run))
+    assert title == f"tabletop_nano: before and after RL ({parts}, 4 March 2026, run rl)"
+    assert head == f"tabletop_ nano: before and after RL {parts} · 4 March 2026 · run rl"
+    # Without a recipe the suite; without a suite the folder.
+    (run / "config.json").write_text(json.dumps({"suite": {"name": "tabletop"}}))
+    assert head_of(write_report(run))[0].startswith("tabletop: before")
+    (run / "config.json").write_text("{}")
+    assert head_of(write_report(run))[0].startswith("rl: before")
+
+
+def test_env_steps_are_compared_on_states_that_both_solve(tmp_path):
+    full_run(tmp_path)
+
+    def timed(steps):
+        episodes = tuple(
+            Outcome(task=task, initial_state=state, success=n < 100, env_steps=n)
+            for task, numbers in steps.items()
+            for state, n in enumerate(numbers)
+        )
+        return evaluation(dict.fromkeys(steps, ""), episodes=episodes)
+
+    write_result(tmp_path / "eval" / "before.json", timed({"lift": [50, 60, 100, 80], "push": [100, 30, 90]}))
+    write_result(tmp_path / "eval" / "after.json", timed({"lift": [40, 70, 20, 50], "push": [10, 30, 100]}))
+    text = text_of(write_report(tmp_path))
+    # Pairs: lift 50/40, 60/70, 80/50; push 30/30.
+    assert (
+        "On the 4 initial states that both policies solve: a mean of 55.0 env steps before RL and 47.5 after RL, a median of "
+        "55.0 and 45.0. It is faster after RL in 2 of them, slower in 1."
+    ) in text
+    assert "lift 3 63.3 53.3 60.0 50.0 2 1 push 1 30.0 30.0 30.0 30.0 0 0 overall 4 55.0 47.5 55.0 45.0 2 1" in text
+    write_result(tmp_path / "eval" / "after.json", timed({"lift": [100, 100, 20, 100], "push": [10, 100, 100]}))
+    assert "No initial state is solved by both policies" in text_of(write_report(tmp_path))
+
+
+def test_evaluations_that_cannot_be_paired_have_no_env_steps_to_compare(tmp_path):
+    write_result(tmp_path / "eval" / "before.json", evaluation({"lift": "10"}))
+    write_result(tmp_path / "eval" / "after.json", evaluation({"lift": "11"}, protocol={"renderer": "osmesa"}))
+    assert "Env steps to success" not in text_of(write_report(tmp_path))
+
+
+def run_after_imitation(folder):
+    run, imitated = folder / "rl", folder / "sft" / "policy"
+    run.mkdir()
+    full_run(run)
+    imitated.mkdir(parents=True)
+    (imitated / "model.safetensors").write_bytes(b"weights")
+    (run / "config.json").write_text(json.dumps({"policy": str(imitated)}))
+    (run / "environment.json").write_text(json.dumps({"start_policy_sha256": policy_fingerprint(imitated)}))
+    return run, imitated
+
+
+def test_the_imitation_that_the_policy_came_from_is_shown(tmp_path):
+    run, imitated = run_after_imitation(tmp_path)
+    missing = f"No curve: {imitated.parent} has no metrics.jsonl: the first policy isn't from a run of ours"
+    assert missing in text_of(write_report(run))
+    rows = [{"batch": 25, "loss": 2.0}, {"batch": 25, "validation_loss": 2.5}, {"batch": 25, "success": 0.1}]
+    metrics = imitated.parent / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = text_of(write_report(run))
+    assert "Imitation loss" in text
+    assert "Success while it imitated, %" in text
+    assert "No curve" not in text
+    (imitated / "model.safetensors").write_bytes(b"others")
+    assert f"No curve: the policy in {imitated} isn't the one that this run started from" in text_of(write_report(run))
+    metrics.write_text('{"update": 1}\n')
+    assert "is no run of `simplevla sft`" in text_of(write_report(run))
+
+
+def test_wide_tables_scroll_and_bars_have_their_rates(tmp_path):
+    full_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    body = page.split("<body>")[1]
+    # Success per task and env steps; the other tables are facts, whose text wraps.
+    tables = re.findall(r'(<div class="wide"[^>]*>)?<table( class="facts")?>', body)
+    assert len(tables) == 5
+    assert all(bool(scrolls) != bool(facts) for scrolls, facts in tables)
+    assert body.count("Scroll sideways for all columns <span") == 2
+    # lift before: 1 of 10, Wilson 1.8 to 40.4 %; push after: 9 of 10.
+    assert 'style="width: 10.0%"></i><i class="interval" style="left: 1.8%; width: 38.6%"></i>' in body
+    assert re.findall(r'class="fill" style="width: ([\d.]+)%"', body) == ["10.0", "90.0", "30.0", "90.0"]

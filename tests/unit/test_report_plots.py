@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from simplevla.evaluation.result import Rate
-from simplevla.report.plots import PANELS, learning_curves, success_bars
+from simplevla.report.plots import IMITATION_PANELS, PANELS, imitation_curves, learning_curves, steps_plot
 
 ROWS = [
     {"update": 0, "eval_success": 0.25, "eval_low": 0.2, "eval_high": 0.3},
@@ -76,12 +75,30 @@ def test_panels_without_data_are_named():
 
 
 def test_the_same_data_gives_the_same_picture():
-    rates = {"lift": Rate(solved=9, n=10), "push": Rate(solved=0, n=0)}
-    assert success_bars(rates, rates) == success_bars(rates, rates)
-    assert success_bars(rates, None) != success_bars(None, rates)
+    assert steps_plot([(30, 20), (40, 50)], "before", "after") == steps_plot([(30, 20), (40, 50)], "before", "after")
+    assert steps_plot([(30, 20), (40, 50)], "before", "after") != steps_plot([(30, 20), (40, 40)], "before", "after")
+
+
+def test_imitation_is_drawn_against_batches():
+    rows = [
+        {"batch": 25, "loss": 3.0, "lr": 1e-3},
+        {"batch": 50, "loss": 2.0},
+        {"batch": 50, "validation_loss": 2.5},
+    ]
+    ((panel, svg),) = imitation_curves(rows)
+    assert panel.title == "Imitation loss"
+    assert "<!-- batch -->" in svg
+    assert "<!-- update -->" not in svg
+    (_, success) = imitation_curves([*rows, {"batch": 50, "success": 0.3}])
+    assert success[0].title == "Success while it imitated, %"
+    axes = Figure().subplots()
+    panel.draw(axes, [{**row, "update": row["batch"]} for row in rows])
+    training, validation = axes.get_lines()
+    assert training.get_xydata().tolist() == [[25, 3.0], [50, 2.0]]
+    assert validation.get_xydata().tolist() == [[50, 2.5]]
 
 
 def test_every_plotted_metric_is_defined_in_the_documentation():
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    undefined = [key for panel in PANELS for key in panel.keys if f"`{key}`" not in documented]
+    undefined = [key for panel in (*PANELS, *IMITATION_PANELS) for key in panel.keys if f"`{key}`" not in documented]
     assert undefined == []

@@ -22,7 +22,7 @@ SFT: dict[str, Callable[[], SFTConfig]] = {
 
 def paper() -> TrainConfig:
     """The published hyper-parameters (arXiv 2509.09674), for a policy of 7 B parameters."""
-    return TrainConfig()
+    return TrainConfig(title="paper")
 
 
 TRAIN: dict[str, Callable[[], TrainConfig]] = {

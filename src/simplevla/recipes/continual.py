@@ -17,6 +17,7 @@ def tabletop_continual() -> ContinualConfig:
     """Five of the six tasks; `stack_blocks` is never trained and shows what is transferred."""
     train = replace(
         tabletop.train(),
+        title="tabletop_continual",
         updates=8,
         sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=4),
@@ -35,6 +36,7 @@ def libero_continual() -> ContinualConfig:
     )
     train = replace(
         libero.train(),
+        title="libero_continual",
         suite=suite,
         updates=6,
         sampling=SamplingConfig(groups=8, group_size=8, temperature=1.0),

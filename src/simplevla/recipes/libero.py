@@ -26,6 +26,7 @@ def sft() -> SFTConfig:
 def train() -> TrainConfig:
     """RL on libero_object; more processes than cores, so that simulation and policy overlap."""
     return TrainConfig(
+        title="libero_object_nano",
         suite=SUITE,
         updates=40,
         sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0),

@@ -35,6 +35,7 @@ def train() -> TrainConfig:
     two in five give a signal, and gradients of 16 groups wandered (docs/log.md).
     """
     return TrainConfig(
+        title="metaworld_nano",
         suite=SUITE,
         updates=60,
         sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0, state_order="posterior"),

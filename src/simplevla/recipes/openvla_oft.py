@@ -47,9 +47,10 @@ def suite(name: str) -> SuiteConfig:
     return SuiteConfig(name=SUITES[name], visuals="stock", horizon_protocol="simplevla", image_size=256)
 
 
-def full(name: str) -> TrainConfig:
+def full(name: str, title: str = "") -> TrainConfig:
     """All parameters, as published; one decision has about 350 tokens, so 16 of them fill a card."""
     return TrainConfig(
+        title=title,
         suite=suite(name),
         sampling=SamplingConfig(temperature=TEMPERATURE),
         optimizer=OptimizerConfig(lr=5e-6),
@@ -67,7 +68,7 @@ def lora_24gb() -> TrainConfig:
     The learning rate is the adapters' of arXiv 2603.11653; not tried on a GPU by us.
     """
     return replace(
-        full("spatial"),
+        full("spatial", LORA_24GB),
         sampling=SamplingConfig(groups=16, temperature=TEMPERATURE),
         microbatch_decisions=4,
         optimizer=OptimizerConfig(lr=2e-5),
@@ -78,6 +79,6 @@ def recipes() -> dict[str, Callable[[], TrainConfig]]:
     """Recipes by name: the demonstrations are in the checkpoint, so `one_demo` and `all_demos` are the same numbers."""
 
     def of(name: str) -> Callable[[], TrainConfig]:
-        return functools.update_wrapper(functools.partial(full, name.split("_")[1]), full)
+        return functools.update_wrapper(functools.partial(full, name.split("_")[1], name), full)
 
     return {name: of(name) for name in PUBLISHED} | {LORA_24GB: lora_24gb}

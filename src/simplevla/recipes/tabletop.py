@@ -40,6 +40,7 @@ def sft() -> SFTConfig:
 def train() -> TrainConfig:
     """RL on the embedded suite: the paper's settings, fewer groups, a learning rate for a million parameters."""
     return TrainConfig(
+        title="tabletop_nano",
         suite=SUITE,
         updates=30,
         sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0),
@@ -57,4 +58,4 @@ def diffusion_sft() -> SFTConfig:
 
 def diffusion_train() -> TrainConfig:
     """RL as `tabletop_nano`, by a diffusion head, at a third of the learning rate for five times as many units."""
-    return replace(train(), optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10))
+    return replace(train(), title="tabletop_nano_diffusion", optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10))

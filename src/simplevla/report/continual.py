@@ -1,21 +1,19 @@
-"""A continual experiment as tables and a heat map, from the content of its `continual.json`."""
+"""A continual experiment as tables, from the content of its `continual.json`."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from simplevla.adapters.metrics import FORMULAS, ContinualResult, SuccessMatrix
 from simplevla.checked import from_dict
-from simplevla.evaluation.result import Rate
-from simplevla.report.plots import STYLE
+from simplevla.evaluation.result import Rate, read_result
+from simplevla.report.origin import origin_of
+from simplevla.report.plots import imitation_curves, steps_plot
+from simplevla.report.rendering import render
+from simplevla.report.steps import Steps, steps_to_success
 from simplevla.storage import read_json, write_atomically
 
 
@@ -39,22 +37,42 @@ def write_continual_report(run: Path) -> Path:
         for i, stage in enumerate(_stages(matrix))
     ]
     values = {**result, **(result["libero"] or {})}
-    metrics = [{"name": name, "points": _points(values.get(name)), "formula": FORMULAS[name]} for name in FORMULAS]
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("simplevla.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("continual.html.jinja")
-    picture = base64.b64encode(heat_map(result).encode()).decode()
-    text = template.render(
-        name=run.name,
+    config = read_json(run / "config.json") if (run / "config.json").exists() else {}
+    origin = origin_of(run, config.get("train"), _first_environment(run, matrix))
+    steps, steps_by_task = _steps(run, matrix)
+    text = render(
+        "continual.html.jinja",
+        origin=origin,
+        subject="tasks one after another",
         result=result,
         tasks=columns,
         rows=rows,
-        metrics=metrics,
-        heat_map=f"data:image/svg+xml;base64,{picture}",
+        metrics=[{"name": name, "points": _points(values.get(name)), "formula": FORMULAS[name]} for name in FORMULAS],
+        steps=steps,
+        steps_by_task=steps_by_task,
+        steps_plot=steps_plot(steps.pairs, "with the base", "after the last task") if steps else "",
+        curves=imitation_curves(origin.imitation),
     )
     page = run / "continual.html"
-    write_atomically(page, text.encode())
+    write_atomically(page, text)
     return page
+
+
+def _first_environment(run: Path, matrix: SuccessMatrix) -> dict[str, Any] | None:
+    """The environment.json of the first task's first stage; None if the folder holds the result alone."""
+    folder = run / f"1_{matrix.order[0]}"
+    found = [folder / stage / "environment.json" for stage in ("warmup", "rl")]
+    facts = next((read_json(file) for file in found if file.exists()), None)
+    # A stage starts from a policy of its own.
+    return facts and {"date": facts.get("date")}
+
+
+def _steps(run: Path, matrix: SuccessMatrix) -> tuple[Steps | None, dict[str, Steps]]:
+    """Env steps to success of the base and after the last task, as `steps_to_success` gives them."""
+    rows = [run / "row_0.json", run / f"{len(matrix.order)}_{matrix.order[-1]}" / "row.json"]
+    if not all(file.exists() for file in rows):
+        return None, {}
+    return steps_to_success(*map(read_result, rows))
 
 
 def matrix_table(result: Mapping[str, Any]) -> str:
@@ -78,20 +96,6 @@ def matrix_table(result: Mapping[str, Any]) -> str:
             cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] n={rate.n}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def heat_map(result: Mapping[str, Any]) -> str:
-    """The success matrix as SVG text: colour and number in %, n below it; a frame marks the task just trained."""
-    matrix = SuccessMatrix.from_dict(result)
-    columns = _columns(matrix)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.2 + 1.05 * len(columns), 1.5 + 0.52 * len(matrix.n)), layout="constrained")
-        axes = figure.subplots()
-        draw_matrix(axes, matrix)
-        axes.set_title(f"{result['structure']}, seed {result['seed']}: success, %", fontsize=10)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
 
 
 def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:

@@ -1,42 +1,22 @@
 """One self-contained HTML page about a run: does RL help, how much, how sure, and what does it look like?"""
 
 import base64
-import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from simplevla.errors import UserError, brief
+from simplevla.errors import UserError
 from simplevla.evaluation.compare import Comparison, compare
-from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
-from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
-from simplevla.report.plots import learning_curves, number_of_updates, success_bars
-from simplevla.report.videos import Clip, read_clips
-from simplevla.storage import read_json, write_atomically
+from simplevla.report.contents import Run, doubts, missing, read_run
+from simplevla.report.plots import imitation_curves, learning_curves, number_of_updates, steps_plot
+from simplevla.report.rendering import render
+from simplevla.report.steps import steps_to_success
+from simplevla.storage import write_atomically
 from simplevla.training.health import Health
-from simplevla.training.runlog import read_rows
 
 MEDIA_TYPES = {".mp4": "video/mp4", ".webp": "image/webp"}
-
-
-@dataclass(kw_only=True)
-class Run:
-    """Contents of a run folder; None or empty where a part is missing."""
-
-    folder: Path
-    config: dict[str, Any] | None
-    environment: dict[str, Any] | None
-    stopped: dict[str, Any] | None
-    rows: list[dict[str, Any]]
-    before: EvaluationResult | None
-    after: EvaluationResult | None
-    clips_before: list[Clip]
-    clips_after: list[Clip]
 
 
 def write_report(run: Path) -> Path:
@@ -48,80 +28,41 @@ def write_report(run: Path) -> Path:
     """
     found = read_run(run)
     page = run / "report.html"
-    write_atomically(page, _render(found).encode())
+    write_atomically(page, _render(found))
     return page
 
 
-def read_run(run: Path) -> Run:
-    """The parts of a run folder; UserError if one is damaged or none is there."""
-    found = Run(
-        folder=run,
-        config=_optional_json(run / "config.json"),
-        environment=_optional_json(run / "environment.json"),
-        stopped=_optional_json(run / "stopped.json"),
-        rows=_metrics(run / "metrics.jsonl"),
-        before=_optional_result(run / "eval" / "before.json"),
-        after=_optional_result(run / "eval" / "after.json"),
-        clips_before=read_clips(run / "videos", "before"),
-        clips_after=read_clips(run / "videos", "after"),
-    )
-    if not (found.config or found.rows or found.before or found.after):
-        raise UserError(
-            f"{run} has no config.json, metrics.jsonl, eval/before.json or eval/after.json; "
-            "expected the folder of a run"
-        )
-    return found
-
-
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
-
-
-def _optional_result(path: Path) -> EvaluationResult | None:
-    return read_result(path) if path.exists() else None
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = read_rows(path.parent)
-    for number, row in enumerate(rows, start=1):
-        if type(row.get("update")) is not int or row["update"] < 0:
-            raise UserError(
-                f"{path}, line {number}: update is {brief(row.get('update'))}; expected a whole number from 0 up"
-            )
-    return rows
-
-
-def _render(run: Run) -> str:
+def _render(run: Run) -> bytes:
     comparison, incomparable = _paired(run)
     curves, not_logged = learning_curves(run.rows) if run.rows else ([], [])
-    before = run.before.by_task if run.before else None
-    after = run.after.by_task if run.after else None
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html.jinja")
-    return template.render(
-        name=run.folder.resolve().name,
+    before = run.before.by_task if run.before else {}
+    after = run.after.by_task if run.after else {}
+    steps, steps_by_task = steps_to_success(run.before, run.after) if run.before and run.after else (None, {})
+    return render(
+        "page.html.jinja",
+        origin=run.origin,
+        subject="before and after RL",
         run=run,
         judged=run.after or run.before,
         comparison=comparison,
         incomparable=incomparable,
-        bars=_image(success_bars(before, after)) if before or after else None,
-        curves=[(panel, _image(svg)) for panel, svg in curves],
+        steps=steps if comparison else None,
+        steps_by_task=steps_by_task,
+        steps_plot=steps_plot(steps.pairs, "before RL", "after RL") if steps else "",
+        curves=curves,
         not_logged=not_logged,
+        imitation_curves=imitation_curves(run.origin.imitation),
         updates=number_of_updates(run.rows),
         totals=_totals(run.rows),
         warnings=Health(run.rows).found,
-        tasks=list(dict.fromkeys([*(before or {}), *(after or {})])),
-        before=before or {},
-        after=after or {},
+        tasks=list(dict.fromkeys([*before, *after])),
+        before=before,
+        after=after,
         films=_films(run, comparison),
         config=list(_flat(run.config or {})),
         environment=list(_flat(run.environment or {})),
-        missing=_missing(run),
-        doubts=_doubts(run),
+        missing=missing(run),
+        doubts=doubts(run),
     )
 
 
@@ -192,10 +133,6 @@ def _data(path: Path) -> str:
     return f"data:{MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _image(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, value as text) of a nested object."""
     for key, value in values.items():
@@ -203,43 +140,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value if isinstance(value, str) else json.dumps(value)
-
-
-def _doubts(run: Run) -> list[str]:
-    """Reasons to doubt an evaluation, one sentence each."""
-    found = []
-    started = (run.environment or {}).get(START_SHA256)
-    if run.before and started and run.before.policy_sha256 != started:
-        found.append("eval/before.json is not of the policy that this run started from (weights sha256 differ).")
-    policy = run.folder / "policy"
-    if run.after and (policy / "model.safetensors").is_file() and run.after.policy_sha256 != policy_fingerprint(policy):
-        found.append("eval/after.json is not of the policy in this run's folder (weights sha256 differ).")
-    if run.before and run.after and run.before.how != run.after.how:
-        found.append(f"The policy before RL acted {run.before.how}, the one after {run.after.how}.")
-    for label, result in (("before", run.before), ("after", run.after)):
-        if result:
-            found += [f"Evaluation {label} RL, {doubt}." for doubt in result.doubts]
-            if result.errors.counts:
-                found.append(f"Evaluation {label} RL, what the environment broke: {result.errors}.")
-            if result.unmeasured:
-                found.append(
-                    f"Evaluation {label} RL has no valid episode of {', '.join(result.unmeasured)}: the overall rate is without."
-                )
-    return found
-
-
-def _missing(run: Run) -> list[str]:
-    parts = {
-        "eval/before.json (success before RL)": run.before,
-        "eval/after.json (success after RL)": run.after,
-        "metrics.jsonl (learning curves)": run.rows,
-        "videos/before.json and its videos": run.clips_before,
-        "videos/after.json and its videos": run.clips_after,
-        "config.json (configuration)": run.config,
-        "environment.json (commit, versions, machine)": run.environment,
-    }
-    logged = {row["update"] for row in run.rows if row["update"] > 0}
-    gaps = max(logged, default=0) - len(logged)
-    some = itertools.islice((str(update) for update in itertools.count(1) if update not in logged), min(gaps, 5))
-    rows = [f"rows of {gaps} updates in metrics.jsonl, of {', '.join(some)} for example"] if gaps else []
-    return [name for name, part in parts.items() if not part] + rows

@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from simplevla.evaluation.result import Rate
-
 Row = Mapping[str, Any]
 """One update's metrics, the keys of docs/metrics.md."""
 
@@ -213,6 +211,32 @@ PANELS = (
 )
 
 
+IMITATION_PANELS = (
+    Panel(
+        title="Imitation loss",
+        caption="Means since the point before; validation is on held-out demonstrations.",
+        keys=("loss", "validation_loss"),
+        draw=_lines({"loss": "training", "validation_loss": "validation"}),
+    ),
+    Panel(
+        title="Success while it imitated, %",
+        caption="Greedy, closed loop, on train initial states.",
+        keys=("success",),
+        draw=_lines({"success": "success"}, scale=100),
+    ),
+)
+
+
+def imitation_curves(rows: Sequence[Row]) -> list[tuple[Panel, str]]:
+    """Panels of a run of `sft` as (panel, SVG), those that have data. Bottom axis: batches."""
+    rows = [{**row, "update": row["batch"]} for row in rows]
+    return [
+        (panel, _curve(panel, rows, "batch"))
+        for panel in IMITATION_PANELS
+        if any(row.get(key) is not None for row in rows for key in panel.keys)
+    ]
+
+
 def learning_curves(rows: Sequence[Row]) -> tuple[list[tuple[Panel, str]], list[str]]:
     """Panels as ([(panel, SVG)], titles of panels without data). Bottom axis: updates; top: episodes."""
     drawn: list[tuple[Panel, str]] = []
@@ -225,12 +249,12 @@ def learning_curves(rows: Sequence[Row]) -> tuple[list[tuple[Panel, str]], list[
     return drawn, missing
 
 
-def _curve(panel: Panel, rows: Sequence[Row]) -> str:
+def _curve(panel: Panel, rows: Sequence[Row], counted: str = "update") -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
         axes = figure.subplots()
         panel.draw(axes, rows)
-        axes.set_xlabel("update")
+        axes.set_xlabel(counted)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         updates, episodes = _series(rows, "episodes_total")
         if len(updates) > 1:
@@ -248,40 +272,21 @@ def _interpolation(x: np.ndarray, y: np.ndarray) -> Callable[[Any], np.ndarray]:
     return lambda values: np.interp(np.asarray(values), x, y)
 
 
-def success_bars(before: Mapping[str, Rate] | None, after: Mapping[str, Rate] | None) -> str:
-    """Success per task with 95 % Wilson intervals, one bar for each evaluation given."""
-    given = [
-        (label, colour, rates)
-        for label, colour, rates in (("before RL", BEFORE, before), ("after RL", AFTER, after))
-        if rates
-    ]
-    tasks = list(dict.fromkeys(task for _, _, rates in given for task in rates))
+def steps_plot(pairs: Sequence[tuple[int, int]], first: str, second: str) -> str:
+    """Env steps to success of states that both policies solve, a point each; below the line the second is faster."""
+    x, y = np.array(pairs).T
+    longest = max(x.max(), y.max()) * 1.05
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 0.6 + 0.46 * len(tasks) + 0.4), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.subplots()
-        thickness = 0.78 / len(given)
-        for number, (label, colour, rates) in enumerate(given):
-            shown = [(index, rates[task]) for index, task in enumerate(tasks) if task in rates and rates[task].n]
-            y = [index + (number - (len(given) - 1) / 2) * thickness for index, _ in shown]
-            x = np.array([100 * rate.rate for _, rate in shown])
-            errors = np.array([[100 * (r.rate - r.low) for _, r in shown], [100 * (r.high - r.rate) for _, r in shown]])
-            axes.barh(y, x, thickness * 0.92, color=colour, label=label)
-            # Light on dark, so that it shows on the bar and on either page.
-            for ink, width in (("#14181c", 3.0), ("#ffffff", 1.2)):
-                axes.errorbar(
-                    x, y, xerr=errors.clip(0), fmt="none", ecolor=ink, elinewidth=width, capsize=2.5, capthick=width
-                )
-        axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.set_xlim(0, 101)
-        axes.set_xlabel("success, %")
-        axes.grid(axis="y", visible=False)
-        _legend_above(axes)
+        axes.plot([0, longest], [0, longest], color=INK, linewidth=1, label="equally fast")
+        axes.scatter(x, y, s=14, alpha=0.55, color=AFTER, linewidths=0)
+        axes.set_xlim(0, longest)
+        axes.set_ylim(0, longest)
+        axes.set_xlabel(f"env steps {first}")
+        axes.set_ylabel(f"env steps {second}")
+        axes.legend(fontsize=8, loc="upper left")
         return _svg(figure)
-
-
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
 
 
 def _svg(figure: Figure) -> str:

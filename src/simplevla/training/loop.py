@@ -54,7 +54,7 @@ class RunOutcome:
 
 
 EXTENDING = dict.fromkeys(
-    ("updates", "stop_at", "eval_every", "eval_episodes_per_task", "checkpoint_every", "keep_checkpoints"), ""
+    ("title", "updates", "stop_at", "eval_every", "eval_episodes_per_task", "checkpoint_every", "keep_checkpoints"), ""
 )
 """Settings that may change when a run is resumed: they say how long it lasts, and what is seen of it."""
 

@@ -1,6 +1,7 @@
 """The records of a run: metrics.jsonl, TensorBoard, a live table in the terminal, and where it ran."""
 
 import dataclasses
+import datetime
 import errno
 import json
 import math
@@ -260,5 +261,6 @@ def environment_facts(seed: int, protocol: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "suite_protocol": protocol,
         "seed": seed,
+        "date": datetime.date.today().isoformat(),
         "command": sys.argv,
     }
