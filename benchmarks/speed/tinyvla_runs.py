@@ -2,12 +2,13 @@
 
     python -m benchmarks.speed.tinyvla_runs [tinyvla_s]
 
-Each run is a process of its own, in float32 and in bfloat16. Writes docs/results/SIZE_runs.json and .md.
+Each run is a process of its own, in float32 and in bfloat16. What is measured stays in runs/bench/SIZE_runs, where the
+same command goes on after an interruption. Writes docs/results/SIZE_runs.json and .md.
 """
 
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -32,10 +33,11 @@ from simplevla.evaluation.provenance import commit
 from simplevla.planning.plan import plan
 from simplevla.planning.unfilled import add_trained_adapter, saved
 from simplevla.runs import continual, sft, train
-from simplevla.storage import write_atomically, write_json
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.training.runlog import read_rows
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 TASKS = ("press_button", "lift_block")
 SUITE = SuiteConfig(name="benchmarks.support.solved_by_chance:make", tasks=TASKS)
 CHUNK = 16
@@ -131,16 +133,30 @@ def measured(work: Path, size: str, run: Run, precision: Precision) -> dict[str,
 
 
 def main(size: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        for name, tasks in {"both": TASKS, **{task: (task,) for task in TASKS}}.items():
+    work = ROOT / "runs" / "bench" / f"{size}_runs"
+    for name, tasks in {"both": TASKS, **{task: (task,) for task in TASKS}}.items():
+        if not (work / name).exists():
             generate(DemosConfig(suite=SuiteConfig(name="tabletop", tasks=tasks), episodes=8, workers=1), work / name)
-        found: dict[str, dict[str, Any]] = {}
-        for precision in PRECISIONS:
-            for run in RUNS:
-                found.setdefault(run, {})[precision] = measured(work, size, run, precision)
-                print(run, precision, found[run][precision], flush=True)
-    result = {"size": size, "machine": this_machine(), "commit": commit(), "chunk": CHUNK, "runs": found}
+    done = work / "measured.json"
+    found: dict[str, dict[str, Any]] = read_json(done) if done.exists() else {run: {} for run in RUNS}
+    for precision in PRECISIONS:
+        for run in RUNS:
+            if precision in found[run]:
+                continue
+            shutil.rmtree(work / f"{run}_{precision}", ignore_errors=True)
+            found[run][precision] = {**measured(work, size, run, precision), "commit": commit()}
+            print(run, precision, found[run][precision], flush=True)
+            write_json(done, found)
+            # Checkpoints of several GB each; the next runs start from the policy alone.
+            if run != "sft":
+                shutil.rmtree(work / f"{run}_{precision}")
+    result = {
+        "size": size,
+        "machine": this_machine(),
+        "threads": torch.get_num_threads(),
+        "chunk": CHUNK,
+        "runs": found,
+    }
     write_json(RESULTS / f"{size}_runs.json", result)
     write_atomically(RESULTS / f"{size}_runs.md", page(result).encode())
 
@@ -160,6 +176,7 @@ def page(result: dict[str, Any]) -> str:
         for p in PRECISIONS
         if "formula_gb" in (row := runs[run][p])
     ]
+    commits = ", ".join(sorted({row["commit"][:12] for of_run in runs.values() for row in of_run.values()}))
     return f"""# {size}: whole runs of `sft`, `train` and `continual`
 
 Supervised fine-tuning, RL and continual training at real size need at most {peaks["float32"]:.1f} GB in float32 and {peaks["bfloat16"]:.1f} GB with `--precision bfloat16`, on a CPU.
@@ -174,11 +191,11 @@ Where `simplevla plan` has a formula, it stands beside the peak, with the gap of
 |---|---|---|---|---|
 {chr(10).join(planned)}
 
-- Command: `python -m benchmarks.speed.tinyvla_runs {size}`. Machine: {result["machine"]}, {torch.get_num_threads()} thread(s). Commit {result["commit"]}. Data: `{size}_runs.json`. One run of each.
+- Command: `python -m benchmarks.speed.tinyvla_runs {size}`. Machine: {result["machine"]}, {result["threads"]} thread(s). Commits {commits}. Data: `{size}_runs.json`. One run of each.
 - Random weights: no pretrained ones were at hand. Diffusion head, chunks of {CHUNK}, two cameras of `tabletop` resized by the policy. Random weights solve nothing, so an episode counts as solved if its first action points to positive x.
 - Each run is a process of its own. Its peak is that of the process tree (simulators, reading), shared pages counted once, with Python and torch; starting and writing checkpoints are in the minutes.
 - Batches and micro-batches of 1, activations checkpointed; an update is of one pair of siblings. Continual training imitates one batch of each task and evaluates one held-out state of each task in each row.
-- The peak is above the formula by what the C library keeps of freed memory ([what fits](../memory.md)).
+- The formula counts all that may be in use at once, simulators and 1 GB per process included ([what fits](../memory.md)). A whole run also holds several policies while it merges or evaluates adapters, and what the C library keeps of freed memory.
 """
 
 
