@@ -47,7 +47,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
 
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
 	@$(TORCH)
-	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,eightbit,bench]'
+	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,eightbit,bench,wandb,trackio]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv

@@ -14,6 +14,7 @@ from simplevla.commands.bench import bench_command
 from simplevla.commands.imports import import_command
 from simplevla.commands.listing import list_command
 from simplevla.commands.planning import plan_command
+from simplevla.commands.push import push_command
 from simplevla.commands.results import compare_command, evaluate_command, report_command
 from simplevla.commands.runs import continual_command, demo_command, demos_command, sft_command, train_command
 from simplevla.commands.suites import check_suite_command
@@ -102,6 +103,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (report_command, "write one HTML page about a run"),
     "adapters": (adapters_command, "list, show, export, add, merge or route the adapters of a policy"),
     "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint, or HDF5 demonstrations"),
+    "push": (push_command, "upload a policy to the Hugging Face hub, with a page about it"),
     "check-suite": (check_suite_command, "find mistakes in a suite of your own"),
     "demo": (demo_command, "run the main job on the embedded suite, from nothing to a report"),
     "bench": (bench_command, "measure rollouts and updates side by side with how others do them"),

@@ -47,6 +47,7 @@ def _is_path(path: str) -> str:
 Device = Annotated[str, AfterValidator(_computes)]
 Folder = Annotated[str, AfterValidator(_is_path)]
 Precision = Literal["float32", "bfloat16"]
+TrackerName = Literal["wandb", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,9 +319,9 @@ class SFTConfig(ReadingConfig):
     """Supervised fine-tuning on demonstrations."""
 
     dataset: Folder = ""
-    """Folder of a LeRobotDataset v3.0 or v2.1."""
+    """Folder of a LeRobotDataset v3.0 or v2.1, or `hf://OWNER/NAME` on the hub."""
     policy: Folder = "nano"
-    """Preset of the tinyvla policy to start from, or the folder of a saved policy."""
+    """Preset of the tinyvla policy to start from, or a saved policy: its folder, or `hf://OWNER/NAME` on the hub."""
     head: Literal["tokens", "diffusion"] = "tokens"
     """Head of a new policy; a saved one keeps its own."""
     chunk_length: Dimensions = 5
@@ -369,6 +370,8 @@ class SFTConfig(ReadingConfig):
     """Seed of a new policy, of the batches and of the held-out demonstrations."""
     device: Device = "cpu"
     """Device of training, validation and closed-loop evaluation; `ray.learners` train on their own GPUs."""
+    tracker: TrackerName | None = None
+    """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
         _require(
@@ -399,7 +402,7 @@ class TrainConfig:
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     policy: Folder = ""
-    """Folder of the supervised policy to start from."""
+    """The supervised policy to start from: its folder, or `hf://OWNER/NAME[@REVISION][/FOLDER]` on the hub."""
     updates: Count = 100
     """Number of updates, each of fresh rollouts."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -435,6 +438,8 @@ class TrainConfig:
     """Device on which the policy acts and trains."""
     title: str = ""
     """Title of the report. A recipe sets it to its name; without one the suite's is taken."""
+    tracker: TrackerName | None = None
+    """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
         _require(

@@ -17,6 +17,7 @@ RANKS = {
     "record": -1,
     "types": 0,
     "config": 0,
+    "hub": 0,
     "allocation": 0,
     "storage": 0,
     "terminal": 0,
@@ -49,6 +50,9 @@ ALLOWED = {
     "ray": {"distributed"},
     "torchao": {"training"},
     "h5py": {"demonstrations"},
+    "wandb": {"training"},
+    "trackio": {"training"},
+    "huggingface_hub": {"hub", "evaluation"},
 }
 MODULE = re.compile(r"simplevla(\.\w+)+(:\w+)?")
 WITHOUT_TORCH = ("types.py", "config.py", "suites", "rollout/workers.py", "rollout/crew.py", "demonstrations/expert.py")

@@ -3,7 +3,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
@@ -39,15 +38,6 @@ def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.write({"update": 1, "approx_kl": float("nan"), "ratio_max": float("inf"), "loss": -0.25})
     assert read_rows(tmp_path) == [{"update": 1, "approx_kl": None, "ratio_max": None, "loss": -0.25}]
-
-
-def test_tensorboard_has_the_numbers_by_update(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
-        log.write({"update": 3, "train_success": 0.5, "success_by_task": {"reach": [1, 2]}})
-        log.write({"update": 4, "train_success": 0.75})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["train_success"]
-    assert [(event.step, event.value) for event in events.Scalars("train_success")] == [(3, 0.5), (4, 0.75)]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

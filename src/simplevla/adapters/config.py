@@ -58,7 +58,8 @@ class ContinualConfig:
     demos: DemosConfig = field(default_factory=DemosConfig)
     """Settings of these demonstrations; their suite and number are overwritten."""
     warmup: SFTConfig = field(default_factory=SFTConfig)
-    """Settings of the imitation of demonstrations; dataset, replay, policy, suite, seed and device are overwritten."""
+    """Settings of the imitation of demonstrations; dataset, replay, policy, suite, seed, device,
+    precision and tracker are overwritten."""
     replay_share: ShareBelow1 = 0.0
     """Share of each batch of imitation that is drawn from the earlier tasks' demonstrations (experience replay)."""
     eval_episodes_per_task: Count = 0

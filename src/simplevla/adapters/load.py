@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from simplevla import hub
 from simplevla.adapters.bank import AdapterBank, restore_bank
 from simplevla.adapters.files import BANK
 from simplevla.errors import UserError
@@ -12,11 +13,14 @@ from simplevla.policies.load import architecture, move_to_device
 def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
     """The policy saved in `folder`, on `device`, ready to act; with its adapters, if it was saved with any.
 
+    Args:
+        folder: on this machine, or `hf://OWNER/NAME[@REVISION][/FOLDER]` on the hub.
+
     Raises:
         UserError: there is no policy, or one of an unknown architecture, its files don't fit each other, or there is no
-            such device here.
+            such device here, or no such policy on the hub.
     """
-    folder = Path(folder)
+    folder = hub.local_folder(folder, "model")
     policy = architecture(folder).load(folder)
     if (folder / BANK).is_file():
         restore_bank(policy, folder)

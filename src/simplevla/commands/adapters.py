@@ -19,21 +19,23 @@ if TYPE_CHECKING:
     from simplevla.adapters.bank import AdapterBank
     from simplevla.adapters.files import AdapterCard
 
-POLICY = tyro.conf.Positional[Path]
+POLICY = tyro.conf.Positional[str]
+"""Folder of a saved policy, or hf://OWNER/NAME on the hub."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class List:
     """The adapters of a saved policy, or those in a folder of exported ones."""
 
-    folder: tyro.conf.Positional[Path]
-    """Folder of the policy, or of the exported adapters."""
+    folder: POLICY
+    """Folder of the policy, or of the exported adapters; or the policy's name on the hub."""
 
     def run(self) -> None:
+        from simplevla import hub
         from simplevla.adapters.files import list_cards
 
         table = Table("name", "kind", "rank", "modules", "instructions", "success", "seed", "frozen", "base")
-        for card in list_cards(self.folder):
+        for card in list_cards(hub.local_folder(self.folder, "model")):
             table.add_row(*_row(card))
         Console().print(table)
 
@@ -92,12 +94,11 @@ class New:
 
     def run(self) -> None:
         from simplevla.adapters.bank import AdapterBank, bank_of
-        from simplevla.adapters.files import BANK
         from simplevla.adapters.load import load_policy
 
         _require_new(self.out)
         policy = load_policy(self.policy)
-        bank = bank_of(policy) if (self.policy / BANK).exists() else AdapterBank(policy)
+        bank = AdapterBank(policy) if policy.adapter_bank is None else bank_of(policy)
         config = None if self.start_from else self.adapter
         bank.add(self.name, config, start_from=self.start_from, instructions=self.instructions, seed=self.seed)
         bank.activate(self.name, training=True)

@@ -58,6 +58,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "simplevla import demonstrations recordings demos/mine --layout act",
         "simplevla import demonstrations lift.hdf5 demos/lift --layout robomimic --instruction 'lift the cube'",
     ),
+    "push": (
+        "simplevla push runs/rl/policy OWNER/NAME",
+        "simplevla push runs/rl/policy OWNER/NAME --private --license apache-2.0",
+    ),
     "check-suite": (
         "simplevla check-suite tabletop",
         "simplevla check-suite package.module:factory",

@@ -1,7 +1,6 @@
 """Prediction of the memory that a recipe needs, and of an update's seconds where they were measured."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -47,6 +46,7 @@ def plan_command(arguments: list[str]) -> int:
     )
     parsed = read_arguments(PlanArguments, "plan", rest, default)
 
+    from simplevla import hub
     from simplevla.adapters.config import AdapterConfig
     from simplevla.planning import show, unfilled
     from simplevla.planning.plan import Machine, plan, remedies
@@ -58,7 +58,7 @@ def plan_command(arguments: list[str]) -> int:
 
     def policy(adapter_rank: int) -> "Policy":
         if config.policy:
-            made = unfilled.saved(Path(config.policy))
+            made = unfilled.saved(hub.local_folder(config.policy, "model"))
         else:
             made = unfilled.supervised(supervised(), suite) if supervised else unfilled.published_openvla_oft(suite)
         if adapter_rank:

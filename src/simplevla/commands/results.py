@@ -22,8 +22,8 @@ class EvalArguments:
     """
 
     config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
-    policy: Path
-    """Folder of a saved policy, for example RUN/policy."""
+    policy: str
+    """Folder of a saved policy, for example RUN/policy, or hf://OWNER/NAME on the hub."""
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     out: Path | None = None

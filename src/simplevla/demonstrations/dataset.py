@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from simplevla import hub
 from simplevla.config import ReadingConfig, camera_features
 from simplevla.demonstrations import metadata
 from simplevla.demonstrations.bounds import bounded_statistics, statistics_of, warn_of_other_statistics
@@ -62,6 +63,7 @@ class LeRobotDataset:
     """A dataset on the disk; opening it reads the `meta/` folder only, `rows` and `load_all` read the data files.
 
     Args:
+        folder: on this machine, or `hf://OWNER/NAME[@REVISION][/FOLDER]` on the hub.
         reading: what of it is read, and the names that it has here; None: all. All below is about that part.
 
     Raises:
@@ -70,7 +72,7 @@ class LeRobotDataset:
     """
 
     def __init__(self, folder: Path | str, reading: ReadingConfig | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = hub.local_folder(folder, "dataset")
         self.reading = reading = reading or ReadingConfig()
         self.info = metadata.read_info(self.folder)
         self.features: dict[str, dict[str, Any]] = self.info["features"]

@@ -4,8 +4,10 @@ import contextlib
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
 from simplevla.errors import UserError
@@ -118,6 +120,7 @@ def evaluate(
     """Closed-loop success of a saved policy, each (task, initial state) of a split once, with a progress bar.
 
     Args:
+        policy_folder: on this machine, or `hf://OWNER/NAME[@REVISION][/FOLDER]` on the hub.
         config: split, number of initial states, greedy or sampled; None: greedily on all held-out ones.
         device: where the policy computes.
         precision: of its products, as in `TrainConfig.precision`.
@@ -126,7 +129,9 @@ def evaluate(
         UserError: the policy doesn't fit the suite, or as in `evaluate_with`.
     """
     suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
-    policy = load_policy(policy_folder, device)
+    source = hub.pinned(str(policy_folder), "model")
+    folder = hub.local_folder(source, "model")
+    policy = load_policy(folder, device)
     policy.compute_in(precision)
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
@@ -135,7 +140,8 @@ def evaluate(
         RolloutEngine(suite_config, rollout, policy.chunk_length) as engine,
         showing_episodes("evaluation", suite, config) as show,
     ):
-        return evaluate_with(engine, policy, suite, config, show, Path(policy_folder))
+        result = evaluate_with(engine, policy, suite, config, show, folder)
+    return replace(result, policy=source)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 import warnings
 from pathlib import Path
 
+from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, TrainConfig
+from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate, evaluation_pairs
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
@@ -24,7 +26,11 @@ def gather_evidence(run: Path) -> None:
     both are left as they are.
     """
     config = load_config(TrainConfig, run)
-    folders = {"before": Path(config.policy), "after": run / "policy"}
+    try:
+        folders = {"before": hub.local_folder(config.policy, "model"), "after": run / "policy"}
+    except UserError as error:
+        warnings.warn(f"before and after aren't compared: {error}", stacklevel=2)
+        return
     if not all((folder / "model.safetensors").is_file() for folder in folders.values()):
         return
     facts = read_json(run / "environment.json") if (run / "environment.json").exists() else {}

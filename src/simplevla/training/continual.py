@@ -9,7 +9,8 @@ A run folder holds `row_0.json` (the base policy on every task) and per task `1_
     adapter/         the task's adapter alone, with its success
     stage.json       how RL ended, episodes, bytes of the adapter
 
-and `continual.json`, the result. What exists is not done again, so a run goes on wherever it was stopped.
+`continual.json`, the result, and `metrics.jsonl` with the rows of the success matrix. What exists is not done again, so
+a run goes on wherever it was stopped.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simplevla import hub
 from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.load import load_policy
@@ -24,7 +26,7 @@ from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.checked import from_dict
-from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig
+from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.joined import require_one_size
@@ -45,7 +47,8 @@ from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from simplevla.training.loop import MakeEngine, MakeLearner, RunOutcome, local_engine, train
 from simplevla.training.run_folder import CONFIG, open_run, require_same, write_config
-from simplevla.training.runlog import read_rows
+from simplevla.training.runlog import METRICS, MetricsFile, read_rows
+from simplevla.training.tracking import Tracker
 
 SHARED = "shared"
 FOLD_STATES = 4
@@ -82,6 +85,11 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
                 "their adapters is meant. Train one of them, or use the structure 'shared'"
             )
     with open_run(run, resume, "continual"):
+        config = replace(
+            config,
+            train=replace(config.train, policy=hub.pinned(config.train.policy, "model")),
+            data=tuple(f"{task}={hub.pinned(folder, 'dataset')}" for task, folder in config.folders.items()),
+        )
         if resume:
             require_same(run, config)
         write_config(run, config)
@@ -91,7 +99,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
 
 
 def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Makers) -> dict[str, Any]:
-    policy = Path(config.train.policy)
+    policy = hub.local_folder(config.train.policy, "model")
     base = load_policy(policy)
     sizes = {
         demos: _checked_data(base, suite, task, demos, config.warmup).cameras for task, demos in config.folders.items()
@@ -104,7 +112,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
     del base
     with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
 
-        def row(file: Path, folder: Path) -> EvaluationResult:
+        def row(number: int, file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
                 deployed = _as_deployed(config, load_policy(folder, config.train.device), suite)
@@ -115,10 +123,11 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
                         f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
                         "matrix needs all tasks: mend the environment, and go on with --resume"
                     )
+                _record(config, run, number, result)
                 write_result(file, replace(result, policy=str(folder)))
             return read_result(file)
 
-        rows = [row(run / "row_0.json", policy)]
+        rows = [row(0, run / "row_0.json", policy)]
         stages = []
         for number, task in enumerate(config.tasks, start=1):
             folder = run / f"{number}_{task}"
@@ -129,13 +138,25 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
             stages.append(_stage(config, suite, task, number, policy, folder, makers))
             policy = _trained(config, folder)
             console.print(f"{_place(config, task)}: evaluating all tasks")
-            rows.append(row(folder / "row.json", policy))
+            rows.append(row(number, folder / "row.json", policy))
             _export(config, task, rows[-1], policy, folder / "adapter")
             done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
             console.print(f"held-out success after {task}: {done}")
     result = _result(config, run, rows, stages)
     write_json(run / "continual.json", result)
     return result
+
+
+def _record(config: ContinualConfig, run: Path, number: int, result: EvaluationResult) -> None:
+    """Appends the success after `number` tasks to metrics.jsonl, TensorBoard and the tracker."""
+    metrics = run / METRICS
+    kept = metrics.stat().st_size if number and metrics.exists() else 0
+    success = {task: (rate.solved, rate.n) for task, rate in result.by_task.items()}
+    with (
+        Tracker(config.train.tracker, run, to_dict(config), "tasks_trained") as tracker,
+        MetricsFile(run, kept, number, "tasks_trained", tracker=tracker) as log,
+    ):
+        log.write({"tasks_trained": number, "held_out_by_task": success})
 
 
 def _stage(
@@ -240,7 +261,7 @@ def _imitate(
         settings = replace(config.warmup, dataset=demos, replay=replay, replay_share=config.replay_share)
         settings = replace(settings, policy=str(start), suite=only)
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
-        settings = replace(settings, precision=config.train.precision)
+        settings = replace(settings, precision=config.train.precision, tracker=config.train.tracker)
         console.print(f"{_place(config, task)}: imitation")
         sft(settings, run, (run / CONFIG).exists(), make_trainer)
     return run / "policy"

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from simplevla import hub
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.allocation import keep_freed_memory
-from simplevla.config import EvalConfig, RolloutConfig, SFTConfig
+from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.demonstrations.outlook import outlook
@@ -40,6 +41,7 @@ from simplevla.training.imitator import ImitationTrainer, Imitator, weighted_los
 from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.run_folder import newest_checkpoint, open_run, record_facts, require_same, write_config
 from simplevla.training.runlog import MetricsFile, environment_facts
+from simplevla.training.tracking import Tracker
 
 LOG_EVERY = 25
 """Batches per line of metrics.jsonl."""
@@ -68,6 +70,12 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
     """
     keep_freed_memory()
     with open_run(run, resume, "sft") as folder:
+        config = replace(
+            config,
+            policy=hub.pinned(config.policy, "model"),
+            dataset=hub.pinned(config.dataset, "dataset"),
+            replay=tuple(hub.pinned(source, "dataset") for source in config.replay),
+        )
         if resume:
             config = require_same(run, config, _extending(config))
         checkpoint = newest_checkpoint(run, "batch", min(config.validate_every, config.batches)) if resume else None
@@ -105,9 +113,10 @@ def _sft(
     record_facts(run, environment_facts(config.seed, dataset.origin or {}), first)
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.device))
+        tracker = stack.enter_context(Tracker(config.tracker, run, to_dict(config), "batch"))
         keep_bytes = checkpoint.state["metrics_bytes"] if checkpoint else 0
         batches = stack.enter_context(chunk_batches(config, run, datasets, policy, samples.requests(first)))
-        log = stack.enter_context(MetricsFile(run, keep_bytes, first, "batch", folder.check, prefix="sft/"))
+        log = stack.enter_context(MetricsFile(run, keep_bytes, first, "batch", folder.check, "sft", tracker))
         trial = None
         if config.eval_episodes_per_task > 0:
             trial = stack.enter_context(ClosedLoop(config, policy))
@@ -143,7 +152,7 @@ def _sft(
 def _extending(config: SFTConfig) -> dict[str, str]:
     """Settings that may change when a run goes on, and why `batches` may not where the learning rate depends on it."""
     depends = "" if config.schedule == "constant" else " (the cosine schedule's learning rates depend on it)"
-    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": "", "memory_gb": ""}
+    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": "", "memory_gb": "", "tracker": ""}
 
 
 def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
@@ -152,7 +161,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     Raises:
         UserError: the saved policy doesn't fit the dataset.
     """
-    if not Path(config.policy).is_dir():
+    if not _is_saved(config.policy):
         return with_preset(config.policy).create(
             config.policy,
             cameras=list(dataset.cameras),
@@ -167,6 +176,10 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
     policy = load_policy(config.policy)
     require_fits(policy, dataset)
     return policy
+
+
+def _is_saved(policy: str) -> bool:
+    return hub.is_reference(policy) or Path(policy).is_dir()
 
 
 def require_fits(policy: Policy, dataset: LeRobotDataset) -> None:
@@ -196,7 +209,7 @@ def add_adapter(policy: Policy, config: SFTConfig, instructions: Sequence[str]) 
     Raises:
         UserError: the policy is a new one, has adapters already, or can't have any.
     """
-    if not Path(config.policy).is_dir():
+    if not _is_saved(config.policy):
         raise UserError(
             f"adapter_rank is {config.adapter_rank} and the policy {config.policy!r} a new one, whose base would stay random; "
             "expected the folder of a saved policy, or adapter_rank 0"

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.algorithm.advantage import group_relative_advantages
-from simplevla.config import EvalConfig, TrainConfig
+from simplevla.config import EvalConfig, TrainConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
@@ -39,6 +40,7 @@ from simplevla.training.run_folder import (
     write_config,
 )
 from simplevla.training.runlog import Environment, RunLog, environment_facts, read_rows
+from simplevla.training.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,11 @@ class RunOutcome:
 
 
 EXTENDING = dict.fromkeys(
-    ("title", "updates", "stop_at", "eval_every", "eval_episodes_per_task", "checkpoint_every", "keep_checkpoints"), ""
+    (
+        *("title", "updates", "stop_at", "eval_every", "eval_episodes_per_task"),
+        *("checkpoint_every", "keep_checkpoints", "tracker"),
+    ),
+    "",
 )
 """Settings that may change when a run is resumed: they say how long it lasts, and what is seen of it."""
 
@@ -89,6 +95,7 @@ def train(
         OSError: the run folder can't be written.
     """
     with open_run(run, resume, "train") as folder:
+        config = replace(config, policy=hub.pinned(config.policy, "model"))
         if resume:
             config = require_same(run, config, EXTENDING)
         checkpoint = newest_checkpoint(run, "update", config.checkpoint_every) if resume else None
@@ -128,9 +135,10 @@ def _train(
     started = time.monotonic()
     with (
         deterministic(config.device),
+        Tracker(config.tracker, run, to_dict(config), "update") as tracker,
         make_engine(config, policy) as engine,
         _rollouts(engine, policy, sampler, config, progress.update, checkpoint) as rollouts,
-        RunLog(run, keep_bytes, progress.update + 1, config.updates, check=folder.check) as log,
+        RunLog(run, keep_bytes, progress.update + 1, config.updates, check=folder.check, tracker=tracker) as log,
     ):
         health = Health(read_rows(run))
         log.warn(warning for warning, _ in health.found)
@@ -212,7 +220,7 @@ def _rollouts(
 def _policy_folder(config: TrainConfig) -> Path:
     if not config.policy:
         raise UserError("no policy given; name the folder of a supervised one: --policy runs/sft/policy")
-    return Path(config.policy)
+    return hub.local_folder(config.policy, "model")
 
 
 def _write_facts(config: TrainConfig, run: Path, suite: Suite, update: int) -> None:

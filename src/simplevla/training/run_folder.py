@@ -14,6 +14,7 @@ from simplevla.config import OptimizerConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.record import RUN_LOG, begin_records, recorded
 from simplevla.storage import LOCK, FolderLock, is_leftover, read_as, read_json, remove_leftovers, write_json
+from simplevla.training import tracking
 from simplevla.training.checkpoint import Checkpoint, load_latest
 from simplevla.training.runlog import METRICS, Environment, read_rows
 
@@ -23,7 +24,7 @@ CONFIG = "config.json"
 """The first file of a run: without it a folder holds none."""
 OWN_SETTING = {"train": "updates", "sft": "dataset", "continual": "structure"}
 """Command -> a setting that no other command's runs have."""
-START = {LOCK, CONFIG, RUN_LOG, "environment.json", METRICS, "tensorboard"}
+START = {LOCK, CONFIG, RUN_LOG, "environment.json", METRICS, "tensorboard", tracking.FILE, "wandb"}
 """All that a run has before it has learned anything."""
 
 

@@ -26,7 +26,9 @@ from simplevla.evaluation import provenance
 from simplevla.progress import duration
 from simplevla.storage import LONGEST_JSON, parse_json, storage_errors
 from simplevla.terminal import Console
+from simplevla.training.curves import curves
 from simplevla.training.health import HealthWarning
+from simplevla.training.tracking import Tracker
 
 METRICS = "metrics.jsonl"
 LARGEST = 1e300
@@ -54,13 +56,14 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 class MetricsFile:
-    """Appends rows to metrics.jsonl and their numbers to TensorBoard. Use as a context manager.
+    """Appends rows to metrics.jsonl and their curves to TensorBoard and a tracker. Use as a context manager.
 
     Args:
         keep_bytes: length that a checkpoint says; what lies after it is newer than the checkpoint, and is dropped.
         first: value of `key` in the first row to come.
         key: name of the x-axis, which every row has.
         check: raises OSError if the run folder is gone.
+        group: as in `curves`.
 
     Raises:
         OSError: metrics.jsonl can't be written.
@@ -73,10 +76,11 @@ class MetricsFile:
         first: int,
         key: str,
         check: Callable[[], None] = lambda: None,
-        prefix: str = "",
+        group: str = "",
+        tracker: Tracker | None = None,
     ) -> None:
         self.file = run / METRICS
-        self._key, self._prefix, self.check = key, prefix, check
+        self._key, self._group, self._tracker, self.check = key, group, tracker, check
         with storage_errors(self.file):
             self._stream = self.file.open("ab", buffering=0)
             self._stream.truncate(keep_bytes)
@@ -104,18 +108,17 @@ class MetricsFile:
             if self._stream.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._stream.fileno())
-        for key, value in finite.items():
-            if key != self._key and isinstance(value, int | float):
-                self._tensorboard.add_scalar(self._prefix + key, value, row[self._key])
+        values = curves(finite, self._key, self._group)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, row[self._key])
         self._tensorboard.flush()
+        if self._tracker is not None:
+            self._tracker.log(values, row[self._key])
         return finite
 
 
 class RunLog(MetricsFile):
-    """The rows of an RL run, one per update, whose last ones the terminal shows, and the time left.
-
-    Rows are flat: numbers become TensorBoard scalars; anything else (`success_by_task`) is kept in the file alone.
-    """
+    """The rows of an RL run, one per update, whose last ones the terminal shows, and the time left."""
 
     def __init__(
         self,
@@ -125,8 +128,9 @@ class RunLog(MetricsFile):
         updates: int = 0,
         console: Console | None = None,
         check: Callable[[], None] = lambda: None,
+        tracker: Tracker | None = None,
     ) -> None:
-        super().__init__(run, keep_bytes, first_update, "update", check)
+        super().__init__(run, keep_bytes, first_update, "update", check, tracker=tracker)
         self._first, self._updates = first_update, updates
         self._began = time.monotonic()
         self._shown = deque(read_rows(run), maxlen=ROWS_SHOWN)
@@ -205,6 +209,7 @@ class Texts:
 
     success_by_task: dict[str, tuple[Count, Count]] | None = None
     eval_by_task: dict[str, tuple[Count, Count]] | None = None
+    held_out_by_task: dict[str, tuple[Count, Count]] | None = None
     errors: dict[str, Count] | None = None
     eval_errors: dict[str, Count] | None = None
     last_error: str | None = None
