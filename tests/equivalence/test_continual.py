@@ -1,5 +1,6 @@
 """Tasks one after another, for real but small: worker processes, a nano policy, RL on a fake suite."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +39,7 @@ from simplevla.suites.registry import make_suite
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
 from simplevla.training.health import Health
+from simplevla.training.learner import Learner
 from simplevla.training.runlog import read_rows
 from small_tinyvla import for_fake_suite, observations, rows
 
@@ -72,6 +74,28 @@ def config(base: Path, **changes: Any) -> ContinualConfig:
     )
     values = {"train": train, "tasks": ORDER, "adapter": AdapterConfig(rank=2, alpha=2.0), **changes}
     return ContinualConfig(**values)
+
+
+def living_policies() -> int:
+    return sum(isinstance(one, Policy) for one in gc.get_objects())
+
+
+def test_one_policy_at_a_time_fills_the_memory(base: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def learner(policy: Policy, settings: TrainConfig) -> Learner:
+        seen.append(living_policies() - before)
+        return Learner(policy, settings)
+
+    gc.collect()
+    before = living_policies()
+    # The collector comes by when it has many new objects; a policy of gigabytes is few.
+    gc.disable()
+    try:
+        continual(config(base), tmp_path / "run", makers=replace(room.LOCAL, learner=learner))
+    finally:
+        gc.enable()
+    assert seen == [1, 1]
 
 
 def weights(folder: Path) -> dict[str, bytes]:

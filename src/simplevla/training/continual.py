@@ -170,11 +170,7 @@ def _stage(
     only = replace(config.train.suite, tasks=(task,))
     start = folder / "start"
     if not start.exists():
-        policy = load_policy(previous, config.train.device)
-        if config.structure != "full":
-            _prepare(config, policy, suite, task, number)
-        with atomic_folder(start) as temporary:
-            policy.save(temporary)
+        _write_start(config, suite, task, number, previous, start)
     if task in config.folders or config.warmup_demos:
         start = _imitate(config, only, task, folder, start, makers.imitator)
     rl = folder / "rl"
@@ -202,6 +198,15 @@ def _stage(
         console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _write_start(config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, start: Path) -> None:
+    """Writes the policy that learns `task`: the one before, with what is to be trained ready."""
+    policy = load_policy(previous, config.train.device)
+    if config.structure != "full":
+        _prepare(config, policy, suite, task, number)
+    with atomic_folder(start) as temporary:
+        policy.save(temporary)
 
 
 def _place(config: ContinualConfig, task: str) -> str:
