@@ -132,7 +132,7 @@ def test_a_row_and_a_card_have_the_success_that_was_just_measured(
         ({"reach": 0, "near": 1, "far": 0}, {"reach": 2, "near": 0, "far": 1}, {"reach": 1, "near": 0, "far": 2})
     )
 
-    def evaluated(engine: object, policy: Policy, suite: Suite, settings: object) -> EvaluationResult:
+    def evaluated(engine: object, policy: Policy, suite: Suite, settings: object, *_: object) -> EvaluationResult:
         outcomes = [
             Outcome(task=task, initial_state=state, success=state < count, env_steps=1)
             for task, count in next(solved).items()
