@@ -1,5 +1,6 @@
 """Loads a policy and acts on one observation: python examples/act.py runs/example/rl/policy."""
 
+import signal
 import sys
 
 import numpy as np
@@ -21,4 +22,6 @@ def main(folder: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    # Nobody reading on, as with `| head`, ends the program without a complaint.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main(sys.argv[1])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +96,8 @@ def child(work: Path, size: str, run: Run, precision: Precision) -> None:
         train(config, out)
         return
     data = tuple(f"{task}={work / task}" for task in TASKS)
-    warmup = imitation(work, size, precision, 1)
+    # Each task has its own dataset, and the policy is RL's.
+    warmup = replace(imitation(work, size, precision, 1), dataset="", policy=SFTConfig().policy)
     stages: Literal["sft", "sft+rl"] = "sft" if run == "continual_sft" else "sft+rl"
     continual(
         ContinualConfig(train=config, tasks=TASKS, stages=stages, data=data, warmup=warmup, eval_episodes_per_task=1),

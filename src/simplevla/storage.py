@@ -190,13 +190,17 @@ def is_leftover(path: Path) -> bool:
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
-def require_writable(target: Path, overwrite: bool = False) -> None:
-    """Refuses a file for a result before the work that gives it.
+def require_writable(target: Path | None, overwrite: bool = False) -> None:
+    """Refuses a file for a result before the work that gives it; None is none.
 
     Raises:
-        UserError: it exists, without `overwrite`.
+        UserError: it exists, without `overwrite`; or there is none, with it.
         OSError: nothing can be written there.
     """
+    if target is None:
+        if overwrite:
+            raise UserError("--overwrite without --out; expected the file to replace, or neither")
+        return
     if target.is_dir():
         raise UserError(f"{target} is a folder; expected the name of a file")
     if target.exists() and not overwrite:

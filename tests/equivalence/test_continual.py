@@ -367,7 +367,7 @@ def test_tasks_are_learned_from_their_own_data_alone(
 
     monkeypatch.setattr(room, "generate", no_expert)
     data = tuple(demonstrations(tmp_path / "data", task) for task in ORDER)
-    share = 0.5 if structure in ("shared", "full") else 0.0
+    share = 0.25 if structure in ("shared", "full") else 0.0
     settings = config(base, structure=structure, stages="sft", data=data, warmup=IMITATION, replay_share=share)
     result = continual(settings, tmp_path / "run")
     assert [len(row) for row in result["matrix"]] == [3, 3, 3]
@@ -379,7 +379,7 @@ def test_tasks_are_learned_from_their_own_data_alone(
         learned = json.loads((folder / "warmup/config.json").read_text())
         assert learned["dataset"] == str(tmp_path / "data" / task)
         assert learned["replay"] == ([str(tmp_path / "data/reach")] if task == "far" and share else [])
-        assert learned["replay_share"] == share
+        assert not learned["replay"] or learned["replay_share"] == share
         assert not (folder / "rl").exists()
     # The second task begins with what the first one left.
     second = json.loads((tmp_path / "run/2_far/start/trained_on.json").read_text())

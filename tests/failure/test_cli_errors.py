@@ -77,6 +77,14 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], tmp_path: Path, monke
     assert not (tmp_path / "demos").exists()
 
 
+def test_a_renderer_that_needs_a_screen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    line = error_of(capsys, "demos", "tabletop", "--out", str(tmp_path / "demos"))
+    assert "MUJOCO_GL is 'glfw'; this suite renders off-screen: set MUJOCO_GL=egl" in line
+
+
 @pytest.mark.parametrize(
     "device",
     [

@@ -84,6 +84,17 @@ def test_warnings_log_lines_and_errors_are_in_it(tmp_path: Path) -> None:
     assert not logging.getLogger("simplevla").handlers
 
 
+def test_what_is_logged_is_still_seen_where_nobody_set_logging_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (tmp_path / "inner").mkdir()
+    with recorded(tmp_path), recorded(tmp_path / "inner"):
+        begin_records()
+        logging.getLogger("simplevla.rollout.crew").warning("a worker died")
+    assert capsys.readouterr().err == "a worker died\n"
+
+
 def test_an_interruption_and_a_fault_are_in_it(tmp_path: Path) -> None:
     def work(error: BaseException) -> None:
         with recorded(tmp_path):

@@ -22,6 +22,7 @@ RANKS = {
     "storage": 0,
     "terminal": 0,
     "algorithm": 1,
+    "effect": 1,
     "progress": 1,
     "suites": 2,
     "policies": 2,

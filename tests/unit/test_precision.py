@@ -177,6 +177,16 @@ def test_a_replica_on_a_cluster_computes_as_the_learner_does() -> None:
         assert gap(own, one.old_logprobs) < SAME
 
 
+def test_a_replica_on_a_cluster_is_compiled_where_rollouts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(TinyVLA, "compile_towers", lambda policy: compiled.append(policy))
+    monkeypatch.setattr("simplevla.distributed.actor.RolloutEngine", lambda *_: None)
+    for compile_it in (False, True):
+        config = replace(CONFIG, rollout=RolloutConfig(compile=compile_it))
+        actor = RolloutActor(config, RayConfig(), packed(small.for_fake_suite(("reach",))), "cpu")
+        assert compiled == [actor._policy] * compile_it
+
+
 def test_a_policy_of_bfloat16_weights_computes_as_before() -> None:
     """Autocast would compute some of its float32 parts, such as an adapter's, in bfloat16."""
 

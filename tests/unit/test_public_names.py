@@ -24,3 +24,9 @@ def test_names_are_offered_without_importing_torch() -> None:
     # A package of the same name would hide it.
     assert callable(simplevla.write_report)
     assert not any((Path(simplevla.__file__).parent / name).is_dir() for name in simplevla.__all__ if name != "recipes")
+
+
+def test_importing_is_quiet_about_libraries_that_nobody_asked_for() -> None:
+    code = "import simplevla, torchao, transformers"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -65,6 +65,15 @@ def test_groups_are_kept_in_the_order_asked_for_until_there_are_enough() -> None
     assert [sibling.reward for sibling in result.groups[1]] == [0, 1]
 
 
+def test_groups_kept_and_done_are_shown_as_they_end() -> None:
+    shown: list[tuple[int, int]] = []
+    sampler = StateSampler(make_suite(SUITE), seed=0)
+    engine, config = ScriptedEngine(["10", "00", "1x", "01"], slots=1), SamplingConfig(groups=2, group_size=2)
+    collect_groups(engine, FakePolicy(), sampler, config, 11, 5, show=lambda *now: shown.append(now))
+    # A broken group is none.
+    assert shown == [(1, 1), (1, 2), (2, 3)]
+
+
 def test_the_sampler_is_told_before_and_after_of_all_complete_groups_in_order() -> None:
     told: list[object] = []
 

@@ -54,6 +54,44 @@ def test_what_the_terminal_shows(tmp_path: Path, terminal: bool) -> None:
         assert shown == "update 7  train 62.5%  mixed 5  of groups 8  time 1:23\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_and_how_far_the_rollouts_are(
+    tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
+    groups = ["no groups yet"]
+    with RunLog(tmp_path, first_update=3, updates=9, console=console) as log:
+        log.write({"update": 2})
+        now[0] = 110.0
+        log.write({"update": 3})
+        now[0] = 130.0
+        log.write({"update": 4})
+        log.stage("update 5 of 9: rolling out", _Said(groups))
+        groups[0] = "12 of 64 groups"
+        if log._live is not None:
+            log._live.refresh()
+        log.write({"update": 9})
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    if terminal:
+        assert "update 5 of 9: rolling out, no groups yet, 1:15 left" in shown
+        assert "update 5 of 9: rolling out, 12 of 64 groups, 1:15 left" in shown
+    else:
+        # 10 s each, then 15 s each.
+        assert shown.splitlines() == ["update 2", "update 3  1:00 left", "update 4  1:15 left", "update 9"]
+
+
+class _Said:
+    """Something whose text changes."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words[0]
+
+
 def test_facts_of_the_environment() -> None:
     facts = environment_facts(5, {"horizon": 60})
     assert (facts["seed"], facts["suite_protocol"]) == (5, {"horizon": 60})

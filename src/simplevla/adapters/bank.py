@@ -24,6 +24,7 @@ from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
 from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
 from simplevla.adapters.peft_layout import TARGETS, read_config
 from simplevla.adapters.targets import match_as_peft, match_modules
+from simplevla.effect import warn_of_idle
 from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.files import is_finite
@@ -137,6 +138,8 @@ class AdapterBank:
                 )
             config = parent
         config = config or AdapterConfig()
+        if config.kind == "bottleneck":
+            warn_of_idle(config, {"alpha": "a bottleneck has none"})
         with self.detached():
             modules = tuple(match_modules(self.policy, config))
         entry = Entry(config=config, modules=modules)

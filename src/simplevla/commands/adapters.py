@@ -12,6 +12,7 @@ from simplevla import checked
 from simplevla.adapters.config import AdapterConfig
 from simplevla.checked import Positive, Seed
 from simplevla.commands.help import read_arguments
+from simplevla.effect import refuse_idle
 from simplevla.errors import UserError
 from simplevla.terminal import Console
 
@@ -99,6 +100,9 @@ class New:
         _require_new(self.out)
         policy = load_policy(self.policy)
         bank = AdapterBank(policy) if policy.adapter_bank is None else bank_of(policy)
+        if self.start_from:
+            settings = [field.name for field in dataclasses.fields(self.adapter)]
+            refuse_idle(self.adapter, dict.fromkeys(settings, f"it is that of {self.start_from!r}"))
         config = None if self.start_from else self.adapter
         bank.add(self.name, config, start_from=self.start_from, instructions=self.instructions, seed=self.seed)
         bank.activate(self.name, training=True)

@@ -48,6 +48,17 @@ def resumed_run(arguments: list[str]) -> Path | None:
     return None
 
 
+def resumed_alone(resumed: Path | None, recipe: str | None, run: Path | None) -> None:
+    """Refuses what would have no effect beside --resume: the run's own recipe and folder hold.
+
+    Raises:
+        UserError: a recipe, or --run.
+    """
+    if resumed and (recipe or run):
+        given = f"the recipe {recipe!r}" if recipe else f"--run {run}"
+        raise UserError(f"{given} and --resume {resumed}; a resumed run has its own, so leave the other out")
+
+
 def new_run(run: Path | None) -> Path:
     """The run folder that a new run must name."""
     if run is None:

@@ -56,8 +56,7 @@ def evaluate_command(arguments: list[str]) -> int:
     from simplevla.evaluation.result import result_table, write_result
     from simplevla.storage import require_writable
 
-    if parsed.out is not None:
-        require_writable(parsed.out, parsed.overwrite)
+    require_writable(parsed.out, parsed.overwrite)
     result = evaluate(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device, parsed.precision)
     # Seen first, in case that it can't be written after all.
     Console().print(result_table(result))
@@ -95,8 +94,7 @@ def compare_command(arguments: list[str]) -> int:
     from simplevla.evaluation.compare import compare_files, comparison_table
     from simplevla.storage import require_writable, write_json
 
-    if parsed.out is not None:
-        require_writable(parsed.out, parsed.overwrite)
+    require_writable(parsed.out, parsed.overwrite)
     comparison = compare_files(parsed.a, parsed.b)
     Console().print(comparison_table(comparison))
     if parsed.out is not None:

@@ -12,6 +12,7 @@ from simplevla.commands.arguments import (
     new_run,
     recipe_called,
     require_consent,
+    resumed_alone,
     resumed_run,
     take_name,
 )
@@ -42,6 +43,7 @@ def train_command(arguments: list[str]) -> int:
     resumed = resumed_run(rest)
     config = load_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
     parsed = read_arguments(TrainArguments, "train", rest, TrainArguments(config=config))
+    resumed_alone(resumed, name, parsed.run)
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
@@ -72,6 +74,7 @@ def sft_command(arguments: list[str]) -> int:
     resumed = resumed_run(rest)
     config = load_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
     parsed = read_arguments(SFTArguments, "sft", rest, SFTArguments(config=config))
+    resumed_alone(resumed, name, parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
     run = parsed.resume or new_run(parsed.run)
@@ -131,6 +134,7 @@ def continual_command(arguments: list[str]) -> int:
     config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
     default = ContinualArguments(config=config)
     parsed = read_arguments(ContinualArguments, "continual", rest, default)
+    resumed_alone(resumed, name, parsed.run)
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.train.suite.name, rest, parsed.trust_suite)

@@ -45,6 +45,8 @@ class RolloutActor:
         self._policy = unpacked(files)
         self._policy.to(torch.device(device))
         self._policy.prepare_for_rl(config)
+        if config.rollout.compile:
+            self._policy.compile_towers()
         length = self._policy.chunk_length
         if ray.simulators:
             self._engine = remote_simulators(config.suite, config.rollout, ray, length)

@@ -10,6 +10,7 @@ from pathlib import Path
 from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
+from simplevla.effect import check_eval, warn_of_idle
 from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
@@ -136,6 +137,10 @@ def evaluate(
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     config = config or EvalConfig()
+    if "sampling.temperature" in policy.unused_settings:
+        warn_of_idle(config, {"temperature": policy.unused_settings["sampling.temperature"]})
+    if rollout.compile:
+        policy.compile_towers()
     with (
         RolloutEngine(suite_config, rollout, policy.chunk_length) as engine,
         showing_episodes("evaluation", suite, config) as show,
@@ -153,6 +158,7 @@ def showing_episodes(title: str, suite: Suite, config: EvalConfig) -> Iterator[S
 
 def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]:
     """The (task, initial state) pairs that `config` asks for, by task, each once."""
+    check_eval(config)
     wanted = config.episodes_per_task
     if wanted < 0:
         raise UserError(f"eval.episodes_per_task is {wanted}; expected 0 (all) or more")

@@ -1,7 +1,7 @@
 """The contract between a policy and the algorithm, which sees U sampled units per decision and a mask, nothing else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -170,6 +170,14 @@ class Policy(nn.Module, ABC):
     """Statistics by which the policy normalises, frozen; adapters record their fingerprint."""
     action_bounds: tuple[str, str] = ("min", "max")
     """The measures of its statistics between which its actions lie."""
+    unused_settings: Mapping[str, str] = dict.fromkeys(
+        (
+            *("sampling.eta", "sampling.sigma_min"),
+            *("denoising.ratio", "denoising.discount", "denoising.last_steps", "denoising.frozen_backbone"),
+        ),
+        "the policy has no diffusion head",
+    )
+    """Settings of RL that the policy has no use for -> why."""
     trained_on: tuple[TrainedOn, ...] = ()
     """The stages of its training; empty where nobody knows."""
     precision: Precision = "float32"

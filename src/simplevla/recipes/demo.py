@@ -36,12 +36,14 @@ def demo(run: Path, seed: int = 0, recipe: str = "tabletop_nano") -> dict[str, o
         with FolderLock(run), recorded(run):
             remove_leftovers(run)
             _run_stages(run, seed, recipe)
-            return _show(run)
-    return _show(run)
+            return _show(run, seed)
+    return _show(run, seed)
 
 
-def _show(run: Path) -> dict[str, object]:
+def _show(run: Path, seed: int) -> dict[str, object]:
     summary = read_json(run / "summary.json")
+    if summary["seed"] != seed:
+        raise UserError(f"{run} was done with the seed {summary['seed']}, got {seed}; give another --run")
     before, after = (read_result(run / "rl" / "eval" / f"{name}.json") for name in ("before", "after"))
     console.print(comparison_table(compare(before, after, "SFT", "SFT + RL")))
     console.print_json(json.dumps(summary))

@@ -30,6 +30,7 @@ from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.joined import require_one_size
+from simplevla.effect import idle_in_ray, refuse_idle, warn_of_idle
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate_with, showing_episodes
 from simplevla.evaluation.provenance import commit
@@ -92,6 +93,8 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
         )
         if resume:
             require_same(run, config)
+        else:
+            _check_effect(config)
         write_config(run, config)
         if (run / "continual.json").exists():
             return read_json(run / "continual.json")
@@ -209,6 +212,33 @@ def _write_start(config: ContinualConfig, suite: Suite, task: str, number: int, 
         policy.save(temporary)
 
 
+def _check_effect(config: ContinualConfig) -> None:
+    """Refuses settings of the parts that are overwritten by others, and warns of parts that nothing uses.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    train = config.train
+    overwritten: dict[str, str] = {}
+    for part, names in (("warmup", ("suite", "seed", "device", "precision", "tracker")), ("demos", ("suite",))):
+        for name in names:
+            if getattr(getattr(config, part), name) != getattr(train, name):
+                overwritten[f"{part}.{name}"] = f"train.{name} holds there too"
+    overwritten |= dict.fromkeys(("warmup.dataset", "warmup.policy", "warmup.replay"), "each task has its own")
+    if config.warmup.replay_share != config.replay_share:
+        overwritten["warmup.replay_share"] = "continual.replay_share holds"
+    refuse_idle(
+        config, {**overwritten, **idle_in_ray(train.ray, "train.ray."), **idle_in_ray(config.warmup.ray, "warmup.ray.")}
+    )
+    warn_of_idle(config, {"demos.episodes": "continual.warmup_demos says how many"})
+    if not config.warmup_demos:
+        warn_of_idle(config, {"demos": "continual.warmup_demos is 0"})
+    if not (config.warmup_demos or config.data):
+        warn_of_idle(config, {"warmup": "no task has demonstrations"})
+    if config.structure == "full":
+        warn_of_idle(config, {"adapter": "the structure is 'full'"})
+
+
 def _place(config: ContinualConfig, task: str) -> str:
     return f"task {config.tasks.index(task) + 1} of {len(config.tasks)}, {task}"
 
@@ -263,8 +293,12 @@ def _imitate(
             console.print(f"{_place(config, task)}: demonstrations")
             generate(replace(config.demos, suite=only, episodes=config.warmup_demos), Path(demos))
         replay = tuple(earlier) if config.replay_share else ()
-        settings = replace(config.warmup, dataset=demos, replay=replay, replay_share=config.replay_share)
-        settings = replace(settings, policy=str(start), suite=only)
+        settings = replace(config.warmup, dataset=demos)
+        if replay:
+            settings = replace(settings, replay=replay, replay_share=config.replay_share)
+        settings = replace(settings, policy=str(start))
+        if settings.eval_episodes_per_task:
+            settings = replace(settings, suite=only)
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
         settings = replace(settings, precision=config.train.precision, tracker=config.train.tracker)
         console.print(f"{_place(config, task)}: imitation")

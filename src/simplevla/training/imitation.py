@@ -22,6 +22,7 @@ from simplevla.config import EvalConfig, RolloutConfig, SFTConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.joined import require_one_size
 from simplevla.demonstrations.outlook import outlook
+from simplevla.effect import check_sft, warn_of_idle
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import Show, evaluate_with
 from simplevla.policies.base import Policy
@@ -78,6 +79,8 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
         )
         if resume:
             config = require_same(run, config, _extending(config))
+        else:
+            check_sft(config)
         checkpoint = newest_checkpoint(run, "batch", min(config.validate_every, config.batches)) if resume else None
         return _sft(config, run, folder, checkpoint, make_trainer)
 
@@ -175,6 +178,8 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
         )
     policy = load_policy(config.policy)
     require_fits(policy, dataset)
+    own = {"head", "bounds"} | ({"chunk_length"} if config.chunk_length != policy.chunk_length else set())
+    warn_of_idle(config, dict.fromkeys(sorted(own), f"the policy in {config.policy} keeps its own"))
     return policy
 
 

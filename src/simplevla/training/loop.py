@@ -11,6 +11,7 @@ from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import EvalConfig, TrainConfig, to_dict
+from simplevla.effect import check_train
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate_with
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
@@ -118,6 +119,8 @@ def _train(
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     policy.trained_on = with_stage(policy.trained_on, rl_stage(suite))
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "rl"))
+    if checkpoint is None:
+        check_train(config, policy.unused_settings)
     learner = make_learner(policy, config)
     sampler = make_sampler(suite, config.sampling, config.seed)
     progress, keep_bytes = Progress(), 0

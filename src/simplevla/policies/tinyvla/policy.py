@@ -88,6 +88,7 @@ class TinyVLA(Policy):
             self.queries = nn.Parameter(torch.randn(units, width) * config.language.init_std)
             self.head = TokenHead(width, self.chunk_length, self.action_dim, config.bins)
         else:
+            self.unused_settings = {"sampling.temperature": "the policy has a diffusion head; it has eta and sigma_min"}
             self.condition = PooledCondition(width, self.state_dim)
             self.head = DiffusionHead(config.diffusion, width, self.chunk_length, self.action_dim)
         self._set_statistics(statistics)

@@ -6,6 +6,7 @@ import sys
 from simplevla.config import SuiteConfig
 from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
+from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
 if sys.platform.startswith("linux"):
@@ -81,4 +82,7 @@ def make(config: SuiteConfig) -> Suite:
     for key in ("horizon_protocol", "visuals", "stepping"):
         if getattr(config, key) is not None:
             raise UserError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
+    if sys.platform.startswith("linux"):
+        # Elsewhere MuJoCo has renderers of the system's.
+        renderer_name()
     return TabletopSuite(config.image_size or 64)
