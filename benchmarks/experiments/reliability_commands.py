@@ -25,7 +25,7 @@ TRACEBACK = re.compile(r"^Traceback \(most recent call last\)|^Exception in thre
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 BY_THE_CLOCK = re.compile(r".*_s$|.*_per_s$|minutes.*|metrics_bytes|commit|policy$|adapter_bytes")
 """Keys of JSON files that two equal runs may differ in."""
-UNCOMPARED = ("tensorboard/", "environment.json", "manifest.json", ".html", ".lock", ".tmp", "stages.json")
+UNCOMPARED = ("tensorboard/", "run.log", "environment.json", "manifest.json", ".html", ".lock", ".tmp", "stages.json")
 
 
 @dataclass(frozen=True)
