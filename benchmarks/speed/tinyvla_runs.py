@@ -195,9 +195,9 @@ Where `simplevla plan` has a formula, it stands beside the peak, with the gap of
 
 - Command: `python -m benchmarks.speed.tinyvla_runs {size}`. Machine: {result["machine"]}, {result["threads"]} thread(s). Commits {commits}. Data: `{size}_runs.json`. One run of each.
 - Random weights: no pretrained ones were at hand. Diffusion head, chunks of {CHUNK}, two cameras of `tabletop` resized by the policy. Random weights solve nothing, so an episode counts as solved if its first action points to positive x.
-- Each run is a process of its own. Its peak is that of the process tree (simulators, reading), shared pages counted once, with Python and torch; starting and writing checkpoints are in the minutes.
+- Each run is a process of its own. Its peak is that of the process tree (simulators, reading), shared pages counted once, with Python and torch; starting, writing checkpoints and what else the machine did are in the minutes.
 - Batches and micro-batches of 1, activations checkpointed; an update is of one pair of siblings. Continual training imitates one batch of each task and evaluates one held-out state of each task in each row.
-- The formula counts all that may be in use at once, simulators and 1 GB per process included ([what fits](../memory.md)). A whole run also holds several policies while it merges or evaluates adapters, and what the C library keeps of freed memory.
+- The formula counts all that may be in use at once, simulators and 1 GB per process included ([what fits](../memory.md)). A run also holds what the C library keeps of freed memory, and for a moment a second copy of a policy that is loaded.
 """
 
 
