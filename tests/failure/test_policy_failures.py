@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from simplevla.policies.load import check_fits_suite
 from simplevla.policies.tinyvla.tokens import train_tokenizer
 from simplevla.policies.trained_on import TrainedOn
 from simplevla.suites.base import SuiteSpec
+from simplevla.types import Observation
 
 
 @pytest.fixture
@@ -107,6 +109,22 @@ def test_observations_that_lack_a_camera_or_have_another_state_are_refused() -> 
         policy(type(batch)(images={"front": batch.images["front"]}, state=batch.state, instructions=["press it"]))
     with pytest.raises(ValueError, match="have 4 state dimensions; this policy takes 3"):
         policy(type(batch)(images=batch.images, state=torch.zeros(1, 4), instructions=["press it"]))
+
+
+def test_one_observation_may_have_numbers_of_any_kind_but_not_pictures() -> None:
+    policy = small.make()
+    pixels = np.zeros((32, 32, 3), np.uint8)
+
+    def act(wrist: np.ndarray, state: np.ndarray) -> np.ndarray:
+        return policy.act_on(Observation(images={"front": pixels, "wrist": wrist}, state=state), "press it")
+
+    doubles = np.array([0.5, 0.0, 1.0])
+    np.testing.assert_array_equal(act(pixels, doubles), act(pixels, doubles.astype(np.float32)))
+    for wrong in (pixels / 255, pixels.transpose(2, 0, 1), pixels[..., 0]):
+        with pytest.raises(UserError, match=r"camera 'wrist': got .*; expected uint8 \[height, width, 3\], RGB"):
+            act(wrong, doubles)
+    with pytest.raises(UserError, match="have 4 state dimensions; this policy takes 3"):
+        act(pixels, np.zeros(4))
 
 
 def test_a_suite_that_does_not_fit_is_told_everything_that_differs() -> None:

@@ -31,7 +31,7 @@ def test_the_main_job_and_one_observation(tmp_path: Path, capsys: pytest.Capture
             "eval_every": 0,
             "sampling": simplevla.SamplingConfig(groups=2, group_size=2, dynamic=False),
         },
-        "eval": simplevla.EvalConfig(episodes_per_task=1),
+        "eval": {"episodes_per_task": 1},
     }
     example("train_tabletop").main(tmp_path, **shorter)
     assert "imitation" in capsys.readouterr().out

@@ -31,7 +31,7 @@ FENCED = re.compile(
     r"(<!-- (not run: (?P<why>[^\n]+)|from (?P<source>\S+)) -->\n)?^```python\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-NOT_RUN = {"docs/add_a_suite.md": 1}
+NOT_RUN = {"docs/add_a_suite.md": 2}
 """Page -> how many of its blocks say why they aren't run."""
 
 
@@ -104,6 +104,20 @@ def tabletop_policy() -> None:
     policy.save(Path("runs/quick/rl/policy"))
 
 
+def policy_of_recordings() -> None:
+    """Saves a random policy for the recordings where the page leaves a trained one."""
+    policy = TinyVLA.create(
+        "nano",
+        cameras=("fixed",),
+        state_dim=2,
+        action_dim=2,
+        chunk_length=4,
+        instructions=["push the block to the left"],
+        statistics=small_tinyvla.plain_statistics(2, 2),
+    )
+    policy.save(Path("runs/mine/policy"))
+
+
 def recording() -> list[tuple[np.ndarray, list[float], list[float]]]:
     return [(np.zeros((256, 256, 3), np.uint8), [0.1, 1.0], [0.0, -1.0])] * 3
 
@@ -131,7 +145,10 @@ def test_an_adapter_is_exported_as_the_page_says() -> None:
 
 
 def test_recordings_become_a_dataset_as_the_page_says() -> None:
-    run((ROOT / "docs/your_own_data.md").read_text(), {"my_recording": recording})
+    policy_of_recordings()
+    names: dict[str, Any] = {"my_recording": recording}
+    run((ROOT / "docs/your_own_data.md").read_text(), names)
+    assert names["chunk"].shape == (4, 2)
     info = json.loads(Path("demos/mine/meta/info.json").read_text())
     assert (info["total_episodes"], info["total_frames"], info["fps"]) == (1, 3, 20)
     assert info["features"]["action"]["names"] == ["dx_m", "grip"]

@@ -248,8 +248,19 @@ class Policy(nn.Module, ABC):
             )
 
     def act_on(self, observation: Observation, instruction: str) -> np.ndarray:
-        """The greedy chunk float32 [H, A] for one observation, in the environment's units."""
-        batch = ObservationBatch.stacked([observation], [instruction]).to(next(self.parameters()).device)
+        """The greedy chunk float32 [H, A] for one observation, in the environment's units.
+
+        Raises:
+            UserError: a picture isn't uint8 [height, width, 3], a camera is missing, or the state has another size.
+        """
+        images = {camera: np.asarray(image) for camera, image in observation.images.items()}
+        for camera, image in images.items():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise UserError(
+                    f"camera {camera!r}: got {image.dtype} {list(image.shape)}; expected uint8 [height, width, 3], RGB"
+                )
+        seen = Observation(images=images, state=np.asarray(observation.state, np.float32))
+        batch = ObservationBatch.stacked([seen], [instruction]).to(next(self.parameters()).device)
         return self.act(batch, Sampling(greedy=True), [np.random.default_rng()]).actions[0]
 
     @abstractmethod
