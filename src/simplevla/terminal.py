@@ -22,6 +22,9 @@ class Console(rich.console.Console):
     """
 
     def __init__(self, **options: Any) -> None:
+        if rich.console.Console().is_jupyter:
+            # It asks all programs for colours, by which rich would take it for a terminal.
+            options = {"force_terminal": False, **options}
         super().__init__(markup=False, emoji=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:

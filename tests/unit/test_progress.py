@@ -87,8 +87,11 @@ def test_a_quiet_one_says_nothing() -> None:
 
 def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
-    on = console()
+    # As a kernel sets it.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    on = Console(file=io.StringIO(), width=120)
     with Progress("sft", 2, console=on) as bar:
         bar.update(2)
     assert not on.is_jupyter
+    assert not on.is_terminal
     assert len(shown(on)) == 1
