@@ -1,6 +1,5 @@
 """Loading of a policy with its adapters from a folder."""
 
-import gc
 from pathlib import Path
 
 from simplevla import hub
@@ -22,8 +21,6 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
             such device here, or no such policy on the hub.
     """
     folder = hub.local_folder(folder, "model")
-    # A policy and its adapters refer to each other, so one that nobody uses any more stays until it is looked for.
-    gc.collect()
     policy = architecture(folder).load(folder)
     if (folder / BANK).is_file():
         restore_bank(policy, folder)

@@ -13,6 +13,7 @@ A run folder holds `row_0.json` (the base policy on every task) and per task `1_
 a run goes on wherever it was stopped.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +118,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
 
         def row(number: int, file: Path, folder: Path) -> EvaluationResult:
             if not file.exists():
+                _release()
                 settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
                 deployed = _as_deployed(config, load_policy(folder, config.train.device), suite)
                 with showing_episodes("held-out evaluation", suite, settings) as show:
@@ -174,8 +176,10 @@ def _stage(
     start = folder / "start"
     if not start.exists():
         _write_start(config, suite, task, number, previous, start)
+    _release()
     if task in config.folders or config.warmup_demos:
         start = _imitate(config, only, task, folder, start, makers.imitator)
+        _release()
     rl = folder / "rl"
     outcome, rows = RunOutcome(reason="finished", update=0, message="learned by imitation alone"), []
     if config.stages != "sft":
@@ -184,6 +188,7 @@ def _stage(
         outcome = train(settings, rl, (rl / CONFIG).exists(), makers.engine, makers.learner)
         rows = read_rows(rl)
     last: dict[str, Any] = next((row for row in reversed(rows) if "episodes_total" in row), {})
+    _release()
     trained = load_policy(_trained(config, folder))
     stage = {
         "task": task,
@@ -201,6 +206,11 @@ def _stage(
         console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _release() -> None:
+    """Frees policies that nobody uses any more: one and its adapters refer to each other, so they wait to be looked for."""
+    gc.collect()
 
 
 def _write_start(config: ContinualConfig, suite: Suite, task: str, number: int, previous: Path, start: Path) -> None:
