@@ -209,7 +209,7 @@ def _stage(
 
 
 def _release() -> None:
-    """Frees policies that nobody uses any more: one and its adapters refer to each other, so they wait to be looked for."""
+    """Frees policies that nobody uses: one and its adapters refer to each other, so they wait to be looked for."""
     gc.collect()
 
 
