@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import stat
 import tracemalloc
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def test_saving_copies_nothing_of_what_fills_the_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     # A tensor has 4 MB; hashing takes a buffer of 0.3.
     assert peak < 1_000_000
+
+
+def test_tensors_have_the_mode_that_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_checkpoint(tmp_path, 1, small_policy(), TENSORS, {}, keep=2, behaviour=TENSORS)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.glob("*.safetensors")}
+    assert modes == {"optimizer.safetensors": 0o640, "behaviour.safetensors": 0o640}
 
 
 def test_the_manifest_has_size_and_sha256_of_each_file(tmp_path: Path) -> None:

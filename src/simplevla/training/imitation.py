@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -138,12 +137,13 @@ def _sft(
             if validate:
                 trainer.sync()
                 held_out = itertools.islice(batches, len(samples.validation))
-                measured = [validation_metrics(policy, config, held_out)]
-                log.write({"batch": done, **measured[0]})
+                measured = validation_metrics(policy, config, held_out)
+                log.write({"batch": done, **measured})
                 if trial is not None:
-                    measured.append(trial.metrics(policy, partial(_show_trial, progress, done)))
-                    log.write({"batch": done, **measured[1]})
-                validated = _said(ChainMap(*measured))
+                    success = trial.metrics(policy, partial(_show_trial, progress, done))
+                    log.write({"batch": done, **success})
+                    measured |= success
+                validated = _said(measured)
                 progress.update(done, shown + validated)
                 state = {"metrics_bytes": log.length}
                 save_checkpoint(run / "checkpoints", done, policy, trainer.optimizer_state(), state, KEEP_CHECKPOINTS)
