@@ -78,6 +78,8 @@ def dimensions() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     frames = EPISODES * LENGTH
     still, switch, button = np.zeros(frames), -np.ones(frames), np.zeros(frames)
+    closes = rng.normal(0, 1e-3, frames)
+    closes[::LENGTH] = 0.1
     # 5 frames in each of 3 episodes: one task of many turns the wrist.
     for episode in (4, 14, 24):
         still[episode * LENGTH : episode * LENGTH + 5] = rng.uniform(-0.5, 0.5, 5)
@@ -88,6 +90,7 @@ def dimensions() -> dict[str, np.ndarray]:
         "gripper": np.where(rng.random(frames) < 0.3, 1.0, -1.0),
         "gripper that closes once": switch,
         "end of the episode": button,
+        "gripper that is open at the start": closes,
         "hardly ever turned": still,
         "normal": rng.normal(size=frames),
         "long tails": rng.laplace(size=frames),

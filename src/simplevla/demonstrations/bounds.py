@@ -157,9 +157,11 @@ def _without_strangers(column: np.ndarray, episode_index: np.ndarray) -> np.ndar
     size = np.bincount(np.searchsorted(edges, distinct, side="right"))
     numbers, starts = np.unique(episode_index, return_index=True)
     reach = np.maximum.reduceat(np.abs(column - np.median(column)), starts)
-    rests = []
-    if size.max() >= (1 - LARGEST_SHARE) * len(distinct):
-        rests.append(column[part == size.argmax()])
+    rests, strange = [], part != size.argmax()
+    # A fault of recording is a few episodes'. What most of them have is a motion, such as a gripper that opens once.
+    few = 2 * len(np.unique(episode_index[strange])) <= len(numbers)
+    if few and size.max() >= (1 - LARGEST_SHARE) * len(distinct):
+        rests.append(column[~strange])
     if len(numbers) > 2 * FEW_EPISODES:
         rests.append(column[~np.isin(episode_index, numbers[np.argsort(reach)[-FEW_EPISODES:]])])
     return next((np.sort(rest) for rest in rests if 0 < STRANGE * np.ptp(rest) < np.ptp(column)), None)
