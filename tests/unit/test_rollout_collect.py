@@ -185,13 +185,27 @@ def test_no_signal_at_zero_says_success_per_task_and_what_to_do() -> None:
         collect(engine, SamplingConfig(groups=2, group_size=2, max_oversampling=3, temperature=1.6))
     text = str(caught.value)
     assert len(engine.requests) == 6 * 2
-    assert "none of 6 groups of 2 episodes can train (all failed 6, all solved 0" in text
+    assert "Of 6 groups with 2 episodes each, 6 failed in every episode. (sampling.groups is 2, and at most " in text
+    assert "sampling.max_oversampling = 3 times as many are tried.)" in text
     # Three tasks, two states each so far.
     assert all(f"  {task}: 0/4 = 0.0 %" in text for task in ("reach", "far", "near"))
     assert "better SFT" in text
     assert "sampling.temperature (now 1.6)" in text
     assert "easier tasks" in text
     assert "training is done" not in text
+    assert "group_size" not in text
+
+
+def test_no_signal_from_rare_successes_asks_for_larger_groups() -> None:
+    groups = ["1111", "0000", "0000", "000x"]
+    with pytest.raises(NoSignal) as caught:
+        collect(ScriptedEngine(groups), SamplingConfig(groups=4, group_size=4, dynamic=True, max_oversampling=1))
+    text = str(caught.value)
+    assert (
+        "Of 4 groups with 4 episodes each, 2 failed in every episode, 1 succeeded in every episode, "
+        "1 lost an episode to a broken environment."
+    ) in text
+    assert "raise sampling.group_size (now 4)" in text
 
 
 def test_no_signal_at_full_success_says_that_training_is_done() -> None:
@@ -206,7 +220,7 @@ def test_no_signal_at_full_success_says_that_training_is_done() -> None:
 def test_no_signal_from_broken_environments_names_the_error() -> None:
     with pytest.raises(NoSignal) as caught:
         collect(ScriptedEngine(["1x"] * 3), SamplingConfig(groups=3, group_size=2, max_oversampling=1))
-    assert "broken environment 3" in str(caught.value)
+    assert "3 lost an episode to a broken environment" in str(caught.value)
     kinds = "environment raised RuntimeError (4 times, last: RuntimeError: the gripper fell off)"
     assert kinds in str(caught.value)
 

@@ -173,10 +173,20 @@ def collect_groups(
 
 
 def _explain(result: Collection, config: SamplingConfig, errors: Errors) -> str:
+    bounds = f"{config.filter_low:g} to {config.filter_high:g}"
+    counts = {
+        "failed in every episode": result.all_failed,
+        "succeeded in every episode": result.all_solved,
+        f"had a mean success outside of {bounds}": result.outside,
+        "lost an episode to a broken environment": result.broken,
+    }
+    tried = f"sampling.groups is {config.groups}"
+    if config.dynamic:
+        tried += f", and at most sampling.max_oversampling = {config.max_oversampling:g} times as many are tried"
     lines = [
-        f"No learning signal: none of {result.sampled} groups of {config.group_size} episodes can train "
-        f"(all failed {result.all_failed}, all solved {result.all_solved}, mean success outside "
-        f"{config.filter_low:g} to {config.filter_high:g} {result.outside}, broken environment {result.broken}).",
+        f"No learning signal: RL learns from groups of which some episodes succeed and some fail. Of {result.sampled} "
+        f"groups with {config.group_size} episodes each, "
+        f"{', '.join(f'{n} {what}' for what, n in counts.items() if n)}. ({tried}.)",
         "Success per task:",
     ]
     rates = {task: (solved, n, 100 * solved / n) for task, (solved, n) in sorted(result.success_by_task.items())}
@@ -187,6 +197,10 @@ def _explain(result: Collection, config: SamplingConfig, errors: Errors) -> str:
             f"sampling.temperature (now {config.temperature:g}), or sigma_min of a diffusion head (now {config.sigma_min:g}). Else give the policy "
             "a better SFT (more demonstrations or batches), or take easier tasks."
         )
+        if any(solved for solved, _ in result.success_by_task.values()):
+            lines.append(
+                f"Rare successes are seen by larger groups: raise sampling.group_size (now {config.group_size})."
+            )
     if result.all_solved:
         lines.append("Where success is 100 %, training is done: stop here, or add harder tasks.")
     if result.outside:
