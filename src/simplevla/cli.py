@@ -1,5 +1,6 @@
 """The command line: picks a command, and turns what it raises into an exit code."""
 
+import importlib.abc
 import itertools
 import os
 import sys
@@ -19,6 +20,7 @@ from simplevla.commands.results import compare_command, evaluate_command, report
 from simplevla.commands.runs import continual_command, demo_command, demos_command, sft_command, train_command
 from simplevla.commands.suites import check_suite_command
 from simplevla.errors import UserError, one_line
+from simplevla.record import EXIT_TERMINATED, Terminated
 from simplevla.storage import ADVICE
 
 EXIT_ERROR = 2
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         print(f"simplevla {__version__}" if "--version" in arguments else _usage())
         return 0
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        sys.meta_path.insert(0, _SaysLoading())
     debug = os.environ.get("SIMPLEVLA_DEBUG") == "1"
     if not debug:
         warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
@@ -58,9 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return EXIT_FAULT
-    except KeyboardInterrupt:
-        _print_error(f"interrupted; {going_on(arguments)}")
-        return EXIT_INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as end:
+        terminated = isinstance(end, Terminated)
+        _print_error(f"{'terminated' if terminated else 'interrupted'}; {going_on(arguments)}")
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+
+
+class _SaysLoading(importlib.abc.MetaPathFinder):
+    """Tells a terminal why nothing is to be seen for seconds, when a command begins to import PyTorch."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "torch":
+            sys.meta_path.remove(self)
+            print("loading PyTorch ...", file=sys.stderr, flush=True)
 
 
 def going_on(arguments: Sequence[str]) -> str:

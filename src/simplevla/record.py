@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -15,6 +17,12 @@ from typing import Any
 from simplevla.errors import UserError, one_line, printable
 
 RUN_LOG = "run.log"
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(SystemExit):
+    """SIGTERM: a scheduler's time is up, or somebody ended the process with `kill`."""
+
 
 _records: list["_Record"] = []
 """The open ones; a run within a continual run or a demo writes to both."""
@@ -87,6 +95,9 @@ def recorded(folder: Path) -> Iterator[None]:
     """Records in `folder`/run.log, after what is there, what is said in the block, warnings, and how it ends.
 
     A file that can't be written, on a full disk for example, is gone on without, with a warning.
+
+    Raises:
+        Terminated: SIGTERM came, and nothing else handles it.
     """
     one = _Record(folder / RUN_LOG)
     one.write(f"started: {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}")
@@ -100,12 +111,13 @@ def recorded(folder: Path) -> Iterator[None]:
     warnings.showwarning = show_and_record
     logging.getLogger("simplevla").addHandler(_HANDLER)
     try:
-        yield
+        with _sigterm_raised():
+            yield
     except (UserError, OSError) as error:
         one.write(f"error: {one_line(str(error))}")
         raise
-    except KeyboardInterrupt:
-        one.write("interrupted")
+    except (KeyboardInterrupt, Terminated) as end:
+        one.write("terminated by SIGTERM" if isinstance(end, Terminated) else "interrupted")
         raise
     except BaseException:
         one.write(traceback.format_exc())
@@ -117,6 +129,24 @@ def recorded(folder: Path) -> Iterator[None]:
         one.close()
         if not _records:
             logging.getLogger("simplevla").removeHandler(_HANDLER)
+
+
+@contextlib.contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated`, so that the run ends as by Ctrl-C; a handler that is there already stays."""
+    alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not alone:
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise Terminated(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Handler(logging.Handler):

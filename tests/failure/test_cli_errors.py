@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sampled_episodes import load_fake_policy
 from simplevla import cli, recipes
 from simplevla.commands.arguments import resumed_run
 from simplevla.config import SFTConfig, TrainConfig, to_dict
+from simplevla.record import Terminated
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
 
@@ -335,19 +337,45 @@ def test_eval_writes_what_compare_reads(
 def test_an_interruption_names_what_goes_on_with_this_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(arguments: list[str]) -> int:
-        raise KeyboardInterrupt
+    ends: list[BaseException] = []
+
+    def ended(arguments: list[str]) -> int:
+        raise ends[-1]
 
     for name in ("train", "sft", "continual", "demos"):
-        monkeypatch.setitem(cli.COMMANDS, name, (interrupted, ""))
+        monkeypatch.setitem(cli.COMMANDS, name, (ended, ""))
     for arguments, says in (
         (["train", "tabletop_nano", "--run", "runs/a"], "goes on with: simplevla train --resume runs/a"),
         (["sft", "--run=runs/b", "--dataset", "d"], "goes on with: simplevla sft --resume runs/b"),
         (["continual", "--resume", "runs/c"], "goes on with: simplevla continual --resume runs/c"),
         (["demos", "tabletop", "--out", "d"], "the same command goes on"),
     ):
-        assert cli.main(arguments) == 130
-        assert says in capsys.readouterr().err
+        for end, code, how in ((KeyboardInterrupt(), 130, "interrupted"), (Terminated(143), 143, "terminated")):
+            ends.append(end)
+            assert cli.main(arguments) == code
+            line = capsys.readouterr().err
+            assert how in line
+            assert says in line
+
+
+def test_a_terminal_is_told_that_pytorch_is_loading_and_nobody_else(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('a torch that takes no time')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def shown(terminal: bool, *arguments: str) -> tuple[int, str]:
+        ours, its = pty.openpty() if terminal else os.pipe()
+        command = [sys.executable, "-m", "simplevla.cli", *arguments]
+        code = subprocess.run(command, env=environment, stderr=its, stdout=subprocess.DEVNULL).returncode
+        os.close(its)
+        with contextlib.suppress(OSError), open(ours) as output:  # a terminal without a writer is an error
+            return code, output.readline()
+        return code, ""
+
+    run = ("train", "--run", str(tmp_path / "run"))
+    assert shown(True, *run) == (cli.EXIT_FAULT, "loading PyTorch ...\n")
+    assert shown(False, *run)[1].startswith("Traceback")
+    for command in ("demos", "sft", "train", "continual", "eval", "report", "demo", "plan"):
+        assert shown(True, command, "--help") == (0, ""), command
 
 
 def test_nobody_reading_on_is_no_error() -> None:

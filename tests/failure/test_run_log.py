@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sampled_episodes import load_fake_policy
 from simplevla import record
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.errors import UserError
-from simplevla.record import begin_records, recorded
+from simplevla.record import Terminated, begin_records, recorded
 from simplevla.terminal import Console
 from simplevla.training import loop
 from simplevla.training.loop import train
@@ -105,6 +106,34 @@ def test_an_interruption_and_a_fault_are_in_it(tmp_path: Path) -> None:
         with pytest.raises(type(error)):
             work(error)
         assert said in (tmp_path / "run.log").read_text()
+
+
+def test_sigterm_ends_a_run_with_a_closing_line(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+
+    def work() -> None:
+        with recorded(tmp_path), recorded(tmp_path / "inner"):
+            begin_records()
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated) as end:
+        work()
+    assert end.value.code == 143
+    for folder in (tmp_path, tmp_path / "inner"):
+        assert lines(folder)[1:-1] == ["terminated by SIGTERM"]
+        assert lines(folder)[-1].startswith("ended after")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_sigterm_that_is_there_stays(tmp_path: Path) -> None:
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with recorded(tmp_path):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
 
 
 def test_a_refused_resume_adds_nothing(config: TrainConfig, tmp_path: Path) -> None:

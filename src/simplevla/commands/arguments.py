@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -12,6 +12,8 @@ from simplevla.errors import UserError
 
 EXIT_PROBLEMS = 1
 EXIT_NO_SIGNAL = 3
+
+T = TypeVar("T")
 
 UNPREFIXED = tyro.conf.arg(name="")
 
@@ -36,6 +38,13 @@ def recipe_called(name: str | None, recipes: dict[str, Callable[[], Any]], fallb
     if name not in recipes:
         raise UserError(f"unknown recipe {name!r}.{nearest(name, recipes)} List them: simplevla list recipes")
     return recipes[name]()
+
+
+def run_config(cls: type[T], run: Path) -> T:
+    """The config of class `cls` that a resumed run has; what reads it takes seconds to import."""
+    from simplevla.training.run_folder import load_config
+
+    return load_config(cls, run)
 
 
 def resumed_run(arguments: list[str]) -> Path | None:

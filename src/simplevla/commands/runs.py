@@ -14,6 +14,7 @@ from simplevla.commands.arguments import (
     require_consent,
     resumed_alone,
     resumed_run,
+    run_config,
     take_name,
 )
 from simplevla.commands.help import read_arguments
@@ -36,17 +37,18 @@ class TrainArguments:
 
 def train_command(arguments: list[str]) -> int:
     from simplevla import recipes
-    from simplevla.runs import train
-    from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
-    config = load_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
+    config = run_config(TrainConfig, resumed) if resumed else recipe_called(name, recipes.TRAIN, TrainConfig)
     parsed = read_arguments(TrainArguments, "train", rest, TrainArguments(config=config))
     resumed_alone(resumed, name, parsed.run)
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
+
+    from simplevla.runs import train
+
     outcome = train(parsed.config, run, resume=parsed.resume is not None)
     print(outcome.message)
     return EXIT_NO_SIGNAL if outcome.reason == "no_signal" else 0
@@ -67,17 +69,18 @@ class SFTArguments:
 
 def sft_command(arguments: list[str]) -> int:
     from simplevla import recipes
-    from simplevla.runs import sft
-    from simplevla.training.run_folder import load_config
 
     name, rest = take_name(arguments)
     resumed = resumed_run(rest)
-    config = load_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
+    config = run_config(SFTConfig, resumed) if resumed else recipe_called(name, recipes.SFT, SFTConfig)
     parsed = read_arguments(SFTArguments, "sft", rest, SFTArguments(config=config))
     resumed_alone(resumed, name, parsed.run)
     if resumed:
         require_consent(parsed.config.suite.name, rest, parsed.trust_suite)
     run = parsed.resume or new_run(parsed.run)
+
+    from simplevla.runs import sft
+
     policy = sft(parsed.config, run, resume=parsed.resume is not None)
     print(f"the policy is in {policy}")
     return 0
@@ -110,9 +113,6 @@ def demos_command(arguments: list[str]) -> int:
 def continual_command(arguments: list[str]) -> int:
     from simplevla import recipes
     from simplevla.adapters.config import ContinualConfig
-    from simplevla.report.continual import write_continual_report
-    from simplevla.runs import continual
-    from simplevla.training.run_folder import load_config
 
     @dataclass(frozen=True, kw_only=True)
     class ContinualArguments:
@@ -131,13 +131,17 @@ def continual_command(arguments: list[str]) -> int:
     if name is None and resumed is None and not {"-h", "--help"} & set(rest):
         raise UserError(f"no recipe given; expected one of {', '.join(recipes.CONTINUAL)}")
     fallback = recipes.CONTINUAL["tabletop_continual"]
-    config = load_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
+    config = run_config(ContinualConfig, resumed) if resumed else recipe_called(name, recipes.CONTINUAL, fallback)
     default = ContinualArguments(config=config)
     parsed = read_arguments(ContinualArguments, "continual", rest, default)
     resumed_alone(resumed, name, parsed.run)
     run = parsed.resume or new_run(parsed.run)
     if resumed:
         require_consent(parsed.config.train.suite.name, rest, parsed.trust_suite)
+
+    from simplevla.report.continual import write_continual_report
+    from simplevla.runs import continual
+
     result = continual(parsed.config, run, resume=parsed.resume is not None)
     shown = ", ".join(
         f"{key} {100 * result[key]:.1f}" for key in ("AVG", "NBT", "FWT", "ZS") if result[key] is not None
