@@ -8,6 +8,11 @@ OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:src|tests|examples|benchmarks)
 SHORT = re.compile(r"(?<!<pre>)<code>([^\s<]{1,36})</code>")
 """Code of one word that fits into a line of a phone."""
 
+CELL = re.compile(r"<(t[hd])>(.*?)</\1>", flags=re.DOTALL)
+TAG = re.compile(r"<[^>]+>")
+WORDY = 24
+"""Letters of a cell that take more than one line of a narrow column."""
+
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Keeps the words of links to code."""
@@ -15,5 +20,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Marks short code, so that no line ends after the hyphens of a flag (docs/images/site.css)."""
-    return SHORT.sub(r'<code class="whole">\1</code>', html)
+    """Marks what docs/images/site.css treats apart.
+
+    Short code is `whole`, so that no line ends after the hyphens of a flag. Cells with many words are `wordy`, so that
+    they get more width than numbers.
+    """
+    return CELL.sub(_cell, SHORT.sub(r'<code class="whole">\1</code>', html))
+
+
+def _cell(match: re.Match[str]) -> str:
+    name, inner = match.groups()
+    return f'<{name} class="wordy">{inner}</{name}>' if len(TAG.sub("", inner)) >= WORDY else match[0]
