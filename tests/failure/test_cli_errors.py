@@ -132,6 +132,33 @@ def test_no_policy_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_no_demonstrations_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = error_of(capsys, "sft", "tabletop_nano", "--run", str(tmp_path / "run"))
+    assert "no demonstrations given; name the folder of a dataset: --dataset runs/demos" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_working_directory_for_a_dataset(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ". is no dataset" in error_of(capsys, "sft", "tabletop_nano", "--dataset", ".", "--run", "run")
+    line = error_of(capsys, "demos", "tabletop", "--episodes", "1", "--out", ".")
+    assert "a dataset can't be written to '.'; name a new folder" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_for_its_policy_and_a_policy_for_its_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "policy").mkdir(parents=True)
+    (run / "config.json").write_text('{"updates": 1}')
+    (run / "policy" / "config.json").write_text('{"architecture": "tinyvla"}')
+    line = error_of(capsys, "eval", "--policy", str(run), "--suite.name", "fake_suite:make")
+    assert f"{run} is the folder of a run; its policy is {run / 'policy'}" in line
+    line = error_of(capsys, "report", str(run / "policy"))
+    assert f"{run / 'policy'} is the folder of a policy, expected one of a run, such as {run}" in line
+
+
 def test_policy_folder_without_policy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     line = error_of(capsys, "train", *SMALL, "--policy", str(tmp_path / "empty"), "--run", str(tmp_path / "run"))

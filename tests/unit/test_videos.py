@@ -9,6 +9,7 @@ from PIL import Image
 
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy
+from simplevla import cli
 from simplevla.config import EvalConfig, RolloutConfig, SuiteConfig, TrainConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.evaluation import evaluate as evaluation
@@ -207,6 +208,15 @@ def test_films_are_the_evaluation_s_episodes_each_state_once(finished_run):
         evaluated = outcomes(result.episodes)
         assert outcomes(clips) == {state: evaluated[state] for state in choice.states}
         assert {success for success, _ in outcomes(clips).values()} == {True, False}
+
+
+def test_the_report_says_in_the_terminal_what_was_evaluated(finished_run, capsys):
+    assert cli.main(["report", str(finished_run), "--trust-suite"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("before", "after"):
+        result = read_result(finished_run / "eval" / f"{name}.json").overall
+        line = next(line for line in lines if line.startswith(f"evaluation {name} RL"))
+        assert f"{result.solved} of {result.n} solved" in line
 
 
 def test_films_are_made_again_only_where_policy_or_states_are_others(finished_run):

@@ -56,7 +56,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / layout.INFO
     if not path.is_file():
-        partial = folder.with_name(folder.name + ".partial")
+        partial = Path(f"{folder}.partial")
         hint = f"{partial} was interrupted: generate again to finish it" if partial.is_dir() else "check the path"
         raise UserError(f"{folder} is no dataset: {layout.INFO} is missing; {hint}")
     info = read_json(path)

@@ -59,6 +59,8 @@ class DatasetWriter:
     """
 
     def __init__(self, folder: Path, spec: SuiteSpec, instructions: Sequence[str], about: dict[str, Any]) -> None:
+        if not folder.name:
+            raise UserError(f"a dataset can't be written to {str(folder)!r}; name a new folder, such as runs/demos")
         self.folder = folder
         self.partial = folder.with_name(folder.name + ".partial")
         self.fps = int(spec.control_hz) if spec.control_hz == int(spec.control_hz) else spec.control_hz

@@ -117,6 +117,7 @@ def evaluate(
     config: EvalConfig | None = None,
     device: str = "cpu",
     precision: Precision = "float32",
+    title: str = "evaluation",
 ) -> EvaluationResult:
     """Closed-loop success of a saved policy, each (task, initial state) of a split once, with a progress bar.
 
@@ -125,6 +126,7 @@ def evaluate(
         config: split, number of initial states, greedy or sampled; None: greedily on all held-out ones.
         device: where the policy computes.
         precision: of its products, as in `TrainConfig.precision`.
+        title: of the progress bar.
 
     Raises:
         UserError: the policy doesn't fit the suite, or as in `evaluate_with`.
@@ -143,7 +145,7 @@ def evaluate(
         policy.compile_towers()
     with (
         RolloutEngine(suite_config, rollout, policy.chunk_length) as engine,
-        showing_episodes("evaluation", suite, config) as show,
+        showing_episodes(title, suite, config) as show,
     ):
         result = evaluate_with(engine, policy, suite, config, show, folder)
     return replace(result, policy=source)

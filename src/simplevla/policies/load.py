@@ -38,6 +38,8 @@ def architecture(folder: Path) -> type[Policy]:
             "train` wrote, such as runs/NAME/policy"
         )
     name = read_json(file).get("architecture")
+    if name is None and (folder / "policy" / "config.json").is_file():
+        raise UserError(f"{folder} is the folder of a run; its policy is {folder / 'policy'}")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UserError(
             f"{file} is of architecture {brief(name)}; this version loads {', '.join(map(repr, ARCHITECTURES))}"

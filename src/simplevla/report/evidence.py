@@ -53,7 +53,15 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path])
     for name, folder in folders.items():
         file = run / "eval" / f"{name}.json"
         if not file.exists() or not _complete(read_result(file), folder, suite):
-            result = evaluate(folder, config.suite, config.rollout, EvalConfig(), config.device, config.precision)
+            result = evaluate(
+                folder,
+                config.suite,
+                config.rollout,
+                EvalConfig(),
+                config.device,
+                config.precision,
+                f"evaluation {name} RL",
+            )
             write_result(file, result)
         results[name] = read_result(file)
     states = choose_states(results["before"], results["after"]).states

@@ -68,6 +68,8 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
     Raises:
         UserError: dataset, policy, suite or run folder don't fit each other, or the device isn't there.
     """
+    if not config.dataset:
+        raise UserError("no demonstrations given; name the folder of a dataset: --dataset runs/demos")
     keep_freed_memory()
     with open_run(run, resume, "sft") as folder:
         config = replace(

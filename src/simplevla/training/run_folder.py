@@ -100,6 +100,8 @@ def load_config(cls: type[T], run: Path) -> T:
     """
     _require_run(run)
     found = read_json(run / CONFIG)
+    if "architecture" in found:
+        raise UserError(f"{run} is the folder of a policy, expected one of a run, such as {run.parent}")
     settings = {setting.name for setting in fields(cls)}  # type: ignore[arg-type]
     expected = next(command for command, setting in OWN_SETTING.items() if setting in settings)
     kind = next((command for command, setting in OWN_SETTING.items() if setting in found), expected)
@@ -197,7 +199,9 @@ def _plain(value: Any) -> Any:
 
 def _require_run(run: Path) -> None:
     if not (run / CONFIG).is_file():
-        raise UserError(f"{run} has no {CONFIG}: it isn't the folder of a run. Start a new one with --run.")
+        raise UserError(
+            f"{run} has no {CONFIG}: it isn't the folder of a run. Expected one that --run made, as runs/NAME"
+        )
 
 
 def _require_unused(run: Path, command: str) -> None:
