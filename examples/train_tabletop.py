@@ -24,6 +24,7 @@ def main(folder: Path, **shorter: dict[str, Any]) -> None:
     states = simplevla.EvalConfig(**shorter.get("eval", {}))
     for name, policy in (("imitation", start), ("RL", rl / "policy")):
         print(name, simplevla.evaluate(policy, config.suite, config=states).overall)
+    print(f"curves: tensorboard --logdir {folder}\nreport with films: simplevla report {rl}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def test_the_main_job_and_one_observation(tmp_path: Path, capsys: pytest.Capture
         "eval": {"episodes_per_task": 1},
     }
     example("train_tabletop").main(tmp_path, **shorter)
-    assert "imitation" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "imitation" in said
+    assert f"simplevla report {tmp_path / 'rl'}" in said
     chunk = example("act").main(str(tmp_path / "sft" / "policy"))
     assert chunk.shape == (4, len(simplevla.make_suite(simplevla.SuiteConfig(name="tabletop")).spec.action_names))
     again = example("act").main(str(tmp_path / "sft" / "policy"))
