@@ -10,9 +10,11 @@ from typing import Any, Literal
 from simplevla.errors import UserError, one_line
 
 Kind = Literal["model", "dataset"]
+CURVES = "metrics.jsonl"
+"""Rows of the run that a policy is the result of: beside the policy's folder in a run, among its files on the hub."""
 FILES: dict[Kind, tuple[str, ...]] = {
     "model": (
-        *("config.json", "statistics.json", "tokenizer.json", "trained_on.json", "model.safetensors"),
+        *("config.json", "statistics.json", "tokenizer.json", "trained_on.json", "model.safetensors", CURVES),
         *(
             "adapters/bank.json",
             "adapters/*/adapter.json",
@@ -74,6 +76,8 @@ def _downloaded(reference: str, kind: Kind) -> tuple[str, Path]:
 def upload(folder: Path, name: str, card: str, private: bool) -> str:
     """Uploads the policy in `folder` with its model `card` to the repository `name`, made if need be, in one commit.
 
+    The curves of its run go along, for the report of a run that starts from it.
+
     Files of a policy that was there before are removed.
 
     Returns:
@@ -96,9 +100,12 @@ def upload(folder: Path, name: str, card: str, private: bool) -> str:
         there = api.model_info(name)
         if private and not there.private:
             raise UserError(f"{name} is on the hub already and public; choose another name, or leave --private out")
-        files = of_policy([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
-        stale = of_policy([file.rfilename for file in there.siblings or []]) - files
-        operations: list[Any] = [CommitOperationAdd(file, folder / file) for file in sorted(files)]
+        inside = of_policy([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        files = {file: folder / file for file in sorted(inside)}
+        if (curves := folder.parent / CURVES).is_file():
+            files[CURVES] = curves
+        stale = of_policy([file.rfilename for file in there.siblings or []]) - files.keys()
+        operations: list[Any] = [CommitOperationAdd(file, path) for file, path in files.items()]
         operations += [CommitOperationAdd("README.md", card.encode())]
         operations += [CommitOperationDelete(file) for file in sorted(stale)]
         commit = api.create_commit(name, operations, commit_message="Upload a policy of simplevla")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,9 +33,11 @@ from simplevla.config import (
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import Policy, Sampling
 from simplevla.report.evidence import gather_evidence
+from simplevla.report.origin import Origin, origin_of
 from simplevla.storage import read_json
 from simplevla.training import continual
 from simplevla.training.imitation import sft
@@ -153,8 +156,32 @@ def test_a_run_records_the_commit_and_goes_on_with_it(there: FakeHub, policy: Pa
         train(rl("hf://me/policy"), tmp_path / "rl", resume=True)
     gather_evidence(tmp_path / "rl")
     started = read_json(tmp_path / "rl" / "environment.json")["start_policy_sha256"]
-    assert read_result(tmp_path / "rl" / "eval" / "before.json").policy_sha256 == started
+    before = read_result(tmp_path / "rl" / "eval" / "before.json")
+    assert (before.policy_sha256, before.policy) == (started, recorded)
     assert not any(sha in request for request in there.requests), "what is in the cache is downloaded again"
+
+
+def test_the_report_has_the_curves_that_were_pushed_with_the_first_policy(
+    there: FakeHub, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["push", str(policy), "me/policy"]) == 0
+    facts = {"start_policy_sha256": policy_fingerprint(policy)}
+
+    def origin() -> Origin:
+        config = {"policy": hub.pinned("hf://me/policy", "model")}
+        return origin_of(tmp_path / "demo" / "rl", config, facts)
+
+    assert origin().imitation == []
+    assert re.fullmatch(r"hf://models/me/policy@\w+ has no metrics.jsonl: it was pushed without", origin().no_imitation)
+    assert origin().parts[-1] == "run demo/rl"
+    rows = [{"batch": 1, "loss": 2.0}, {"batch": 2, "loss": 1.0}]
+    (policy.parent / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["push", str(policy), "me/policy"]) == 0
+    assert origin().imitation == rows
+    assert origin().parts[0].startswith("tinyvla, head tokens, ")
+    assert origin_of(tmp_path, {"policy": "hf://me/none"}, None).no_imitation.startswith(
+        "hf://me/none: the hub shows no"
+    )
 
 
 def test_imitation_takes_dataset_and_policy_from_the_hub(there: FakeHub, tmp_path: Path) -> None:
@@ -181,6 +208,24 @@ def test_continual_training_records_the_commits(
     recorded = read_json(tmp_path / "tasks" / "config.json")
     assert recorded["train"]["policy"] == f"hf://models/me/policy@{start}"
     assert recorded["data"] == [f"near=hf://datasets/me/demos@{demos}"]
+
+
+def test_the_base_of_continual_training_is_named_as_it_was_given(
+    there: FakeHub, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha = there.add("models", "me/policy", policy)
+    monkeypatch.setattr(continual, "_stage", _no_more)
+    train_config = replace(rl("hf://me/policy"), rollout=RolloutConfig(workers=1))
+    with pytest.raises(KeyboardInterrupt):
+        continual.continual(
+            ContinualConfig(train=train_config, tasks=("near",), eval_episodes_per_task=1), tmp_path / "tasks"
+        )
+    base = read_result(tmp_path / "tasks" / "row_0.json")
+    assert (base.policy, base.episodes_per_task) == (f"hf://models/me/policy@{sha}", 1)
+
+
+def _no_more(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_evaluation_names_the_commit(there: FakeHub, policy: Path) -> None:

@@ -58,7 +58,10 @@ def test_the_page_has_the_matrix_the_recipe_and_the_steps_of_base_and_last_row(t
     for file, env_steps in (("row_0.json", 50), ("2_lift/row.json", 40)):
         write_result(tmp_path / file, solved_in(env_steps))
     page = write_continual_report(tmp_path).read_text()
-    assert f"<title>tabletop_continual: tasks one after another (4 March 2026, run {tmp_path.name})</title>" in page
+    assert (
+        f"<title>tabletop_continual: tasks one after another (4 March 2026, run {tmp_path.parent.name}/{tmp_path.name})</title>"
+        in page
+    )
     assert "a mean of <b>50.0</b> env steps with the base and <b>40.0</b> after the last task" in page
     assert "No curve: the run&#39;s config names no policy that it started from." in page
 

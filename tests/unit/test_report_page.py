@@ -306,8 +306,8 @@ def head_of(page):
 
 
 def test_the_head_says_recipe_policy_and_date(tmp_path):
-    run = tmp_path / "rl"
-    run.mkdir()
+    run = tmp_path / "demo" / "rl"
+    run.mkdir(parents=True)
     full_run(run)
     (run / "config.json").write_text(json.dumps({"title": "tabletop_nano", "suite": {"name": "tabletop"}}))
     (run / "environment.json").write_text(json.dumps({"date": "2026-03-04"}))
@@ -315,8 +315,8 @@ def test_the_head_says_recipe_policy_and_date(tmp_path):
     size = sum(tensor.numel() for tensor in load_file(run / "policy" / "model.safetensors").values())
     parts = f"tinyvla, head tokens, {size / 1e6:.3g} M parameters"
     title, head = head_of(write_report(run))
-    assert title == f"tabletop_nano: before and after RL ({parts}, 4 March 2026, run rl)"
-    assert head == f"tabletop_ nano: before and after RL {parts} · 4 March 2026 · run rl"
+    assert title == f"tabletop_nano: before and after RL ({parts}, 4 March 2026, run demo/rl)"
+    assert head == f"tabletop_ nano: before and after RL {parts} · 4 March 2026 · run demo/rl"
     # Without a recipe the suite; without a suite the folder.
     (run / "config.json").write_text(json.dumps({"suite": {"name": "tabletop"}}))
     assert head_of(write_report(run))[0].startswith("tabletop: before")

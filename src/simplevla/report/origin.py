@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from simplevla import hub
 from simplevla.checked import from_dict, part
 from simplevla.errors import UserError, brief
 from simplevla.evaluation.provenance import policy_fingerprint
@@ -61,14 +62,21 @@ def origin_of(run: Path, config: dict[str, Any] | None, environment: dict[str, A
     """
     start = from_dict(Start, config or {}, source=str(run / "config.json"))
     facts = from_dict(Facts, environment or {}, source=str(run / "environment.json"))
-    folders = [run / "policy", *([Path(start.policy)] if start.policy else [])]
-    policy = next(filter(None, map(describe_policy, folders)), "")
+    try:
+        first, unreachable = (hub.local_folder(start.policy, "model") if start.policy else None), ""
+    except UserError as error:
+        first, unreachable = None, str(error)
+    policy = next(filter(None, map(describe_policy, filter(None, (run / "policy", first)))), "")
     date = f"{facts.date.day} {facts.date:%B %Y}" if facts.date else ""
-    imitation, no_imitation = _imitation(start.policy, facts.start_policy_sha256)
-    name = run.resolve().name
+    if first:
+        imitation, no_imitation = _imitation(start.policy, first, facts.start_policy_sha256)
+    else:
+        imitation, no_imitation = [], unreachable or "the run's config names no policy that it started from"
+    folder = run.resolve()
     return Origin(
-        title=start.title or start.suite.name or name,
-        parts=tuple(filter(None, (policy, date, f"run {name}"))),
+        title=start.title or start.suite.name or folder.name,
+        # All runs of `simplevla demo` are called `rl`.
+        parts=tuple(filter(None, (policy, date, f"run {folder.parent.name}/{folder.name}"))),
         imitation=imitation,
         no_imitation=no_imitation,
     )
@@ -96,17 +104,20 @@ def describe_policy(folder: Path) -> str | None:
     return f"{config.get('architecture', 'policy')}, {head}{size} parameters"
 
 
-def _imitation(policy: str, sha256: str | None) -> tuple[list[dict[str, Any]], str]:
-    """(rows of the run of `sft` that `policy` lies in, why there are none)."""
-    if not policy:
-        return [], "the run's config names no policy that it started from"
-    run = Path(policy).parent
+def _imitation(policy: str, first: Path, sha256: str | None) -> tuple[list[dict[str, Any]], str]:
+    """(rows of the run of `sft` that made `policy`, whose folder is `first`; why there are none)."""
+    if hub.is_reference(policy):
+        # On the hub the curves lie among the policy's files.
+        run, named, why = first, policy, "it was pushed without"
+    else:
+        run, why = first.parent, "the first policy isn't from a run of ours, or its folder has moved"
+        named = str(run)
     if not (run / METRICS).is_file():
-        return [], f"{run} has no {METRICS}: the first policy isn't from a run of ours, or its folder has moved"
+        return [], f"{named} has no {METRICS}: {why}"
     rows = read_rows(run)
     if not any("batch" in row for row in rows):
-        return [], f"{run}, where the first policy is from, is no run of `simplevla sft`"
-    if sha256 and (not (Path(policy) / "model.safetensors").is_file() or policy_fingerprint(Path(policy)) != sha256):
+        return [], f"{named}, where the first policy is from, is no run of `simplevla sft`"
+    if sha256 and (not (first / "model.safetensors").is_file() or policy_fingerprint(first) != sha256):
         return [], f"the policy in {policy} isn't the one that this run started from any more (its sha256 differs)"
     for number, row in enumerate(rows, start=1):
         if type(row.get("batch")) is not int:

@@ -129,7 +129,7 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
                         "matrix needs all tasks: mend the environment, and go on with --resume"
                     )
                 _record(config, run, number, result)
-                write_result(file, replace(result, policy=str(folder)))
+                write_result(file, replace(result, policy=str(folder) if number else config.train.policy))
             return read_result(file)
 
         rows = [row(0, run / "row_0.json", policy)]
