@@ -58,13 +58,17 @@ def continual(config: ContinualConfig, run: Path | str, resume: bool = False) ->
     return tasks.continual(config, Path(run), resume, makers)
 
 
-def write_report(run: Path | str) -> Path:
+def write_report(run: Path | str, episodes_per_task: int = 0) -> Path:
     """Evaluates and films a finished run's policies before and after RL; returns its page, `run/report.html`.
+
+    Args:
+        episodes_per_task: the first so many held-out initial states of each task; 0: all. Evaluations of all that are
+            there already stay.
 
     Raises:
         UserError: the folder isn't one of `train`, or is damaged.
     """
-    gather_evidence(Path(run))
+    gather_evidence(Path(run), episodes_per_task)
     return page.write_report(Path(run))
 
 

@@ -19,6 +19,7 @@ from simplevla.evaluation.result import read_result, write_result
 from simplevla.policies.base import ActionSample
 from simplevla.report import evidence
 from simplevla.report.choice import choose_states
+from simplevla.report.page import write_report
 from simplevla.report.videos import encode_video, read_clips, record_videos
 from simplevla.rollout.workers import SuiteError
 from simplevla.storage import FolderLock, read_json, write_json
@@ -237,6 +238,28 @@ def test_films_are_made_again_only_where_policy_or_states_are_others(finished_ru
     evidence.gather_evidence(finished_run)
     assert read_json(videos / "after.json")["clips"] == listed
     assert times()[videos / "before.json"] == first[videos / "before.json"]
+
+
+def test_a_short_look_is_replaced_by_all_states_and_never_the_other_way(finished_run):
+    def results():
+        return [read_result(finished_run / "eval" / f"{name}.json") for name in ("before", "after")]
+
+    evidence.gather_evidence(finished_run, episodes_per_task=1)
+    tasks = len(results()[0].horizons)
+    assert [(len(result.episodes), result.episodes_per_task) for result in results()] == [(tasks, 1)] * 2
+    assert results()[0].states == "the first 1 test initial states of each task"
+    page = write_report(finished_run).read_text()
+    assert "fake, the first 1 test initial states of each task" in page
+    evidence.gather_evidence(finished_run)
+    whole = results()
+    assert [result.episodes_per_task for result in whole] == [0, 0]
+    assert len(whole[0].episodes) == len(whole[1].episodes) > tasks
+    evidence.gather_evidence(finished_run, episodes_per_task=1)
+    assert results() == whole
+    # Half of it is worth nothing beside a short one.
+    (finished_run / "eval" / "after.json").unlink()
+    evidence.gather_evidence(finished_run, episodes_per_task=1)
+    assert [result.episodes_per_task for result in results()] == [1, 1]
 
 
 def test_what_a_killed_evaluation_had_begun_is_removed_and_nobody_else_evaluates_meanwhile(finished_run):

@@ -36,7 +36,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "report": (
         "simplevla report runs/rl",
-        "simplevla report runs/rl --trust-suite",
+        "simplevla report runs/rl --episodes-per-task 10",
     ),
     "adapters": (
         "simplevla adapters list runs/tasks/1_slide_lid/rl/policy",

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from simplevla.checked import Count
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
 from simplevla.commands.help import read_arguments
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig, TrainConfig
@@ -106,11 +107,14 @@ def compare_command(arguments: list[str]) -> int:
 class ReportArguments:
     """Writes RUN/report.html: one page with curves, tables, configuration and videos.
 
-    A finished run is first evaluated on all held-out initial states, before and after RL, and filmed.
+    A finished run is first evaluated on held-out initial states, before and after RL, and filmed.
     """
 
     run: tyro.conf.Positional[Path]
     """Folder of a run of `simplevla train`."""
+    episodes_per_task: Count = 0
+    """The first so many held-out initial states of each task, for a quick look; 0: all. A later report of all replaces
+    it."""
     trust_suite: bool = False
     """Consent to run the code of a suite `package.module:factory` that the run's folder names."""
 
@@ -122,5 +126,5 @@ def report_command(arguments: list[str]) -> int:
     from simplevla.training.run_folder import load_config
 
     require_consent(load_config(TrainConfig, parsed.run).suite.name, arguments, parsed.trust_suite)
-    print(write_report(parsed.run))
+    print(write_report(parsed.run, parsed.episodes_per_task))
     return 0

@@ -44,7 +44,7 @@ def model_card(policy: Policy, folder: Path, name: str, licence: str) -> str:
             EvalResult(
                 task_type="robotics",
                 dataset_type=result.suite,
-                dataset_name=f"{result.suite}, {result.split} initial states",
+                dataset_name=f"{result.suite}, {result.states}",
                 metric_type="success_rate",
                 metric_value=result.overall.rate,
             )

@@ -92,6 +92,7 @@ def evaluate_with(
     return EvaluationResult(
         suite=suite.name,
         split=config.split,
+        episodes_per_task=config.episodes_per_task,
         protocol=suite.protocol,
         horizons={task.name: task.horizon for task in suite.tasks},
         greedy=config.greedy,

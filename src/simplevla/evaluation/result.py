@@ -86,6 +86,8 @@ class EvaluationResult:
 
     suite: str
     split: str
+    episodes_per_task: Count = 0
+    """The first so many of the split's initial states of each task were evaluated; 0: all of them."""
     protocol: Mapping[str, str | bool | int | float]
     """The suite's own words on what changes the meaning of its success rates."""
     horizons: Mapping[str, Positive]
@@ -114,6 +116,12 @@ class EvaluationResult:
     def how(self) -> str:
         """The choice of actions in words: greedy, or sampled at a temperature."""
         return "greedy" if self.greedy else f"sampled at temperature {self.temperature:g}"
+
+    @property
+    def states(self) -> str:
+        """The evaluated initial states in words."""
+        first = f"the first {self.episodes_per_task} " if self.episodes_per_task else ""
+        return f"{first}{self.split} initial states{' of each task' if first else ''}"
 
     @property
     def doubts(self) -> list[str]:
@@ -146,6 +154,7 @@ class EvaluationResult:
         return {
             "suite": self.suite,
             "split": self.split,
+            "episodes_per_task": self.episodes_per_task,
             "protocol": dict(self.protocol),
             "horizons": dict(self.horizons),
             "greedy": self.greedy,
@@ -180,6 +189,7 @@ class EvaluationResult:
             result = cls(
                 suite=values["suite"],
                 split=values["split"],
+                episodes_per_task=values.get("episodes_per_task", 0),
                 protocol=dict(values["protocol"]),
                 horizons=values["horizons"],
                 greedy=values["greedy"],
@@ -247,7 +257,7 @@ def result_table(result: EvaluationResult) -> Table:
     protocol = ", ".join(f"{key} {value}" for key, value in result.protocol.items())
     errors = f" · {result.env_errors} episodes broken by the environment, not in n" if result.env_errors else ""
     table = Table(
-        title=f"{result.suite} · {result.split} initial states · {result.how}",
+        title=f"{result.suite} · {result.states} · {result.how}",
         caption=f"{protocol} · seed {result.seed} · {result.wall_s:.0f} s · commit {result.commit[:12]}{errors}"
         + "".join(f"\n{note}" for note in result.doubts),
     )

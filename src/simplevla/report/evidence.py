@@ -19,8 +19,12 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.run_folder import load_config
 
 
-def gather_evidence(run: Path) -> None:
+def gather_evidence(run: Path, episodes_per_task: int = 0) -> None:
     """Evaluates the policies before and after RL greedily and films both, unless `run` has that of them already.
+
+    Args:
+        episodes_per_task: the first so many held-out initial states of each task; 0: all. Evaluations of all that are
+            there already stay.
 
     A run that isn't finished has no policy yet, and one whose first policy is gone or another one can't be compared:
     both are left as they are.
@@ -43,21 +47,28 @@ def gather_evidence(run: Path) -> None:
         return
     with FolderLock(run):
         remove_leftovers(run)
-        _evaluate_and_film(run, config, folders)
+        _evaluate_and_film(run, config, folders, EvalConfig(episodes_per_task=episodes_per_task))
 
 
-def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path]) -> None:
+def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path], wanted: EvalConfig) -> None:
     """The evidence of `folders`, `before` and `after`, in `run`, which this process holds."""
     suite = make_suite(config.suite)
+    files = {name: run / "eval" / f"{name}.json" for name in folders}
+
+    def there(name: str, what: EvalConfig) -> bool:
+        return files[name].exists() and _complete(read_result(files[name]), folders[name], suite, what)
+
+    if all(there(name, EvalConfig()) for name in folders):
+        wanted = EvalConfig()
     results: dict[str, EvaluationResult] = {}
-    for name, folder in folders.items():
-        file = run / "eval" / f"{name}.json"
-        if not file.exists() or not _complete(read_result(file), folder, suite):
+    for name, source in (("before", config.policy), ("after", str(run / "policy"))):
+        file = files[name]
+        if not there(name, wanted):
             result = evaluate(
-                folder,
+                source,
                 config.suite,
                 config.rollout,
-                EvalConfig(),
+                wanted,
                 config.device,
                 config.precision,
                 f"evaluation {name} RL",
@@ -74,16 +85,16 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path])
                 record_videos(suite, policy, filming, run / "videos", name, results[name].policy_sha256)
 
 
-def _complete(result: EvaluationResult, folder: Path, suite: Suite) -> bool:
-    """True if it is the greedy one of this policy on all test states of the run's tasks."""
-    states = {(task.name, state) for task, state in evaluation_pairs(suite, EvalConfig())}
+def _complete(result: EvaluationResult, folder: Path, suite: Suite, wanted: EvalConfig) -> bool:
+    """True if it is the greedy one of this policy on the test states of the run's tasks that are wanted."""
+    states = {(task.name, state) for task, state in evaluation_pairs(suite, wanted)}
     evaluated = {(e.task, e.initial_state) for e in result.episodes} | {
         (b.task, b.initial_state) for b in result.broken
     }
     return (
         result.policy_sha256 == policy_fingerprint(folder)
         and result.greedy
-        and result.split == EvalConfig().split
+        and result.split == wanted.split
         and evaluated == states
     )
 
