@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import tyro
@@ -154,6 +155,25 @@ def test_recordings_become_a_dataset_as_the_page_says() -> None:
     assert info["features"]["action"]["names"] == ["dx_m", "grip"]
 
 
+class Table(gymnasium.Env):
+    """A hand at (0.5, 0.2) m, and the target that the last action gave."""
+
+    action_space = gymnasium.spaces.Box(0.0, 0.51, (2,), np.float32)
+
+    def step(self, action: np.ndarray) -> tuple[None, float, bool, bool, dict[str, Any]]:
+        return None, 0.0, False, False, {"target": action}
+
+
+def test_displacements_become_targets_as_the_page_says() -> None:
+    names: dict[str, Any] = {}
+    run((ROOT / "docs/add_a_suite.md").read_text(), names)
+    env = names["Displacement"](Table(), lambda _: np.array([0.5, 0.2]))
+    target = env.step(np.array([1.0, -1.0], np.float32))[-1]["target"]
+    # 0.53 m is beyond the table.
+    np.testing.assert_allclose(target, [0.51, 0.17], rtol=1e-6)
+    assert (env.action_space.low.tolist(), env.action_space.high.tolist()) == ([-1, -1], [1, 1])
+
+
 def test_the_explanation_computes_what_it_says() -> None:
     names: dict[str, Any] = {}
     run((ROOT / "docs/explained.md").read_text(), names)
@@ -181,7 +201,8 @@ def test_quoted_code_is_that_of_its_file() -> None:
 
 
 def test_every_block_of_python_is_run_here_or_says_why_not() -> None:
-    ran = {"docs/explained.md", "docs/quickstart.md", "docs/tinyvla_adapters.md", "docs/your_own_data.md"}
+    pages = ("add_a_suite", "explained", "quickstart", "tinyvla_adapters", "your_own_data")
+    ran = {f"docs/{page}.md" for page in pages}
     for page in PAGES:
         name, text = str(page.relative_to(ROOT)), page.read_text()
         blocks = list(FENCED.finditer(text))
