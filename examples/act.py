@@ -1,4 +1,4 @@
-"""Loads a policy and acts on one observation: python examples/act.py runs/example/rl/policy."""
+"""Loads a policy and acts on one observation: python examples/act.py runs/quick/rl/policy."""
 
 import signal
 import sys
@@ -24,4 +24,4 @@ def main(folder: str) -> np.ndarray:
 if __name__ == "__main__":
     # Nobody reading on, as with `| head`, ends the program without a complaint.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    main(sys.argv[1])
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/example/rl/policy")

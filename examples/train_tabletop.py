@@ -1,4 +1,4 @@
-"""The main job from Python: demonstrations, imitation, RL, and success on held-out states before and after."""
+"""The main job from Python: demonstrations, imitation, RL, a report, and held-out success before and after."""
 
 import sys
 from dataclasses import replace
@@ -7,24 +7,26 @@ from typing import Any
 
 import simplevla
 from simplevla import recipes
+from simplevla.evaluation.result import read_result
 
 RECIPE = "tabletop_nano"
 
 
 def main(folder: Path, **shorter: dict[str, Any]) -> None:
-    """Runs all stages in `folder`. `demos`, `sft`, `rl` and `eval` change fields of the stages' configs.
+    """Runs all stages in `folder`, as the recipe has them.
 
-    A shorter job: main(folder, sft={"batches": 100}, rl={"updates": 2}, eval={"episodes_per_task": 5})
+    `demos`, `sft` and `rl` change fields of the stages' configs, `report` arguments of `write_report`. A shorter job:
+    main(folder, demos={"episodes": 300}, sft={"batches": 400}, rl={"updates": 8}, report={"episodes_per_task": 10})
     """
     demos, sft, rl = folder / "demos", folder / "sft", folder / "rl"
     simplevla.generate(replace(recipes.DEMOS[RECIPE](), **shorter.get("demos", {})), demos)
     start = simplevla.sft(replace(recipes.SFT[RECIPE](), dataset=str(demos), **shorter.get("sft", {})), sft)
     config = replace(recipes.TRAIN[RECIPE](), policy=str(start), **shorter.get("rl", {}))
     print(simplevla.train(config, rl).message)
-    states = simplevla.EvalConfig(**shorter.get("eval", {}))
-    for name, policy in (("imitation", start), ("RL", rl / "policy")):
-        print(name, simplevla.evaluate(policy, config.suite, config=states).overall)
-    print(f"curves: tensorboard --logdir {folder}\nreport with films: simplevla report {rl}")
+    report = simplevla.write_report(rl, **shorter.get("report", {}))
+    for name in ("before", "after"):
+        print(name, "RL:", read_result(rl / "eval" / f"{name}.json").overall)
+    print(f"curves: tensorboard --logdir {folder}\nreport with films: {report}")
 
 
 if __name__ == "__main__":

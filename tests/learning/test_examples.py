@@ -33,12 +33,14 @@ def test_the_main_job_and_one_observation(tmp_path: Path, capsys: pytest.Capture
             "eval_every": 0,
             "sampling": simplevla.SamplingConfig(groups=2, group_size=2, dynamic=False),
         },
-        "eval": {"episodes_per_task": 1},
+        "report": {"episodes_per_task": 1},
     }
     example("train_tabletop").main(tmp_path, **shorter)
-    said = capsys.readouterr().out
-    assert "imitation" in said
-    assert f"simplevla report {tmp_path / 'rl'}" in said
+    *_, before, after, _, report = capsys.readouterr().out.splitlines()
+    for name, line in (("before", before), ("after", after)):
+        assert line.startswith(f"{name} RL: ")
+        assert line.endswith("of 6")
+    assert report == f"report with films: {tmp_path / 'rl' / 'report.html'}"
     chunk = example("act").main(str(tmp_path / "sft" / "policy"))
     assert chunk.shape == (4, len(simplevla.make_suite(simplevla.SuiteConfig(name="tabletop")).spec.action_names))
     again = example("act").main(str(tmp_path / "sft" / "policy"))
