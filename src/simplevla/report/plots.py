@@ -20,6 +20,8 @@ BEFORE, AFTER = "#e69f00", "#2b8fd6"
 COLOURS = (AFTER, BEFORE, "#12a37a", "#d9622b", "#b86fa5", "#8a9199")
 """Distinguishable with the common colour blindnesses (after Okabe and Ito), with contrast on white and on black."""
 INK = "#808891"
+FRAMED: dict[str, Any] = {"labelcolor": "#404850", "frameon": True, "facecolor": "white", "framealpha": 0.75}
+"""A legend that may lie on what is drawn."""
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -103,7 +105,7 @@ def _groups(axes: Axes, rows: Sequence[Row]) -> None:
         alpha=0.75,
     )
     axes.set_ylim(0, 101)
-    axes.legend(fontsize=8, loc="lower right", labelcolor="#404850", frameon=True, facecolor="white", framealpha=0.75)
+    axes.legend(fontsize=8, loc="lower right", **FRAMED)
 
 
 def _tasks(axes: Axes, rows: Sequence[Row]) -> None:
@@ -114,7 +116,7 @@ def _tasks(axes: Axes, rows: Sequence[Row]) -> None:
         axes.plot([x for x, _ in points], [y for _, y in points], label=task, linewidth=1.2)
     axes.set_ylim(0, 101)
     if len(axes.get_lines()) <= 10:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, **FRAMED)
 
 
 def _ratio(axes: Axes, rows: Sequence[Row]) -> None:
@@ -127,7 +129,7 @@ def _ratio(axes: Axes, rows: Sequence[Row]) -> None:
     axes.yaxis.set_major_formatter("{x:.2g}")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_minor_formatter("{x:.2g}")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **FRAMED)
 
 
 def _stages(axes: Axes, rows: Sequence[Row]) -> None:
@@ -138,7 +140,7 @@ def _stages(axes: Axes, rows: Sequence[Row]) -> None:
         heights = np.array([float(row.get(key) or 0) for row in rows])
         axes.bar(x, heights, bottom=bottom, label=label, width=0.8)
         bottom += heights
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **FRAMED)
 
 
 PANELS = (
