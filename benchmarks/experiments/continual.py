@@ -86,14 +86,16 @@ def of(results: list[dict[str, Any]], structure: str, order: int | None = None) 
 
 
 def plot(arguments: Arguments, results: list[dict[str, Any]]) -> None:
-    shape = (arguments.orders, len(arguments.structures))
-    figure, axes = plt.subplots(*shape, figsize=(4.2 * shape[1], 3.9 * shape[0]), layout="constrained", squeeze=False)
-    for order in range(arguments.orders):
-        for column, structure in enumerate(arguments.structures):
-            axis = axes[order, column]
-            draw_matrix(axis, mean_matrix(of(results, structure, order)))
-            axis.set_title(f"{structure}, order {order + 1}", fontsize=10)
-    figure.savefig(RESULTS / f"{arguments.recipe}.png", dpi=100)
+    """Two matrices side by side, so that their numbers can be read on the page."""
+    shown = [(order, structure) for order in range(arguments.orders) for structure in arguments.structures]
+    rows = -(-len(shown) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(8.4, 3.4 * rows), layout="constrained", squeeze=False)
+    for axis, (order, structure) in zip(axes.flat, shown, strict=False):
+        draw_matrix(axis, mean_matrix(of(results, structure, order)))
+        axis.set_title(f"{structure}, order {order + 1}", fontsize=10)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    figure.savefig(RESULTS / f"{arguments.recipe}.png", dpi=120)
 
 
 def spread(values: list[float | None]) -> str:
@@ -159,11 +161,11 @@ In points: mean ± standard deviation over the runs of a structure, one for each
 |---|---|---|---|---|
 {chr(10).join(costs)}
 
+![success matrices: the framed task has just been trained]({arguments.recipe}.png)
+
 - Command: `python -m benchmarks.experiments.continual {arguments.recipe} --base ... --orders {arguments.orders} --seeds {seeds}`. Machine: {machine}. Commit {commits}.
 - Training seeds: {len(arguments.seeds)}, each with its own base policy; orders: {arguments.orders}. Success is greedy, on held-out initial states.
 - Protocol: {protocol}. Data: `{arguments.recipe}.json`.
-
-![success matrices]({arguments.recipe}.png)
 
 ## Matrices
 

@@ -32,6 +32,18 @@ def test_the_table_has_intervals_n_and_the_order_of_training() -> None:
     assert len(lines) == 5
 
 
+def test_the_table_says_an_equal_n_once_and_names_tasks_briefly() -> None:
+    matrix = SuccessMatrix(
+        tasks=("take_the_milk_up", "take_the_butter_up"),
+        order=("take_the_milk_up",),
+        solved=((1, 2), (9, 2)),
+        n=((10, 10), (10, 10)),
+    )
+    lines = matrix_table(matrix.to_dict("shared", 0)).splitlines()
+    assert lines[0] == "| success, % of 10 | milk | butter (not trained) |"
+    assert lines[3] == "| after 1: milk | **90** [60, 98] | 20 [6, 51] |"
+
+
 def test_the_heat_map_shows_every_cell_and_frames_the_trained_ones() -> None:
     axes = Figure().subplots()
     draw_matrix(axes, MATRIX)

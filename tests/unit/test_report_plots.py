@@ -24,9 +24,9 @@ ROWS = [
 ]
 
 
-def drawn(title):
+def drawn(title, rows=ROWS):
     axes = Figure().subplots()
-    next(panel for panel in PANELS if panel.title.startswith(title)).draw(axes, ROWS)
+    next(panel for panel in PANELS if panel.title.startswith(title)).draw(axes, rows)
     return axes
 
 
@@ -39,6 +39,12 @@ def test_success_is_drawn_in_percent_where_it_was_logged():
 def test_values_that_were_not_finite_leave_a_gap():
     (line,) = drawn("Entropy").get_lines()
     assert line.get_xydata().tolist() == [[2, 2.0]]
+
+
+@pytest.mark.parametrize(("values", "limits"), [((2.0, 1.99), (0, 2.12)), ((-0.8, -1.0), (-1.06, 0.06))])
+def test_a_flat_or_negative_line_lies_inside_of_its_axes(values, limits):
+    rows = [{"update": update, "entropy": value} for update, value in enumerate(values, start=1)]
+    assert drawn("Entropy", rows).get_ylim() == pytest.approx(limits)
 
 
 def test_groups_are_shares_of_the_sampled_ones():

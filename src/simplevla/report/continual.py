@@ -34,7 +34,7 @@ def write_continual_report(run: Path) -> Path:
                 {"rate": _rate(matrix, i, task), "trained": i > 0 and task == matrix.order[i - 1]} for task in columns
             ],
         }
-        for i, stage in enumerate(_stages(matrix))
+        for i, stage in enumerate(_stages(matrix, {task: task for task in columns}))
     ]
     values = {**result, **(result["libero"] or {})}
     config = read_json(run / "config.json") if (run / "config.json").exists() else {}
@@ -76,24 +76,29 @@ def _steps(run: Path, matrix: SuccessMatrix) -> tuple[Steps | None, dict[str, St
 
 
 def matrix_table(result: Mapping[str, Any]) -> str:
-    """The success matrix in markdown: a row per stage, a column per task, the 95 % Wilson interval and n in each cell.
+    """The success matrix in markdown: a row per stage, a column per task, the 95 % Wilson interval in each cell.
 
-    Trained tasks come first, in the order of training; the task that a row has just trained is bold.
+    Trained tasks come first, in the order of training; the task that a row has just trained is bold. Tasks have their
+    short names. n is in the head, and in the cells where they differ.
 
     Raises:
         UserError: `result` isn't what continual.json holds.
     """
     matrix = SuccessMatrix.from_dict(result)
     columns = _columns(matrix)
-    heads = [task if task in matrix.order else f"{task} (not trained)" for task in columns]
-    lines = [f"| success, % | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
-    for i, stage in enumerate(_stages(matrix)):
+    short = dict(zip(columns, short_names(columns), strict=True))
+    heads = [short[task] if task in matrix.order else f"{short[task]} (not trained)" for task in columns]
+    same = {n for row in matrix.n for n in row}
+    corner = f"success, % of {min(same)}" if len(same) == 1 else "success, %"
+    lines = [f"| {corner} | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    for i, stage in enumerate(_stages(matrix, short)):
         cells = []
         for task in columns:
             rate = _rate(matrix, i, task)
             text = f"{100 * rate.rate:.0f}"
             text = f"**{text}**" if i > 0 and task == matrix.order[i - 1] else text
-            cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] n={rate.n}")
+            n = "" if len(same) == 1 else f" n={rate.n}"
+            cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]{n}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -120,9 +125,7 @@ def draw_matrix(axes: Axes, matrix: SuccessMatrix) -> None:
         axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d9622b", linewidth=2))
     short = dict(zip(columns, short_names(columns), strict=True))
     axes.set_xticks(range(len(columns)), list(short.values()), rotation=30, ha="right")
-    axes.set_yticks(
-        range(len(matrix.n)), ["base", *(f"after {k}: {short[task]}" for k, task in enumerate(matrix.order, start=1))]
-    )
+    axes.set_yticks(range(len(matrix.n)), _stages(matrix, short))
     axes.grid(visible=False)
 
 
@@ -144,8 +147,8 @@ def _columns(matrix: SuccessMatrix) -> list[str]:
     return [*matrix.order, *(task for task in matrix.tasks if task not in matrix.order)]
 
 
-def _stages(matrix: SuccessMatrix) -> list[str]:
-    return ["base", *(f"after {k}: {task}" for k, task in enumerate(matrix.order, start=1))]
+def _stages(matrix: SuccessMatrix, names: Mapping[str, str]) -> list[str]:
+    return ["base", *(f"after {k}: {names[task]}" for k, task in enumerate(matrix.order, start=1))]
 
 
 def _rate(matrix: SuccessMatrix, i: int, task: str) -> Rate:

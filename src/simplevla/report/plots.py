@@ -69,12 +69,16 @@ def _line(axes: Axes, rows: Sequence[Row], key: str, label: str, scale: float = 
 
 
 def _lines(labels: Mapping[str, str], scale: float = 1.0) -> Callable[[Axes, Sequence[Row]], None]:
-    """A drawing of one line per key; with a legend if there are several."""
+    """A drawing of one line per key, from 0 on or below it; with a legend if there are several."""
 
     def draw(axes: Axes, rows: Sequence[Row]) -> None:
         for key, label in labels.items():
             _line(axes, rows, key, label, scale)
-        axes.set_ylim(bottom=0.0)
+        # The entropy of a diffusion head is negative.
+        low, high = min(0.0, axes.dataLim.y0), max(0.0, axes.dataLim.y1)
+        if high > low:
+            room = 0.06 * (high - low)
+            axes.set_ylim(low - room * (low < 0), high + room)
         axes.yaxis.set_major_formatter("{x:.4g}")
         if len(labels) > 1:
             axes.legend(fontsize=8)
