@@ -52,6 +52,37 @@ def test_what_both_understand_is_no_fault(page: str) -> None:
     assert list(misread(page)) == []
 
 
+WIDEST = 91
+"""Columns of code that the site shows without scrolling, where it has three columns (1280 pixels)."""
+
+
+def code(page: str) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of code."""
+    fenced, in_list = False, False
+    for number, line in enumerate(page.splitlines(), start=1):
+        in_list = bool(ITEM.match(line)) or (in_list and (not line or line.startswith(" ")))
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced:
+            yield number, line
+        elif line.startswith("    ") and not in_list:
+            yield number, line[4:]
+
+
+def test_code_is_found() -> None:
+    assert list(code("a\n\n    b\n\n```\nc\n```\n- d\n\n    e\n")) == [(3, "b"), (6, "c")]
+
+
+def test_code_fits_into_the_page() -> None:
+    found = [
+        f"{page.relative_to(ROOT)}:{number}: {len(line)} columns; expected at most {WIDEST}"
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for number, line in code(page.read_text())
+        if len(line) > WIDEST
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_pages_are_read_alike() -> None:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [f"{page.relative_to(ROOT)}:{fault}" for page in pages for fault in misread(page.read_text())]
