@@ -3,10 +3,11 @@
 import dataclasses
 import re
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from simplevla.checked import (
     Above0,
@@ -39,13 +40,18 @@ def _computes(device: str) -> str:
     return device
 
 
+def _as_text(path: object) -> object:
+    return str(path) if isinstance(path, Path) else path
+
+
 def _is_path(path: str) -> str:
     _require("\0" not in path, f"{brief(path)} holds a zero byte; expected the path of a folder")
     return path
 
 
 Device = Annotated[str, AfterValidator(_computes)]
-Folder = Annotated[str, AfterValidator(_is_path)]
+Folder = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_path)]
+"""Given as a `Path` too; always held as text."""
 Precision = Literal["float32", "bfloat16"]
 TrackerName = Literal["wandb", "trackio"]
 

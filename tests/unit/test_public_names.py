@@ -26,6 +26,13 @@ def test_names_are_offered_without_importing_torch() -> None:
     assert not any((Path(simplevla.__file__).parent / name).is_dir() for name in simplevla.__all__ if name != "recipes")
 
 
+def test_configs_take_folders_as_path_and_as_text() -> None:
+    folder = Path("runs") / "demos"
+    made = simplevla.SFTConfig(dataset=folder, policy=folder, replay=(folder,))
+    assert made == simplevla.SFTConfig(dataset="runs/demos", policy="runs/demos", replay=("runs/demos",))
+    assert simplevla.TrainConfig(policy=folder).policy == "runs/demos"
+
+
 def test_importing_is_quiet_about_libraries_that_nobody_asked_for() -> None:
     code = "import simplevla, torchao, transformers"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
