@@ -12,6 +12,8 @@ CELL = re.compile(r"<(t[hd])>(.*?)</\1>", flags=re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
 WORDY = 24
 """Letters of a cell that take more than one line of a narrow column."""
+NUMBER = re.compile(r"[-+]?\d[^a-z]{0,18}%?|\d+ of \d+")
+"""The text of a cell that is a number, with its interval."""
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -22,12 +24,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def on_page_content(html: str, **_: object) -> str:
     """Marks what docs/images/site.css treats apart.
 
-    Short code is `whole`, so that no line ends after the hyphens of a flag. Cells with many words are `wordy`, so that
-    they get more width than numbers.
+    Short code is `whole`, so that no line ends after the hyphens of a flag; a cell with a number too. Cells with many
+    words are `wordy`, so that they get more width than numbers.
     """
     return CELL.sub(_cell, SHORT.sub(r'<code class="whole">\1</code>', html))
 
 
 def _cell(match: re.Match[str]) -> str:
     name, inner = match.groups()
-    return f'<{name} class="wordy">{inner}</{name}>' if len(TAG.sub("", inner)) >= WORDY else match[0]
+    text = TAG.sub("", inner)
+    kind = "whole" if NUMBER.fullmatch(text) else "wordy" if len(text) >= WORDY else ""
+    return f'<{name} class="{kind}">{inner}</{name}>' if kind else match[0]

@@ -20,4 +20,8 @@ def test_short_code_is_whole_and_cells_with_many_words_are_marked() -> None:
         "<tr><th>n</th><td class=\"wordy\">ends exclusive; <a href='x'>others</a> may be missing</td>"
         '<td><code class="whole">--a-b</code></td></tr>'
     )
+    numbers = ("3", "-52 %", "30 [11, 60]", "<b>100</b> [72, 100]", "10 of 10", "93.3 [89.9, 95.6]")
+    for text in numbers:
+        assert hooks.on_page_content(f"<td>{text}</td>") == f'<td class="whole">{text}</td>'
+    assert hooks.on_page_content("<td>3 tasks</td>") == "<td>3 tasks</td>"
     assert hooks.on_page_content("<pre><code>ls</code></pre>") == "<pre><code>ls</code></pre>"
