@@ -169,7 +169,7 @@ def page(result: dict) -> str:
         f"| {row['trained']} | {row['measured_gb']:.1f} | {row['first_step_gb']:.1f} | {100 * (row['first_step_gb'] / row['measured_gb'] - 1):+.0f} % | {row['formula_gb']:.1f} |"
         for row in result["checked"]
     ]
-    return f"""# What fits: computed
+    return f"""# What fits into which GPU: computed
 
 Training OpenVLA-OFT 7B on one GPU takes, as computed and not measured, {needs} with micro-batches of 1.
 
