@@ -17,6 +17,8 @@ from .demonstrations.recorder import Recorder as Recorder
 from .errors import UserError as UserError
 from .evaluation.evaluate import evaluate as evaluate
 from .runs import continual as continual
+from .runs import novelty_of as novelty_of
+from .runs import novelty_of_run as novelty_of_run
 from .runs import sft as sft
 from .runs import train as train
 from .runs import write_report as write_report

@@ -16,7 +16,7 @@ from simplevla.commands.imports import import_command
 from simplevla.commands.listing import list_command
 from simplevla.commands.planning import plan_command
 from simplevla.commands.push import push_command
-from simplevla.commands.results import compare_command, evaluate_command, report_command
+from simplevla.commands.results import compare_command, evaluate_command, novelty_command, report_command
 from simplevla.commands.runs import continual_command, demo_command, demos_command, sft_command, train_command
 from simplevla.commands.suites import check_suite_command
 from simplevla.errors import UserError, one_line
@@ -115,6 +115,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (evaluate_command, "measure closed-loop success on held-out initial states"),
     "compare": (compare_command, "compare two evaluations on the same initial states"),
     "report": (report_command, "write one HTML page about a run"),
+    "novelty": (novelty_command, "say what RL changed in behaviour, compared with the demonstrations"),
     "adapters": (adapters_command, "list, show, export, add, merge or route the adapters of a policy"),
     "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint, or HDF5 demonstrations"),
     "push": (push_command, "upload a policy to the Hugging Face hub, with a page about it"),

@@ -5,16 +5,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from simplevla import hub
 from simplevla.adapters.config import ContinualConfig
-from simplevla.config import SFTConfig, TrainConfig
+from simplevla.adapters.load import load_policy
+from simplevla.config import EvalConfig, Precision, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
+from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
+from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
+from simplevla.novelty.behaviour import Behaviour, Novelty, Reference, behaviour_of, solved_episodes
+from simplevla.novelty.replay import Replay
+from simplevla.policies.load import check_fits_suite
 from simplevla.report import page
 from simplevla.report.evidence import gather_evidence
+from simplevla.report.novelty import FOLDER, write_novelty
+from simplevla.rollout.scheduler import RolloutEngine
+from simplevla.storage import FolderLock, read_json
+from simplevla.suites.registry import make_suite
 from simplevla.training import continual as tasks
 from simplevla.training import imitation, loop
 from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from simplevla.training.loop import RunOutcome
+from simplevla.training.run_folder import CONFIG, load_config
 
 
 def train(config: TrainConfig, run: Path | str, resume: bool = False) -> RunOutcome:
@@ -70,6 +82,98 @@ def write_report(run: Path | str, episodes_per_task: int = 0) -> Path:
     """
     gather_evidence(Path(run), episodes_per_task)
     return page.write_report(Path(run))
+
+
+def novelty_of_run(run: Path | str, demos: Path | str | None = None) -> Novelty:
+    """Compares solved held-out episodes before and after RL with demonstrations; writes the folder `run/novelty`.
+
+    The next report of `run` shows it.
+
+    Args:
+        run: folder of a finished run of `train`.
+        demos: the demonstrations; None: those that the run's first policy was trained on.
+
+    Raises:
+        UserError: the run isn't finished, its first policy is another one now, the demonstrations aren't known; or as
+            in `novelty_of`.
+    """
+    run = Path(run)
+    config = load_config(TrainConfig, run)
+    before, after = hub.local_folder(config.policy, "model"), run / "policy"
+    if not (after / "model.safetensors").is_file():
+        raise UserError(f"{run} has no policy yet; let the run finish: simplevla train --resume {run}")
+    if read_json(run / "environment.json").get(START_SHA256) not in (None, policy_fingerprint(before)):
+        raise UserError(f"{before} isn't the policy that {run} started from any more (its sha256 differs)")
+    demos = demos or _imitated(run, config)
+    with FolderLock(run):
+        return novelty_of(
+            before, after, demos, config.suite, run / FOLDER, config.rollout, config.device, config.precision
+        )
+
+
+def novelty_of(
+    before: Path | str,
+    after: Path | str,
+    demos: Path | str,
+    suite_config: SuiteConfig,
+    out: Path | str,
+    rollout: RolloutConfig | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Novelty:
+    """Compares solved held-out episodes of two policies with demonstrations; writes `novelty.json` and films to `out`.
+
+    Args:
+        before: folder of a policy, or `hf://OWNER/NAME` on the hub; so is `after`.
+        demos: folder of a LeRobotDataset, or `hf://OWNER/NAME`, of the suite's tasks.
+
+    Raises:
+        UserError: the policies were trained on different suites or solve nothing, the demonstrations are of another
+            suite or fewer than two of a task, or an environment keeps breaking.
+    """
+    suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
+    dataset = LeRobotDataset(demos)
+    reference = Reference.of(dataset, suite)
+    policies = {
+        name: load_policy(hub.local_folder(folder, "model"), device)
+        for name, folder in (("before", before), ("after", after))
+    }
+    suites = {name: policy.trained_on[-1].suite for name, policy in policies.items() if policy.trained_on}
+    if len(known := {name for name in suites.values() if name}) > 1:
+        raise UserError(
+            f"the policies were trained on different suites, {' and '.join(sorted(known))}; novelty compares two of one suite"
+        )
+    sides: dict[str, Behaviour] = {}
+    jobs: list[Replay] = []
+    for name, policy in policies.items():
+        check_fits_suite(policy, suite.spec)
+        policy.compute_in(precision)
+        with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine:
+            jobs, episodes = solved_episodes(engine, policy, suite, EvalConfig(), name)
+        sides[name] = behaviour_of(jobs, episodes, reference, suite, suite_config, rollout)
+    if not any(side.solved for side in sides.values()):
+        raise UserError(f"neither policy solved one of {episodes} episodes, so there is no behaviour to compare")
+    found = Novelty(
+        suite=suite.name,
+        split=EvalConfig().split,
+        protocol=suite.protocol,
+        thresholds={task: demonstrations.threshold for task, demonstrations in reference.tasks.items()},
+        demonstrations=reference.behaviour,
+        **sides,
+    )
+    write_novelty(Path(out), found, jobs, dataset, suite, suite_config, rollout)
+    return found
+
+
+def _imitated(run: Path, config: TrainConfig) -> str:
+    """The dataset that the first policy of `run` was trained on, by the config of its run of `sft`."""
+    file = Path(config.policy).parent / CONFIG
+    dataset = read_json(file).get("dataset") if file.is_file() else None
+    if not isinstance(dataset, str):
+        raise UserError(
+            f"{run} doesn't say what its first policy, {config.policy}, was trained on: name the dataset with --demos FOLDER"
+        )
+    return dataset
 
 
 def _engine(config: TrainConfig) -> loop.MakeEngine:

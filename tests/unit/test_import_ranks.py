@@ -30,6 +30,7 @@ RANKS = {
     "rollout": 3,
     "demonstrations": 4,
     "evaluation": 5,
+    "novelty": 6,
     "training": 6,
     "report": 7,
     "distributed": 8,

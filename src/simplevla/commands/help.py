@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "simplevla report runs/rl",
         "simplevla report runs/rl --episodes-per-task 10",
     ),
+    "novelty": (
+        "simplevla novelty runs/rl",
+        "simplevla novelty runs/rl --demos runs/demos",
+    ),
     "adapters": (
         "simplevla adapters list runs/tasks/1_slide_lid/rl/policy",
         "simplevla adapters export runs/tasks/1_slide_lid/rl/policy slide_lid adapters/slide_lid",

@@ -10,7 +10,7 @@ from simplevla.checked import Count
 from simplevla.commands.arguments import EXIT_PROBLEMS, UNPREFIXED, recipe_called, require_consent, take_name
 from simplevla.commands.help import read_arguments
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig, TrainConfig
-from simplevla.errors import printable
+from simplevla.errors import UserError, printable
 from simplevla.terminal import Console
 
 
@@ -117,6 +117,57 @@ class ReportArguments:
     it."""
     trust_suite: bool = False
     """Consent to run the code of a suite `package.module:factory` that the run's folder names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoveltyArguments:
+    """Says what RL changed in behaviour: simplevla novelty RUN.
+
+    Compares solved held-out episodes, before and after RL, with the demonstrations of their tasks. The next report of
+    the run shows it, with films of the most novel episodes. Two policies without a run: simplevla novelty --before DIR
+    --after DIR --demos DIR --suite.name NAME --out DIR.
+    """
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of a finished run of `simplevla train`."""
+    demos: str | None = None
+    """Demonstrations; left out, those that the run's first policy was trained on."""
+    trust_suite: bool = False
+    """Consent to run the code of a suite `package.module:factory` that the run's folder names."""
+    before: str | None = None
+    """Policy to compare, without a run."""
+    after: str | None = None
+    """The other policy."""
+    out: Path | None = None
+    """Folder for `novelty.json` and the films, without a run."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+def novelty_command(arguments: list[str]) -> int:
+    parsed = read_arguments(NoveltyArguments, "novelty", arguments)
+
+    from simplevla.report.novelty import FOLDER, novelty_table
+    from simplevla.runs import novelty_of, novelty_of_run
+    from simplevla.training.run_folder import load_config
+
+    if parsed.run is not None:
+        if given := [name for name in ("before", "after", "out") if getattr(parsed, name) is not None]:
+            raise UserError(
+                f"--{given[0]} and the run {parsed.run}; a run has its own policies, so leave one of them out"
+            )
+        require_consent(load_config(TrainConfig, parsed.run).suite.name, arguments, parsed.trust_suite)
+        found, out = novelty_of_run(parsed.run, parsed.demos), parsed.run / FOLDER
+    elif parsed.before and parsed.after and parsed.demos and parsed.out:
+        out = parsed.out
+        found = novelty_of(parsed.before, parsed.after, parsed.demos, parsed.suite, out, parsed.rollout)
+    else:
+        raise UserError("nothing to compare; give a run, or --before, --after, --demos and --out")
+    Console().print(novelty_table(found))
+    print(f"films and all episodes: {out}")
+    if parsed.run is not None:
+        print(f"simplevla report {parsed.run} shows it")
+    return 0
 
 
 def report_command(arguments: list[str]) -> int:

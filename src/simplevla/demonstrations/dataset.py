@@ -87,6 +87,8 @@ class LeRobotDataset:
         """Index is `task_index`."""
         episodes = metadata.read_episodes(self.folder, self.info)
         chosen = chosen_episodes(self.folder, reading.episodes, len(episodes))
+        self.numbers = list(chosen)
+        """The dataset's own number of each episode."""
         self._listed = len(episodes)
         self._episodes = [episodes[number] for number in chosen]
         ends = np.cumsum([episode["length"] for episode in self._episodes]).tolist()
@@ -140,6 +142,12 @@ class LeRobotDataset:
         """The suite's task of each episode; None where the dataset doesn't say it of every one."""
         known = [name for episode in self._episodes if isinstance(name := episode.get("task_name"), str)]
         return known if len(known) == len(self._episodes) else None
+
+    @property
+    def events(self) -> list[str] | None:
+        """The order of events that solved each episode; None where the dataset doesn't say it of every one."""
+        told = [order for episode in self._episodes if isinstance(order := episode.get("events"), str)]
+        return told if len(told) == len(self._episodes) else None
 
     def load_all(self, progress: bool = False) -> Frames:
         """Decodes the whole dataset into memory: F x height x width x 3 bytes per camera."""

@@ -9,7 +9,7 @@ from simplevla.config import DemosConfig
 from simplevla.demonstrations.images import encode_png
 from simplevla.demonstrations.writer import DemonstrationEpisode
 from simplevla.rollout.workers import SuiteError, check_observation, check_result
-from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
+from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec, order_of
 from simplevla.types import Observation, Task
 
 
@@ -39,6 +39,7 @@ class Attempt:
         expert.reset()
         observations: list[Observation] = []
         labels: list[np.ndarray] = []
+        events: list[tuple[str, ...] | None] = []
         success = False
         while not success:
             beat()
@@ -48,6 +49,7 @@ class Attempt:
             result = environment.step_chunk(disturb(label, suite.spec, self.config, rng)[None].copy())
             check_result(result, 1)
             success = bool(result.success)
+            events.append(environment.events())
             if not success:
                 if len(labels) == self.task.horizon:
                     return None
@@ -63,6 +65,7 @@ class Attempt:
             },
             state=np.stack([seen.state for seen in observations]),
             actions=np.stack(labels),
+            events=order_of(events),
         )
 
 

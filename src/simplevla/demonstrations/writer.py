@@ -45,6 +45,8 @@ class DemonstrationEpisode:
     """float32 [F, S]."""
     actions: np.ndarray
     """float32 [F, A], the clean labels."""
+    events: str | None = None
+    """The order in which it was solved (`order_of`); None where the suite tells no events."""
 
 
 class DatasetWriter:
@@ -192,7 +194,7 @@ class DatasetWriter:
             tables.append(self._table(vectors, images))
             stats.append(episode_stats(vectors, images))
             end = start + len(episode.state)
-            known = {"task_name": episode.task, "initial_state": episode.initial_state}
+            known = {"task_name": episode.task, "initial_state": episode.initial_state, "events": episode.events}
             rows.append(
                 {
                     "episode_index": number,

@@ -4,17 +4,19 @@ from collections.abc import Callable
 
 from simplevla.adapters.config import ContinualConfig
 from simplevla.config import DemosConfig, SFTConfig, TrainConfig
-from simplevla.recipes import continual, libero, metaworld, openvla_oft, tabletop
+from simplevla.recipes import continual, libero, metaworld, openvla_oft, pushcut, tabletop
 
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
     "tabletop_nano_diffusion": tabletop.demos,
+    "tabletop_pushcut": pushcut.demos,
     "libero_object_nano": libero.demos,
     "metaworld_nano": metaworld.demos,
 }
 SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano": tabletop.sft,
     "tabletop_nano_diffusion": tabletop.diffusion_sft,
+    "tabletop_pushcut": pushcut.sft,
     "libero_object_nano": libero.sft,
     "metaworld_nano": metaworld.sft,
 }
@@ -28,6 +30,7 @@ def paper() -> TrainConfig:
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
     "tabletop_nano_diffusion": tabletop.diffusion_train,
+    "tabletop_pushcut": pushcut.train,
     "libero_object_nano": libero.train,
     "metaworld_nano": metaworld.train,
     "paper": paper,

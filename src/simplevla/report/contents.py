@@ -8,6 +8,8 @@ from typing import Any
 from simplevla.errors import UserError, brief
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result
+from simplevla.novelty.behaviour import Novelty
+from simplevla.report.novelty import NovelFilm, read_novelty
 from simplevla.report.origin import Origin, origin_of
 from simplevla.report.videos import Clip, read_clips
 from simplevla.storage import read_json
@@ -28,10 +30,13 @@ class Run:
     after: EvaluationResult | None
     clips_before: list[Clip]
     clips_after: list[Clip]
+    novelty: Novelty | None
+    novel_films: list[NovelFilm]
 
 
 def read_run(run: Path) -> Run:
     """The parts of a run folder; UserError if one is damaged or none is there."""
+    novelty, novel_films = read_novelty(run)
     config, environment = _optional_json(run / "config.json"), _optional_json(run / "environment.json")
     found = Run(
         folder=run,
@@ -44,6 +49,8 @@ def read_run(run: Path) -> Run:
         after=_optional_result(run / "eval" / "after.json"),
         clips_before=read_clips(run / "videos", "before"),
         clips_after=read_clips(run / "videos", "after"),
+        novelty=novelty,
+        novel_films=novel_films,
     )
     if not (found.config or found.rows or found.before or found.after):
         raise UserError(

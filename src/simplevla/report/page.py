@@ -10,6 +10,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.compare import Comparison, compare
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.contents import Run, doubts, missing, read_run
+from simplevla.report.novelty import orders_of, paired_sentence, rows_of
 from simplevla.report.plots import imitation_curves, learning_curves, number_of_updates, steps_plot
 from simplevla.report.rendering import render
 from simplevla.report.steps import steps_to_success
@@ -59,6 +60,8 @@ def _render(run: Run) -> bytes:
         before=before,
         after=after,
         films=_films(run, comparison),
+        novelty=run.novelty,
+        changed=_changed(run),
         config=list(_flat(run.config or {})),
         environment=list(_flat(run.environment or {})),
         missing=missing(run),
@@ -104,6 +107,32 @@ def _films(run: Run, comparison: Comparison | None) -> list[dict[str, Any]]:
             {"title": "Films of other states", "rule": "How they were chosen isn't known.", "films": others}
         )
     return sections
+
+
+def _changed(run: Run) -> dict[str, Any]:
+    """Contents of the section about novel behaviour."""
+    if run.novelty is None:
+        return {}
+
+    def video(path: Path) -> dict[str, Any]:
+        return {"address": _data(path), "film": path.suffix == ".mp4"}
+
+    films = [
+        {
+            "task": film.episode.task,
+            "state": film.episode.initial_state,
+            "distance": f"{film.episode.distance:.2f}",
+            "after": video(film.after),
+            "demonstration": video(film.demonstration),
+        }
+        for film in run.novel_films
+    ]
+    return {
+        "rows": rows_of(run.novelty),
+        "orders": orders_of(run.novelty),
+        "sentence": paired_sentence(run.novelty),
+        "films": films,
+    }
 
 
 def _clip_pairs(run: Run) -> dict[State, dict[str, Any]]:

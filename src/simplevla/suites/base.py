@@ -1,6 +1,7 @@
 """The contract between a suite of tasks and everything else. No torch here: worker processes import only this side."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,9 +37,32 @@ class Environment(ABC):
     def render(self) -> np.ndarray:
         """A picture for people, uint8 [height, width, 3], of the current state; used for videos only."""
 
+    def events(self) -> tuple[str, ...] | None:
+        """Names what is so in the current state, `grasps blue` for example, the weaker first; None: not known.
+
+        For `simplevla novelty`, never for training.
+        """
+        return None
+
     def close(self) -> None:
         """Frees the simulator's resources."""
         return None
+
+
+def order_of(events: Sequence[tuple[str, ...] | None]) -> str | None:
+    """The order in which events began for the first time, such as `touches blue > grasps blue`; `nothing` if none did.
+
+    None where a suite tells no events.
+
+    >>> order_of([(), ("a",), ("a", "b"), ("a",)])
+    'a > b'
+    """
+    seen: dict[str, None] = {}
+    for now in events:
+        if now is None:
+            return None
+        seen.update(dict.fromkeys(now))
+    return " > ".join(seen) or "nothing"
 
 
 class Expert(ABC):

@@ -11,6 +11,7 @@ from simplevla.types import SPLITS
 
 FACTORIES: dict[str, tuple[str, str]] = {
     "tabletop": ("simplevla.suites.tabletop.suite:make", ""),
+    "tabletop_pushcut": ("simplevla.suites.tabletop.suite:make", ""),
     "libero_spatial": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_object": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_goal": ("simplevla.suites.libero.suite:make", "libero"),

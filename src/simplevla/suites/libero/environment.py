@@ -69,6 +69,9 @@ class LiberoEnvironment(Environment):
         """The fixed view at the video size."""
         return self._camera.picture(CAMERAS["fixed"], VIDEO_SIZE)
 
+    def events(self) -> tuple[str, ...]:
+        return self.simulation.contacts.events()
+
     def close(self) -> None:
         for _, camera in self._scenes.values():
             camera.close()

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from simplevla.errors import UserError
+from simplevla.suites.contacts import Contacts
 
 logging.getLogger("robosuite_logs").disabled = True
 
@@ -64,6 +65,8 @@ class Simulation:
         self.model: mujoco.MjModel = self.scene.sim.model._model
         self.data: mujoco.MjData = self.scene.sim.data._data
         self._bind_robot()
+        fingers = self._gripper.important_geoms
+        self.contacts = Contacts(self.model, self.data, (tuple(fingers["left_finger"]), tuple(fingers["right_finger"])))
 
     def _bind_robot(self) -> None:
         """Looks up what `step` needs; robosuite makes a new controller at every reset."""
@@ -109,6 +112,7 @@ class Simulation:
         self._bind_robot()
         for _ in range(SETTLING_STEPS):
             self.step(SETTLING_ACTION)
+        self.contacts.begin()
 
     def step(self, action: np.ndarray) -> bool:
         """One env step of 50 ms; True if the task is solved after it.

@@ -113,6 +113,10 @@ class MetaworldEnvironment(Environment):
         assert self.simulation is not None, "reset first"
         return self._simulations.renderer.picture(self.simulation, CAMERAS["fixed"], VIDEO_SIZE)
 
+    def events(self) -> tuple[str, ...]:
+        assert self.simulation is not None, "reset first"
+        return self.simulation.contacts.events()
+
     def close(self) -> None:
         self._give_back()
         self._simulations.leave()

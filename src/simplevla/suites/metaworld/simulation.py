@@ -4,6 +4,8 @@ import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
+from simplevla.suites.contacts import Contacts
+
 CONTROL_HZ = 80.0
 """5 physics steps of 2.5 ms in one env step."""
 STATE_SIZE = 4
@@ -28,6 +30,7 @@ class Simulation:
         env.__dict__.pop("sawyer_observation_space", None)
         env.seeded_rand_vec = True
         self._layouts: dict[int, np.ndarray] = {}
+        self.contacts = Contacts(self.model, self.data, (("leftpad_geom",), ("rightpad_geom",)))
 
     def reset(self, initial_state: int) -> None:
         """Layout (positions of objects and goal) that the benchmark draws first when seeded with `initial_state`."""
@@ -43,6 +46,7 @@ class Simulation:
         # The reset moves bodies and markers last; this brings pictures up to date and leaves the dynamics alone.
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+        self.contacts.begin()
 
     def step(self, action: np.ndarray) -> bool:
         """One env step of 12.5 ms; True if the benchmark's `success` says that the task is solved."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from simplevla.errors import UserError
 from simplevla.suites.base import Environment
+from simplevla.suites.contacts import Contacts
 from simplevla.suites.tabletop.layout import BLOCK_HALF, BLOCKS, Layout, sample_layout
 from simplevla.types import ChunkResult, Observation, Task
 
@@ -21,10 +22,24 @@ FINGER_OPEN_M = 0.05
 FINGERS = ("left", "right")
 
 
+STEEL_KG, SMOOTH, BARE = 1.15, 0.3, 1.0
+"""Mass of the heavy blue block, and its friction on the table and in the fingers. They can hold little more than its
+weight, so that it slips out of many grasps; across the table it moves with a third of that force."""
+
+
 @cache
-def shared_model() -> mujoco.MjModel:
-    """One model per process: environments differ only in their data."""
-    return mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
+def shared_model(heavy: bool = False) -> mujoco.MjModel:
+    """One model per process: environments differ only in their data. In the `heavy` one the blue block is of steel."""
+    model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
+    if heavy:
+        blue = model.body("blue")
+        blue.inertia *= STEEL_KG / blue.mass
+        blue.mass = STEEL_KG
+        for geom in ("blue", "table"):
+            model.geom(geom).friction[0] = SMOOTH
+        for finger in FINGERS:
+            model.geom(finger).friction[0] = BARE
+    return model
 
 
 renderers: dict[int, mujoco.Renderer] = {}
@@ -54,12 +69,13 @@ class TabletopEnvironment(Environment):
     Markov in the observation); action[3] > 0 closes the gripper, else opens it.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.model = shared_model()
+    def __init__(self, image_size: int, heavy: bool = False) -> None:
+        self.model = shared_model(heavy)
         self.data = mujoco.MjData(self.model)
         self.image_size = image_size
         self._task = ""
         model = self.model
+        self._contacts = Contacts(model, self.data, (("left",), ("right",)))
         self._joint = {model.joint(i).name: int(model.jnt_qposadr[i]) for i in range(model.njnt)}
         self._mocap = {
             model.body(i).name: int(model.body_mocapid[i]) for i in range(model.nbody) if model.body_mocapid[i] >= 0
@@ -89,6 +105,9 @@ class TabletopEnvironment(Environment):
 
     def render(self) -> np.ndarray:
         return self._image("fixed", 256)
+
+    def events(self) -> tuple[str, ...]:
+        return self._contacts.events()
 
     def success(self) -> bool:
         """True if the current task is solved in the current state."""
@@ -140,6 +159,7 @@ class TabletopEnvironment(Environment):
         data.ctrl[:3] = layout.hand
         data.ctrl[3:] = FINGER_OPEN_M
         mujoco.mj_step(model, data, nstep=SUBSTEPS)
+        self._contacts.begin()
 
     def _step(self, action: np.ndarray) -> None:
         action = np.clip(action, -1.0, 1.0)
@@ -194,5 +214,6 @@ SUCCESS: dict[str, Callable[[TabletopEnvironment], bool]] = {
     "lift_block": _red_lifted,
     "place_on_plate": _blue_on_plate,
     "stack_blocks": _red_on_blue,
+    "carry_to_strip": _blue_on_strip,
 }
 """Task -> predicate on the state; it doesn't care how the task was solved."""

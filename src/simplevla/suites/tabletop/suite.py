@@ -1,4 +1,4 @@
-"""The tabletop suite: six language-conditioned tasks of different kinds in one scene."""
+"""The tabletop suites: six language-conditioned tasks of different kinds in one scene, and one that is carried."""
 
 import os
 import sys
@@ -24,14 +24,23 @@ INSTRUCTIONS = {
 TRAIN_STATES, TEST_STATES = 200, 50
 HORIZON_REASON = "about 1.7 times the scripted expert's mean: time for a detour, not for a second try"
 
+PUSHCUT = "tabletop_pushcut"
+PUSHCUT_TASK = Task(
+    name="carry_to_strip",
+    instruction="move the blue block onto the purple strip",
+    horizon=20,
+    horizon_reason="time for one grasp that holds, seldom for a second",
+)
+PUSHCUT_TEST_STATES = 200
+"""More held-out states than elsewhere, since there is one task."""
+
 
 class TabletopSuite(Suite):
     """All tasks share the scene, so only the instruction says what is to be done."""
 
-    name = "tabletop"
-
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int, name: str = "tabletop") -> None:
+        self.image_size, self.name = image_size, name
+        self.test_states = PUSHCUT_TEST_STATES if name == PUSHCUT else TEST_STATES
         self.spec = SuiteSpec(
             cameras={"fixed": (image_size, image_size), "wrist": (image_size, image_size)},
             state_names=("hand_x_m", "hand_y_m", "hand_z_m", "gripper_opening_m"),
@@ -41,9 +50,11 @@ class TabletopSuite(Suite):
             control_hz=10.0,
         )
         self.tasks = tuple(
-            Task(name=name, instruction=instruction, horizon=horizon, horizon_reason=HORIZON_REASON)
-            for name, (instruction, horizon) in INSTRUCTIONS.items()
+            Task(name=task, instruction=instruction, horizon=horizon, horizon_reason=HORIZON_REASON)
+            for task, (instruction, horizon) in INSTRUCTIONS.items()
         )
+        if name == PUSHCUT:
+            self.tasks = (PUSHCUT_TASK,)
 
     @property
     def protocol(self) -> dict[str, str | int | float]:
@@ -54,20 +65,20 @@ class TabletopSuite(Suite):
             "renderer": os.environ.get("MUJOCO_GL", "default"),
             "mujoco": mujoco.__version__,
             "train_states_per_task": TRAIN_STATES,
-            "test_states_per_task": TEST_STATES,
+            "test_states_per_task": self.test_states,
         }
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
         if split == "train":
             return list(range(TRAIN_STATES))
         if split == "test":
-            return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
+            return list(range(TRAIN_STATES, TRAIN_STATES + self.test_states))
         raise UserError(f"split is {split!r}; expected 'train' or 'test'")
 
     def make_environment(self) -> Environment:
         from simplevla.suites.tabletop.environment import TabletopEnvironment
 
-        return TabletopEnvironment(self.image_size)
+        return TabletopEnvironment(self.image_size, heavy=self.name == PUSHCUT)
 
     def make_expert(self, environment: Environment) -> Expert:
         from simplevla.suites.tabletop.environment import TabletopEnvironment
@@ -78,11 +89,11 @@ class TabletopSuite(Suite):
 
 
 def make(config: SuiteConfig) -> Suite:
-    """The suite at `config.image_size` (64 unless given)."""
+    """The suite `config.name` at `config.image_size` (64 unless given)."""
     for key in ("horizon_protocol", "visuals", "stepping"):
         if getattr(config, key) is not None:
-            raise UserError(f"tabletop has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
+            raise UserError(f"{config.name} has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
     if sys.platform.startswith("linux"):
         # Elsewhere MuJoCo has renderers of the system's.
         renderer_name()
-    return TabletopSuite(config.image_size or 64)
+    return TabletopSuite(config.image_size or 64, config.name)

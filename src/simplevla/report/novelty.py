@@ -1,0 +1,134 @@
+"""Change of behaviour by RL, for the report: the measured differences, and films of the most novel episodes."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from simplevla.config import RolloutConfig, SuiteConfig
+from simplevla.demonstrations.dataset import LeRobotDataset
+from simplevla.novelty.behaviour import Behaviour, Novelty, Solved, shares
+from simplevla.novelty.replay import Replay, replayed
+from simplevla.progress import tracked
+from simplevla.report.videos import encode_video
+from simplevla.storage import read_as, write_atomically, write_json
+from simplevla.suites.base import Suite
+
+FOLDER, FILE = "novelty", "novelty.json"
+FILM_SIDE = 256
+"""Smallest side of a demonstration's film in pixels; its pictures are repeated up to that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NovelFilm:
+    """The most novel solved episode of a task after RL, and the demonstration nearest to it."""
+
+    episode: Solved
+    after: Path
+    demonstration: Path
+
+
+def write_novelty(
+    folder: Path,
+    novelty: Novelty,
+    jobs: Sequence[Replay],
+    dataset: LeRobotDataset,
+    suite: Suite,
+    config: SuiteConfig,
+    rollout: RolloutConfig,
+) -> None:
+    """Writes `novelty.json` into `folder`, and a film of the most novel episode of each task and of the demonstration
+    nearest to it."""
+    starts = [(episode.task, episode.initial_state) for episode in novelty.most_novel()]
+    wanted = [replace(job, film=True) for job in jobs if (job.task.name, job.initial_state) in starts]
+    with tracked(wanted, "films of novel episodes") as counted:
+        for number, track in replayed(config, suite, rollout, wanted):
+            next(counted)
+            data, ending = encode_video(track.pictures, suite.spec.control_hz)
+            write_atomically(
+                folder / f"after_{_stem(wanted[number].task.name, wanted[number].initial_state)}{ending}", data
+            )
+    for episode in novelty.most_novel():
+        number = episode.nearest
+        chosen = dataclasses.replace(dataset.reading, episodes=str(dataset.numbers[number]))
+        frames = LeRobotDataset(dataset.folder, chosen).load_all()
+        pictures = next(iter(frames.images.values()))[np.arange(len(frames.state))]
+        data, ending = encode_video([_enlarged(picture) for picture in pictures], dataset.fps)
+        write_atomically(folder / f"demonstration_{_stem(episode.task, episode.initial_state)}{ending}", data)
+    write_json(folder / FILE, dataclasses.asdict(novelty))
+
+
+def read_novelty(run: Path) -> tuple[Novelty | None, list[NovelFilm]]:
+    """Reads what `write_novelty` wrote into the folder `novelty` of `run`; None if it wasn't called."""
+    folder = run / FOLDER
+    if not (folder / FILE).exists():
+        return None, []
+    novelty = read_as(folder / FILE, Novelty)
+    films = []
+    for episode in novelty.most_novel():
+        stem = _stem(episode.task, episode.initial_state)
+        after, demonstration = (next(folder.glob(f"{side}_{stem}.*"), None) for side in ("after", "demonstration"))
+        if after and demonstration:
+            films.append(NovelFilm(episode=episode, after=after, demonstration=demonstration))
+    return novelty, films
+
+
+def rows_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
+    """Rows (what, [of the demonstrations, before RL, after RL]) of the table."""
+    sides = list(novelty.sides.values())
+
+    def mean(side: Behaviour, quantity: str, scale: float, digits: int) -> str:
+        return f"{scale * side.mean(quantity):.{digits}f}" if side.solved else "none"
+
+    return [
+        ("episodes", [str(side.episodes) for side in sides]),
+        ("solved", [str(len(side.solved)) for side in sides]),
+        ("novel among the solved", [str(side.novel) if side.solved else "none" for side in sides]),
+        ("distance to the nearest demonstration, mean", [mean(side, "distance", 1, 2) for side in sides]),
+        ("env steps to success, mean", [mean(side, "env_steps", 1, 1) for side in sides]),
+        ("way of the hand, mean, cm", [mean(side, "hand_path_m", 100, 0) for side in sides]),
+    ]
+
+
+def orders_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
+    """Rows (order of events, its share on each side); empty where the suite tells no events."""
+    found = shares(side.orders for side in novelty.sides.values())
+    return [(order, [f"{count / total:.1%}" if total else "none" for count, total in row]) for order, row in found]
+
+
+def paired_sentence(novelty: Novelty) -> str:
+    """The same states before and after RL, in a sentence."""
+    both, only_before, only_after, p = novelty.paired
+    if not both:
+        return "No initial state is solved by both policies."
+    return (
+        f"Of the {both} states that both policies solve, {only_after} are solved in a novel way only after RL and {only_before} "
+        f"only before (McNemar's exact p = {p:.2g})."
+    )
+
+
+def novelty_table(novelty: Novelty) -> Table:
+    """Table for the terminal."""
+    orders = orders_of(novelty)
+    caption = paired_sentence(novelty) + ("" if orders else " The suite tells no events.")
+    table = Table(title=f"{novelty.suite}, {novelty.split} initial states", caption=caption)
+    for heading in ("", "demonstrations", "before RL", "after RL"):
+        table.add_column(heading)
+    for what, cells in rows_of(novelty):
+        table.add_row(what, *cells)
+    table.add_section()
+    for order, cells in orders:
+        table.add_row(order, *cells)
+    return table
+
+
+def _stem(task: str, state: int | None) -> str:
+    return f"{task}_{state or 0:03d}"
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    times = max(1, -(-FILM_SIDE // min(picture.shape[:2])))
+    return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,0 +1,100 @@
+"""Novelty refuses in one line what it can't compare, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from simplevla.cli import main
+from simplevla.config import DemosConfig, RolloutConfig, SuiteConfig
+from simplevla.demonstrations.generate import generate
+from simplevla.errors import UserError
+from simplevla.novelty.behaviour import Novelty
+from simplevla.policies.trained_on import TrainedOn
+from simplevla.report.novelty import novelty_table, read_novelty
+from simplevla.runs import novelty_of
+from small_tinyvla import for_fake_suite
+
+TASKS = ("trivial", "far")
+ROLLOUT = RolloutConfig(workers=1, slots_per_worker=2)
+
+
+def suite(*tasks: str) -> SuiteConfig:
+    return SuiteConfig(name="fake_suite:make", tasks=tasks)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two demonstrations of each task."""
+    folder = tmp_path_factory.mktemp("demos") / "demos"
+    generate(DemosConfig(suite=suite(*TASKS), episodes=4, workers=1, noise=0.0), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that solves the trivial task alone."""
+    folder = tmp_path_factory.mktemp("policy") / "policy"
+    for_fake_suite(TASKS).save(folder)
+    return folder
+
+
+def compared(policy: Path, demos: Path, out: Path, config: SuiteConfig, other: Path | None = None) -> Novelty:
+    return novelty_of(policy, other or policy, demos, config, out, ROLLOUT)
+
+
+def test_a_policy_is_no_news_to_itself_and_a_suite_may_tell_no_events(
+    policy: Path, demos: Path, tmp_path: Path
+) -> None:
+    found = compared(policy, demos, tmp_path / "novelty", suite("trivial"))
+    assert found.before == found.after
+    assert found.paired == (2, 0, 0, 1.0)
+    assert read_novelty(tmp_path)[0] == found
+    assert [film.episode.task for film in read_novelty(tmp_path)[1]] == ["trivial"]
+    assert "The suite tells no events." in str(novelty_table(found).caption)
+
+
+def test_fewer_than_two_demonstrations_of_a_task(policy: Path, demos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task 'near' has 0 demonstrations; novelty needs at least 2"):
+        compared(policy, demos, tmp_path / "out", suite("trivial", "near"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_demonstrations_of_another_suite(policy: Path, demos: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"has states of 3 numbers, suite 'tabletop' of 4; expected demonstrations of this"
+    ):
+        compared(policy, demos, tmp_path / "out", SuiteConfig())
+
+
+def test_policies_of_different_suites(policy: Path, demos: Path, tmp_path: Path) -> None:
+    other = for_fake_suite(TASKS)
+    for name in ("here", "there"):
+        other.trained_on = (TrainedOn(stage="sft", suite=name),)
+        other.save(tmp_path / name)
+    with pytest.raises(
+        UserError, match=r"trained on different suites, here and there; novelty compares two of one suite"
+    ):
+        compared(tmp_path / "here", demos, tmp_path / "out", suite("trivial"), tmp_path / "there")
+
+
+def test_no_solved_episode(policy: Path, demos: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"neither policy solved one of 2 episodes, so there is no behaviour to compare"
+    ):
+        compared(policy, demos, tmp_path / "out", suite("far"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing to compare; give a run, or --before, --after, --demos and --out"),
+        (["RUN", "--before", "a"], "a run has its own policies"),
+        (["RUN"], "it isn't the folder of a run"),
+    ],
+)
+def test_what_the_command_refuses(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["novelty", *(str(tmp_path) if word == "RUN" else word for word in arguments)]) == 2
+    assert said in capsys.readouterr().err
