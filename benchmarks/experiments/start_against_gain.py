@@ -5,6 +5,7 @@ Writes docs/results/start_against_gain.json after each run, and .md and .png at 
 that are finished in --runs; so it goes on in another session. --quick is the test's.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result, write_result
 from simplevla.evaluation.statistics import wilson
 from simplevla.recipes import tabletop
-from simplevla.storage import read_json, write_atomically, write_json
+from simplevla.storage import write_atomically, write_json
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
 from simplevla.training.runlog import read_rows
@@ -92,14 +93,14 @@ def measured(arguments: Arguments, seed: int, amount: int) -> dict[str, Any]:
 
 def main(arguments: Arguments) -> None:
     file = arguments.out / f"{NAME}.json"
-    rows = read_json(file) if file.exists() else []
+    rows = json.loads(file.read_text()) if file.exists() else []
     for seed in arguments.seeds:
         for amount in arguments.amounts:
             if any((row["seed"], row["demos"]) == (seed, amount) for row in rows):
                 continue
             rows.append(measured(arguments, seed, amount))
             write_json(file, sorted(rows, key=lambda row: (row["demos"], row["seed"])))
-    rows = read_json(file)
+    rows = json.loads(file.read_text())
     write_atomically(arguments.out / f"{NAME}.md", page(rows, arguments).encode())
     plot(rows, arguments.out / f"{NAME}.png")
 
