@@ -51,8 +51,8 @@ def quick_recipes() -> None:
     """Makes the recipe short, in this process."""
     demos, sft, train = recipes.DEMOS[SUITE](), recipes.SFT[SUITE](), recipes.TRAIN[SUITE]()
     sampling = replace(train.sampling, groups=4, group_size=4)
-    recipes.DEMOS[SUITE] = lambda: replace(demos, episodes=40)
-    recipes.SFT[SUITE] = lambda: replace(sft, batches=60, batch_size=64, eval_episodes_per_task=0)
+    recipes.DEMOS[SUITE] = lambda: replace(demos, episodes=150)
+    recipes.SFT[SUITE] = lambda: replace(sft, batches=200, batch_size=64, eval_episodes_per_task=0)
     recipes.TRAIN[SUITE] = lambda: replace(train, updates=2, sampling=sampling, eval_every=0)
 
 

@@ -10,12 +10,15 @@ from safetensors.torch import load_file
 
 from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
+from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import policy_fingerprint
 from simplevla.evaluation.result import EvaluationResult, read_result
 from simplevla.recipes import tabletop
 from simplevla.report.choice import choose_states
 from simplevla.report.evidence import gather_evidence
+from simplevla.report.page import write_report
 from simplevla.report.videos import read_clips
+from simplevla.runs import novelty_of_run
 from simplevla.training import loop
 from simplevla.training.imitation import sft
 from simplevla.training.loop import train
@@ -97,6 +100,24 @@ def test_report_evaluates_and_films_both_policies_once(imitator: Path, tmp_path:
     gather_evidence(run)
     after = read_result(run / "eval" / "after.json")
     assert after.policy_sha256 == policy_fingerprint(run / "policy") != results[1].policy_sha256
+
+
+def test_novelty_of_a_run_is_in_its_report(imitator: Path, tmp_path: Path) -> None:
+    run, suite = tmp_path / "run", replace(SUITE, tasks=("push_to_strip",))
+    train(replace(rl(imitator, updates=1, groups=4), suite=suite), run)
+    found = novelty_of_run(run)
+    assert (len(found.demonstrations.solved), found.before.episodes, found.after.episodes) == (50, 50, 50)
+    assert found.before.solved, "the imitator solves some"
+    assert found.before.ended_otherwise == found.after.ended_otherwise == 0
+    assert found.demonstrations.without("touches blue").solved == 0
+    assert found.demonstrations.novel.solved <= 1
+    greedy = evaluate(imitator, suite)
+    solved = {episode.initial_state: episode.env_steps for episode in greedy.episodes if episode.success}
+    assert {episode.initial_state: episode.env_steps for episode in found.before.solved} == solved
+    page = write_report(run).read_text()
+    assert "What RL changed in behaviour" in page
+    assert "The most novel solved episode of each task" in page
+    assert page.count("data:video/mp4;base64") == 2
 
 
 def test_a_resumed_run_ends_bit_for_bit_on_several_threads(imitator: Path, tmp_path: Path) -> None:

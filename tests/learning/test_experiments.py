@@ -1,0 +1,40 @@
+"""The short versions of experiments that take an hour; they go on from what is recorded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(experiment: str, folder: Path, *more: str) -> list[dict]:
+    """The rows that `--quick` writes, after a second run that measures nothing again."""
+    command = [sys.executable, "-m", f"benchmarks.experiments.{experiment}", "--quick", "--seeds", "0"]
+    command += ["--runs", str(folder / "runs"), "--out", str(folder / "out"), *more]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (file,) = (folder / "out").glob("*.json")
+    rows, policies = json.loads(file.read_text()), {p: p.stat().st_mtime_ns for p in folder.rglob("model.safetensors")}
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert json.loads(file.read_text()) == rows
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.safetensors")} == policies
+    page = file.with_suffix(".md").read_text()
+    assert page.startswith("# ")
+    assert file.with_suffix(".png").exists()
+    return rows
+
+
+@pytest.mark.slow
+def test_pushcut(tmp_path: Path) -> None:
+    (row,) = run("pushcut", tmp_path)
+    assert row["n"] == 200
+    assert row["unlifted_demos"] == [0, 150]
+    assert row["novel_demonstrations"][0] <= 0.1 * row["novel_demonstrations"][1]
+
+
+@pytest.mark.slow
+def test_start_against_gain(tmp_path: Path) -> None:
+    rows = run("start_against_gain", tmp_path, "--amounts", "12", "24", "--updates", "1")
+    assert [(row["seed"], row["demos"], row["n"]) for row in rows] == [(0, 12, 6), (0, 24, 6)]
