@@ -24,7 +24,7 @@ def cell(rate: float, n: int) -> str:
 
 
 def plot(results: dict[str, dict]) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained", sharey=True)
     for number, (head, result) in enumerate(results.items()):
         for i, seed in enumerate(result["seeds"]):
             minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).T
@@ -32,7 +32,7 @@ def plot(results: dict[str, dict]) -> None:
             axes[0].plot(minutes, 100 * success, "o-", color=f"C{number}", alpha=0.8, label=label)
         tasks = list(result["success_by_task"]["sft"])
         places = np.arange(len(tasks)) + 0.4 * number
-        for stage, alpha in (("rl", 1.0), ("sft", 0.45)):
+        for stage, alpha in (("rl", 1.0), ("sft", 0.85)):
             heights = [100 * result["success_by_task"][stage][task] for task in tasks]
             label = f"{head}, {'SFT + RL' if stage == 'rl' else 'SFT'}"
             axes[1].bar(
@@ -40,9 +40,9 @@ def plot(results: dict[str, dict]) -> None:
             )
     axes[0].set(xlabel="minutes of RL on 2 cores", ylabel="greedy success, %", ylim=(0, 100), title="train states")
     axes[1].set_xticks(np.arange(len(tasks)) + 0.2, [task.replace("_", "\n") for task in tasks], fontsize=8)
-    axes[1].set(title="held-out states, mean over seeds (grey: before RL)")
+    axes[1].set(title="held-out states (grey: before RL)")
     axes[0].legend(loc="lower right")
-    figure.savefig(RESULTS / "heads.png", dpi=110)
+    figure.savefig(RESULTS / "heads.png", dpi=140)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ Writes docs/results/RECIPE.json, .md and .png. Runs that are finished in --runs 
 """
 
 import json
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from benchmarks.support.machine import this_machine
 from simplevla.evaluation.result import read_result
 from simplevla.evaluation.statistics import hierarchical_bootstrap, wilson
 from simplevla.recipes.demo import demo
+from simplevla.report.continual import short_names
 from simplevla.storage import write_atomically, write_json
 from simplevla.training.runlog import read_rows
 
@@ -141,7 +141,7 @@ def interval(rate: float, n: int) -> str:
 
 def plot(result: dict) -> None:
     """Left: each seed's curves on train states; right: held-out success per task, mean over the seeds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained", width_ratios=(1, 1.2))
     for number, row in enumerate(result["seeds"]):
         for key, style in (("train_success", {"alpha": 0.35}), ("eval_success", {"marker": "o", "linewidth": 2})):
             minutes, success = np.array(row["curves_of_minutes"][key]).T
@@ -158,11 +158,11 @@ def plot(result: dict) -> None:
     ):
         heights = [100 * result["success_by_task"][stage][task] for task in tasks]
         right.barh(np.arange(len(tasks)) + offset, heights, 0.38, label=name, color=colour)
-    right.set_yticks(range(len(tasks)), [textwrap.fill(task.replace("_", " "), 34) for task in tasks], fontsize=8)
+    right.set_yticks(range(len(tasks)), [task.replace("_", " ") for task in short_names(tasks)])
     right.invert_yaxis()
     right.set(xlabel="greedy success on held-out states, %", xlim=(0, 100))
     right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
-    figure.savefig(RESULTS / f"{result['recipe']}.png", dpi=110)
+    figure.savefig(RESULTS / f"{result['recipe']}.png", dpi=140)
     plt.close(figure)
 
 

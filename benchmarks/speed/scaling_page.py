@@ -13,7 +13,7 @@ from benchmarks.support.half_trained import LIBERO, TABLETOP
 def plot(result: dict, file: Path) -> None:
     points, updates, model = result["points"], result["updates"], result["update_model"]
     curves = list(dict.fromkeys(one["curve"] for one in points))
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
     for axis, curve in zip(axes.flat, curves, strict=False):
         some = [one for one in points if one["curve"] == curve]
         labels = curve.startswith("LIBERO")
@@ -38,7 +38,7 @@ def plot(result: dict, file: Path) -> None:
     axis.plot(decisions, expected, "x--", label="model")
     axis.set(xlabel="valid decisions of an update", ylabel="s")
     axis.legend()
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=130)
 
 
 def page(result: dict) -> str:
