@@ -27,7 +27,9 @@ from simplevla.terminal import Console
 log = logging.getLogger(__name__)
 
 MIN_ATTEMPTS, MIN_SUCCESS = 20, 0.2
-"""A task whose expert solves less than this share of at least that many attempts ends the generation."""
+"""A task whose expert surely solves less than this share of its attempts, at least so many, ends the generation."""
+CHANCE = 0.02
+"""Probability that an expert who solves just that share does so badly; above it, more attempts are made."""
 MIN_BROKEN, MAX_BROKEN = 5, 0.8
 """Share of broken attempts, of at least that many, above which a task ends the generation; each broke in every try."""
 SETTINGS = RolloutConfig()
@@ -164,7 +166,11 @@ class Tally:
 
     def _check_solved(self, task: str) -> None:
         solved, attempted = self.solved[task], self.attempted[task]
-        if attempted >= MIN_ATTEMPTS and solved < MIN_SUCCESS * attempted:
+        if attempted < MIN_ATTEMPTS or solved >= MIN_SUCCESS * attempted:
+            return
+        from scipy.stats import binom
+
+        if binom.cdf(solved, attempted, MIN_SUCCESS) < CHANCE:
             raise UserError(
                 f"the expert solved {solved} of {attempted} attempts at task {task!r}; expected at least "
                 f"{MIN_SUCCESS:.0%} (all tasks: {self}). Lower demos.noise (now {self.config.noise}) or "
