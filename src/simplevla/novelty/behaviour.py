@@ -18,7 +18,7 @@ from simplevla.evaluation.statistics import mcnemar_exact
 from simplevla.novelty.measure import Columns, Demonstrations
 from simplevla.novelty.replay import Replay, replayed
 from simplevla.policies.base import Policy, Sampling
-from simplevla.progress import Progress, tracked
+from simplevla.progress import Progress
 from simplevla.rollout.scheduler import Engine
 from simplevla.suites.base import Suite
 from simplevla.types import Episode, EpisodeStatus
@@ -209,11 +209,11 @@ def behaviour_of(
 ) -> Behaviour:
     """Replays solved episodes step by step, and measures them."""
     tracks: dict[int, Solved] = {}
-    with tracked(jobs, "replays") as counted:
-        for number, track in replayed(config, suite, rollout, jobs):
-            next(counted)
+    with Progress("replays", len(jobs)) as progress:
+        for done, (number, track) in enumerate(replayed(config, suite, rollout, jobs), start=1):
             if track.success:
                 tracks[number] = reference.judged(jobs[number], track.states, track.events)
+            progress.update(done)
     return Behaviour(
         solved=tuple(tracks[number] for number in sorted(tracks)),
         episodes=episodes,

@@ -12,7 +12,7 @@ from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.novelty.behaviour import Behaviour, Novelty, Solved, shares
 from simplevla.novelty.replay import Replay, replayed
-from simplevla.progress import tracked
+from simplevla.progress import Progress
 from simplevla.report.videos import encode_video
 from simplevla.storage import read_as, write_atomically, write_json
 from simplevla.suites.base import Suite
@@ -44,13 +44,12 @@ def write_novelty(
     nearest to it."""
     starts = [(episode.task, episode.initial_state) for episode in novelty.most_novel()]
     wanted = [replace(job, film=True) for job in jobs if (job.task.name, job.initial_state) in starts]
-    with tracked(wanted, "films of novel episodes") as counted:
-        for number, track in replayed(config, suite, rollout, wanted):
-            next(counted)
+    with Progress("films of novel episodes", len(wanted)) as progress:
+        for done, (number, track) in enumerate(replayed(config, suite, rollout, wanted), start=1):
             data, ending = encode_video(track.pictures, suite.spec.control_hz)
-            write_atomically(
-                folder / f"after_{_stem(wanted[number].task.name, wanted[number].initial_state)}{ending}", data
-            )
+            stem = _stem(wanted[number].task.name, wanted[number].initial_state)
+            write_atomically(folder / f"after_{stem}{ending}", data)
+            progress.update(done)
     for episode in novelty.most_novel():
         number = episode.nearest
         chosen = dataclasses.replace(dataset.reading, episodes=str(dataset.numbers[number]))
@@ -83,9 +82,15 @@ def rows_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
     def mean(side: Behaviour, quantity: str, scale: float, digits: int) -> str:
         return f"{scale * side.mean(quantity):.{digits}f}" if side.solved else "none"
 
+    lost = [str(side.ended_otherwise) for side in sides]
     return [
         ("episodes", [str(side.episodes) for side in sides]),
         ("solved", [str(len(side.solved)) for side in sides]),
+        *(
+            [("solved, but not when replayed, and left out", lost)]
+            if any(side.ended_otherwise for side in sides)
+            else []
+        ),
         ("novel among the solved", [str(side.novel) if side.solved else "none" for side in sides]),
         ("distance to the nearest demonstration, mean", [mean(side, "distance", 1, 2) for side in sides]),
         ("env steps to success, mean", [mean(side, "env_steps", 1, 1) for side in sides]),
