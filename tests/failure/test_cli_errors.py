@@ -319,7 +319,7 @@ def test_a_fault_of_the_program_is_no_success(
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "suites"]) == 0
-    assert "tabletop         embedded" in capsys.readouterr().out.splitlines()
+    assert "tabletop               embedded" in capsys.readouterr().out.splitlines()
     assert cli.main(["list", "recipes"]) == 0
     assert "train     tabletop_nano              RL on the embedded suite" in capsys.readouterr().out
     assert "Did you mean 'suites'?" in error_of(capsys, "list", "suits")

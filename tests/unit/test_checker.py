@@ -153,6 +153,10 @@ def test_siblings_that_share_their_first_picture_are_sound():
     assert check_suite(with_environment(reset_unseen=reset_unseen)) == []
 
 
+def test_a_suite_for_evaluation_alone_is_sound():
+    assert check_suite(with_states(train=[])) == []
+
+
 def test_a_suite_without_expert_is_sound():
     suite = LineSuite()
     suite.expert_class = None

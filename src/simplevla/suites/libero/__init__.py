@@ -1,4 +1,4 @@
-"""The LIBERO benchmark: real robosuite scenes, official initial states, five suites."""
+"""The LIBERO benchmark: real robosuite scenes, official initial states, its five suites and LIBERO-PRO's."""
 
 import os
 

