@@ -250,6 +250,10 @@ class EvalConfig:
     """Used only when `greedy` is off."""
     seed: Seed = 0
     """Seed of sampled actions, and of a diffusion head's first noise."""
+    instruction: bool = True
+    """Tells the policy what to do; off, it is told a blank, whatever the task."""
+    instruction_of: str = ""
+    """Task of the suite whose instruction the policy is told in every task; empty: each task's own."""
 
 
 def _pairs(name: str, texts: tuple[str, ...], form: str) -> dict[str, str]:

@@ -70,11 +70,13 @@ def check_sft(config: SFTConfig) -> None:
 
 
 def check_eval(config: EvalConfig) -> None:
-    """Refuses a temperature that greedy actions don't have.
+    """Refuses a temperature that greedy actions don't have, and another task's instruction where none is told.
 
     Raises:
         UserError: both are given.
     """
+    if not config.instruction:
+        refuse_idle(config, {"instruction_of": "instruction is off (--no-instruction)"})
     if config.greedy:
         refuse_idle(config, {"temperature": "greedy is on (--no-greedy samples)"})
 

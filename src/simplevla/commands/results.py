@@ -67,7 +67,7 @@ def evaluate_command(arguments: list[str]) -> int:
         given_up = "".join(f"\n  {task}, initial state {state}: {reason}" for task, state, reason in result.broken)
         print(printable(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}"))
         print(printable(f"the last error was:\n{result.errors.last_error}"))
-    if name in PUBLISHED:
+    if name in PUBLISHED and result.told is None:
         print(parity(name, result))
     if result.unmeasured:
         print(f"no valid episode of {', '.join(result.unmeasured)}: the overall rate is without them")

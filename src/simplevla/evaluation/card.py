@@ -49,7 +49,7 @@ def model_card(policy: Policy, folder: Path, name: str, licence: str) -> str:
                 metric_value=result.overall.rate,
             )
             for result in results
-            if result.overall.n
+            if result.overall.n and result.told is None
         ],
     )
     templates = jinja2.Environment(

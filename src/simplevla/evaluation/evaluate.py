@@ -11,7 +11,7 @@ from simplevla import hub
 from simplevla.adapters.load import load_policy
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
 from simplevla.effect import check_eval, warn_of_idle
-from simplevla.errors import UserError
+from simplevla.errors import UserError, brief
 from simplevla.evaluation.provenance import commit, policy_fingerprint, versions
 from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.policies.base import Policy, Sampling
@@ -24,6 +24,8 @@ from simplevla.suites.base import Suite
 from simplevla.suites.registry import make_suite
 from simplevla.types import SPLITS, Episode, EpisodeRequest, EpisodeStatus, Split, Task
 
+BLANK = " "
+"""The sentence that `EvalConfig.instruction` off tells; small policies have no token for an empty one."""
 Show = Callable[[int, int], None]
 """Called after every finished episode with (finished, solved)."""
 
@@ -45,8 +47,9 @@ def evaluate_with(
         policy_folder: where `policy` was loaded from, for the fingerprint in the result.
 
     Raises:
-        UserError: the split has fewer initial states than `config.episodes_per_task`, or none; or the environment broke
-            every episode, so that there is no result.
+        UserError: the split has fewer initial states than `config.episodes_per_task`, or none; the suite has no task
+            `config.instruction_of`; the policy can't be told a blank; or the environment broke every episode, so that
+            there is no result.
     """
     pairs = evaluation_pairs(suite, config)
     sampling = Sampling(greedy=True) if config.greedy else Sampling(temperature=config.temperature)
@@ -107,7 +110,8 @@ def evaluate_with(
         policy=str(policy_folder) if policy_folder else None,
         policy_sha256=policy_fingerprint(policy_folder) if policy_folder else None,
         held_out=held_out(policy.trained_on, suite.name, [(task.name, state) for task, state in pairs]),
-        differences=tuple(differences(policy.trained_on, policy.cameras, suite)),
+        told=told(suite, config),
+        differences=(*differences(policy.trained_on, policy.cameras, suite), *_told_otherwise(suite, config)),
     )
 
 
@@ -168,7 +172,8 @@ def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]
     if not config.greedy and config.temperature <= 0:
         raise UserError(f"eval.temperature is {config.temperature}; expected above 0, or greedy")
     pairs: list[tuple[Task, int]] = []
-    for task in suite.tasks:
+    sentence = told(suite, config)
+    for task in suite.tasks if sentence is None else [replace(task, instruction=sentence) for task in suite.tasks]:
         splits: tuple[Split, ...] = SPLITS if config.split == "all" else (config.split,)
         states = [state for split in splits for state in suite.initial_states(task, split)]
         if not states or len(states) < wanted:
@@ -178,6 +183,31 @@ def evaluation_pairs(suite: Suite, config: EvalConfig) -> list[tuple[Task, int]]
             )
         pairs += [(task, state) for state in (states[:wanted] if wanted else states)]
     return pairs
+
+
+def told(suite: Suite, config: EvalConfig) -> str | None:
+    """The one sentence that the policy is told in every task; None: each task's own.
+
+    Raises:
+        UserError: the suite has no task `config.instruction_of`.
+    """
+    if not config.instruction:
+        return BLANK
+    if not config.instruction_of:
+        return None
+    tasks = {task.name: task for task in suite.all_tasks or suite.tasks}
+    if config.instruction_of not in tasks:
+        raise UserError(
+            f"instruction_of is {brief(config.instruction_of)}; suite {suite.name!r} has the tasks {', '.join(tasks)}"
+        )
+    return tasks[config.instruction_of].instruction
+
+
+def _told_otherwise(suite: Suite, config: EvalConfig) -> Iterator[str]:
+    if not config.instruction:
+        yield "it is told no instruction, but a blank"
+    elif config.instruction_of:
+        yield f"in every task it is told {told(suite, config)!r}, the instruction of {config.instruction_of!r}"
 
 
 def evaluation_request(task: Task, initial_state: int, seed: int) -> EpisodeRequest:

@@ -109,6 +109,8 @@ class EvaluationResult:
     policy_sha256: str | None = None
     held_out: str = "unknown: not recorded"
     """`yes`, `no: ...` or `unknown: ...`: whether training has met none of these initial states."""
+    told: str | None = None
+    """The one sentence that the policy was told in every task; None: each task's own."""
     differences: tuple[str, ...] = ()
     """Parts of the suite that the policy wasn't trained for, a sentence each."""
 
@@ -167,6 +169,7 @@ class EvaluationResult:
             "policy": self.policy,
             "policy_sha256": self.policy_sha256,
             "held_out": self.held_out,
+            "told": self.told,
             "differences": list(self.differences),
             "commit": self.commit,
             "versions": dict(self.versions),
@@ -204,6 +207,7 @@ class EvaluationResult:
                 policy=values["policy"],
                 policy_sha256=values["policy_sha256"],
                 held_out=values.get("held_out", cls.held_out),
+                told=values.get("told"),
                 differences=tuple(values.get("differences", ())),
             )
             written = {task: (rate["solved"], rate["n"]) for task, rate in values["by_task"].items()}

@@ -95,6 +95,7 @@ def _complete(result: EvaluationResult, folder: Path, suite: Suite, wanted: Eval
         result.policy_sha256 == policy_fingerprint(folder)
         and result.greedy
         and result.split == wanted.split
+        and result.told is None
         and evaluated == states
     )
 

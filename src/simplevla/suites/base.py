@@ -99,6 +99,8 @@ class Suite(ABC):
     name: str
     spec: SuiteSpec
     tasks: tuple[Task, ...]
+    all_tasks: tuple[Task, ...] = ()
+    """Tasks before `SuiteConfig.tasks` chose among them; `make_suite` sets it."""
     one_environment_per_process: bool = False
     """True where two environments in one process disturb each other (robosuite's rendering contexts)."""
     task_change_is_slow: bool = False

@@ -56,6 +56,7 @@ def make_suite(config: SuiteConfig) -> Suite:
         raise UserError(f"suite {location!r}: its factory raised {_said(error)}") from error
     if not isinstance(suite, Suite):
         raise UserError(f"suite {location!r}: its factory made a {type(suite).__name__}; expected a Suite")
+    suite.all_tasks = suite.tasks
     if config.tasks:
         suite.tasks = tuple(suite.task(name) for name in config.tasks)
     _require_countable(suite)
