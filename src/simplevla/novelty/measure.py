@@ -1,4 +1,4 @@
-"""Distance of episodes from demonstrations, by the path of hand and gripper over normalised time (docs/metrics.md)."""
+"""Distance of episodes from demonstrations, by the path of hand and gripper over normalised time (docs/novelty.md)."""
 
 import re
 from dataclasses import dataclass
