@@ -38,3 +38,11 @@ def test_pushcut(tmp_path: Path) -> None:
 def test_start_against_gain(tmp_path: Path) -> None:
     rows = run("start_against_gain", tmp_path, "--amounts", "12", "24", "--updates", "1")
     assert [(row["seed"], row["demos"], row["n"]) for row in rows] == [(0, 12, 6), (0, 24, 6)]
+
+
+@pytest.mark.slow
+def test_torchrl_toy(tmp_path: Path) -> None:
+    pytest.importorskip("torchrl")
+    (row,) = run("torchrl_toy", tmp_path)
+    assert (row["seed"], row["n"], row["theirs"][0]["env_steps"]) == (0, 5, 0)
+    assert [point["update"] for point in row["curve"]] == [0, 1]

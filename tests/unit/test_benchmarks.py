@@ -13,7 +13,9 @@ ELSEWHERE = {
     "benchmarks.experiments.check_lerobot_loader": "LeRobot's environment",
     "benchmarks.support.lerobot_writer": "LeRobot's environment",
     "benchmarks.experiments.record_openvla_pixels": "TensorFlow's environment",
+    "benchmarks.experiments.torchrl_toy": "torchrl",
     "benchmarks.support.torchrl_rollout": "torchrl",
+    "benchmarks.support.torchrl_toy_recipe": "torchrl",
 }
 COMMAND = re.compile(r"-m (benchmarks\.[a-z_]+\.[a-z_]+)")
 
