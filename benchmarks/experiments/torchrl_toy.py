@@ -193,7 +193,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"- Commits: {commits}. Both cores were shared with other programs, so minutes say little.",
         "- TorchRL's README promises 0.4 to 0.6 after about 200 iterations, from 0. It gives no env steps.",
         "- **A constant action of zero solves 49 %** of the targets: 0.7 of the range in each of two dimensions.",
-        "  So 0.4 to 0.6 needs no look at the target, and an untrained policy can be anywhere up to there.",
+        "  So 0.4 to 0.6 needs no look at the target, and an untrained policy may begin there.",
         "- Ours: nano, 64 bins, 8 groups of 8, temperature 1, learning rate 1e-3. Points of the curve are greedy, on train",
         "  states; the table is greedy, on held-out ones. Time includes evaluations.",
         "- Theirs: the factories in the wheel, with the settings of `vla_grpo_toy.yaml`. The YAML and hydra aren't in the wheel",
