@@ -14,13 +14,13 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import this_machine
 from simplevla import recipes
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.provenance import commit
-from simplevla.evaluation.statistics import wilson
 from simplevla.novelty.behaviour import Behaviour, Novelty, Reference
 from simplevla.recipes.demo import demo
 from simplevla.report.novelty import read_novelty
@@ -127,8 +127,7 @@ def percent(counts: list[int]) -> str:
     """A share with its 95 % Wilson interval."""
     if not counts[1]:
         return "none solved"
-    low, high = wilson(*counts)
-    return f"{counts[0] / counts[1]:.1%} ({low:.1%} to {high:.1%})"
+    return interval(counts[0] / counts[1], counts[1])
 
 
 def pooled(rows: list[dict[str, Any]], key: str) -> list[int]:
@@ -151,7 +150,7 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        rates = [percent([round(row[f"{stage}_success"] * row["n"]), row["n"]]) for stage in ("sft", "rl")]
+        rates = [interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl")]
         lines.append(
             f"| {row['seed']} | {' | '.join(rates)} | {percent(row['unlifted_sft'])} | {percent(row['unlifted_rl'])} |"
         )

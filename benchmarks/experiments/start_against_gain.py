@@ -17,13 +17,13 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import this_machine
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import read_result, write_result
-from simplevla.evaluation.statistics import wilson
 from simplevla.recipes import tabletop
 from simplevla.storage import write_atomically, write_json
 from simplevla.training.imitation import sft
@@ -105,12 +105,6 @@ def main(arguments: Arguments) -> None:
     plot(rows, arguments.out / f"{NAME}.png")
 
 
-def percent(rate: float, n: int) -> str:
-    """A rate with its 95 % Wilson interval."""
-    low, high = wilson(round(rate * n), n)
-    return f"{rate:.1%} ({low:.1%} to {high:.1%})"
-
-
 def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     """The result as Markdown."""
     amounts = sorted({row["demos"] for row in rows})
@@ -143,7 +137,7 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = " | ".join(percent(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
+        cells = " | ".join(interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
         lines.append(f"| {row['demos']} | {row['seed']} | {cells} | {row['episodes']} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [

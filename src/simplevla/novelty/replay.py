@@ -9,7 +9,7 @@ import numpy as np
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.errors import UserError
 from simplevla.rollout.crew import Crew, Loss, cores, last_lines
-from simplevla.rollout.workers import Run, Worker, check_result
+from simplevla.rollout.workers import Run, Worker, check_observation, check_result
 from simplevla.suites.base import Environment, Suite, order_of
 from simplevla.types import Task
 
@@ -47,6 +47,7 @@ class Replay:
             beat()
             result = environment.step_chunk(action[None].copy())
             check_result(result, 1)
+            check_observation(result.observation, suite.spec)
             success = bool(result.success)
             states.append(result.observation.state.copy())
             events.append(environment.events())

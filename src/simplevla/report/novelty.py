@@ -1,8 +1,7 @@
 """Change of behaviour by RL, for the report: the measured differences, and films of the most novel episodes."""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +51,12 @@ def write_novelty(
             progress.update(done)
     for episode in novelty.most_novel():
         number = episode.nearest
-        chosen = dataclasses.replace(dataset.reading, episodes=str(dataset.numbers[number]))
+        chosen = replace(dataset.reading, episodes=str(dataset.numbers[number]))
         frames = LeRobotDataset(dataset.folder, chosen).load_all()
         pictures = next(iter(frames.images.values()))[np.arange(len(frames.state))]
         data, ending = encode_video([_enlarged(picture) for picture in pictures], dataset.fps)
         write_atomically(folder / f"demonstration_{_stem(episode.task, episode.initial_state)}{ending}", data)
-    write_json(folder / FILE, dataclasses.asdict(novelty))
+    write_json(folder / FILE, asdict(novelty))
 
 
 def read_novelty(run: Path) -> tuple[Novelty | None, list[NovelFilm]]:

@@ -15,9 +15,11 @@ class Contacts:
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, fingers: tuple[tuple[str, ...], ...]) -> None:
-        self._model, self._data = model, data
+        self._data = data
         self._finger = {model.geom(name).id: number for number, names in enumerate(fingers) for name in names}
         self._fingers = len(fingers)
+        self._root = model.body_rootid[model.geom_bodyid]
+        """The outermost body of each geom."""
         free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
         self._things = {int(model.jnt_bodyid[joint]): model.body(model.jnt_bodyid[joint]).name for joint in free}
         self.begin()
@@ -29,11 +31,10 @@ class Contacts:
     def events(self) -> tuple[str, ...]:
         """`touches THING` (a finger does), `grasps THING` (all fingers do) and `lifts THING`, in the current state."""
         touching: dict[int, set[int]] = {body: set() for body in self._things}
-        root = self._model.body_rootid[self._model.geom_bodyid]
         for pair in self._data.contact.geom:
             for thing, other in (pair, pair[::-1]):
-                if other in self._finger and root[thing] in touching:
-                    touching[root[thing]].add(self._finger[other])
+                if other in self._finger and self._root[thing] in touching:
+                    touching[self._root[thing]].add(self._finger[other])
         found: list[str] = []
         for body, name in self._things.items():
             lifted = self._data.xpos[body, 2] > self._start[body] + LIFTED_M

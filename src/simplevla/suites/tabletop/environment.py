@@ -28,7 +28,7 @@ weight, so that it slips out of many grasps; across the table it moves with a th
 
 
 @cache
-def shared_model(heavy: bool = False) -> mujoco.MjModel:
+def shared_model(heavy: bool) -> mujoco.MjModel:
     """One model per process: environments differ only in their data. In the `heavy` one the blue block is of steel."""
     model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
     if heavy:
@@ -49,7 +49,7 @@ renderers: dict[int, mujoco.Renderer] = {}
 def shared_renderer(size: int) -> mujoco.Renderer:
     """The process's renderer of square images with this side."""
     if size not in renderers:
-        renderer = renderers[size] = mujoco.Renderer(shared_model(), size, size)
+        renderer = renderers[size] = mujoco.Renderer(shared_model(heavy=False), size, size)
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         atexit.register(close_renderers)
@@ -70,7 +70,7 @@ class TabletopEnvironment(Environment):
     """
 
     def __init__(self, image_size: int, heavy: bool = False) -> None:
-        self.model = shared_model(heavy)
+        self.model = shared_model(heavy=heavy)
         self.data = mujoco.MjData(self.model)
         self.image_size = image_size
         self._task = ""

@@ -13,8 +13,6 @@ CARRY_M, RELEASE_M = 0.085, 0.045
 """Height of a carried block's centre, and the height from which it is dropped; it rests at 2.5 cm."""
 AIR_M = 0.03
 """Height of its centre from which it is in the air."""
-ARC_M = 0.03
-"""Way across in an env step while the block is still lower than 7 cm."""
 STRIP_X_M = 0.145
 """Place where a carried block is let go, right of the strip's edge."""
 OPEN, CLOSE = -1.0, 1.0
@@ -112,9 +110,8 @@ class TabletopExpert(Expert):
         aside = STRIP_X_M - position[0]
         if aside > 0.01:
             carried = hand[2] + CARRY_M - position[2]
-            # In an arc: up, then slowly across until it is well above the table.
-            across = aside if position[2] > 0.07 else min(aside, ARC_M) if position[2] > AIR_M else 0.0
-            return np.array([hand[0] + across, hand[1], carried]), CLOSE
+            # In an arc: across while it still rises, but not before it is in the air.
+            return np.array([hand[0] + (aside if position[2] > AIR_M else 0.0), hand[1], carried]), CLOSE
         if position[2] > RELEASE_M:
             return np.array([hand[0] + aside, hand[1], hand[2] + RELEASE_M - 0.005 - position[2]]), CLOSE
         return hand, OPEN
