@@ -15,6 +15,8 @@ from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.novelty.behaviour import Behaviour, Novelty, Reference, behaviour_of, solved_episodes
 from simplevla.novelty.replay import Replay
 from simplevla.policies.load import check_fits_suite
+from simplevla.policies.trained_on import FILE as TRAINED_ON
+from simplevla.policies.trained_on import read_stages
 from simplevla.report import page
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.novelty import FOLDER, write_novelty
@@ -134,18 +136,17 @@ def novelty_of(
     suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
     dataset = LeRobotDataset(demos)
     reference = Reference.of(dataset, suite)
-    policies = {
-        name: load_policy(hub.local_folder(folder, "model"), device)
-        for name, folder in (("before", before), ("after", after))
-    }
-    suites = {name: policy.trained_on[-1].suite for name, policy in policies.items() if policy.trained_on}
-    if len(known := {name for name in suites.values() if name}) > 1:
+    folders = {name: hub.local_folder(folder, "model") for name, folder in (("before", before), ("after", after))}
+    stages = [read_stages(folder / TRAINED_ON) for folder in folders.values()]
+    if len(known := {found[-1].suite for found in stages if found and found[-1].suite}) > 1:
         raise UserError(
-            f"the policies were trained on different suites, {' and '.join(sorted(known))}; novelty compares two of one suite"
+            f"the policies were trained on different suites, {' and '.join(sorted(map(str, known)))}; novelty compares two of one suite"
         )
     sides: dict[str, Behaviour] = {}
     jobs: list[Replay] = []
-    for name, policy in policies.items():
+    for name, folder in folders.items():
+        # One at a time, as on a GPU there may be no room for two.
+        policy = load_policy(folder, device)
         check_fits_suite(policy, suite.spec)
         policy.compute_in(precision)
         with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine:
@@ -159,6 +160,7 @@ def novelty_of(
         protocol=suite.protocol,
         thresholds={task: demonstrations.threshold for task, demonstrations in reference.tasks.items()},
         demonstrations=reference.behaviour,
+        after_sha256=policy_fingerprint(folders["after"]),
         **sides,
     )
     write_novelty(Path(out), found, jobs, dataset, suite, suite_config, rollout)

@@ -1,17 +1,25 @@
 """Novelty refuses in one line what it can't compare, and leaves nothing behind."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from simplevla.adapters.load import load_policy
 from simplevla.cli import main
-from simplevla.config import DemosConfig, RolloutConfig, SuiteConfig
+from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SuiteConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
-from simplevla.novelty.behaviour import Novelty
+from simplevla.novelty.behaviour import Novelty, solved_episodes
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.report.contents import doubts, read_run
 from simplevla.report.novelty import novelty_table, read_novelty
+from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.runs import novelty_of
+from simplevla.storage import write_json
+from simplevla.suites.registry import make_suite
 from small_tinyvla import for_fake_suite
 
 TASKS = ("trivial", "far")
@@ -51,6 +59,29 @@ def test_a_policy_is_no_news_to_itself_and_a_suite_may_tell_no_events(
     assert read_novelty(tmp_path)[0] == found
     assert [film.episode.task for film in read_novelty(tmp_path)[1]] == ["trivial"]
     assert "The suite tells no events." in str(novelty_table(found).caption)
+
+
+def test_what_the_environment_broke_is_no_episode_of_the_policy(policy: Path, tmp_path: Path) -> None:
+    config = suite("trivial", "crash")
+    with RolloutEngine(config, replace(ROLLOUT, max_attempts=1), 4) as engine:
+        jobs, episodes = solved_episodes(engine, load_policy(policy), make_suite(config), EvalConfig(), "before")
+    assert [(job.task.name, job.initial_state) for job in jobs] == [("trivial", 4), ("trivial", 5)]
+    assert episodes == 2
+
+
+def test_the_report_says_that_the_policy_has_been_trained_on(policy: Path, demos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(policy, run / "policy")
+    write_json(run / "config.json", {"title": "mine"})
+    compared(policy, demos, run / "novelty", suite("trivial"))
+    said = "novelty.json is not of the policy in this run"
+    assert not any(said in doubt for doubt in doubts(read_run(run)))
+    other = for_fake_suite(TASKS)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    shutil.rmtree(run / "policy")
+    other.save(run / "policy")
+    assert any(said in doubt for doubt in doubts(read_run(run)))
 
 
 def test_fewer_than_two_demonstrations_of_a_task(policy: Path, demos: Path, tmp_path: Path) -> None:

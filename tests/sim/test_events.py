@@ -87,3 +87,13 @@ def test_libero_tells_what_the_expert_grasps_and_lifts(name: str, thing: str) ->
     assert order is not None
     assert f"touches {thing} > grasps {thing} > lifts {thing}" in order
     environment.close()
+
+
+def test_meta_world_tells_what_the_expert_grasps_and_lifts() -> None:
+    suite = make_suite(SuiteConfig(name="metaworld", image_size=32, visuals="fast", tasks=("pick-place-v3",)))
+    environment, task = suite.make_environment(), suite.tasks[0]
+    actions = expert_actions(environment, task, 0, suite)
+    environment.reset(task, 0)
+    order = order_of([environment.step_chunk(action[None]) and environment.events() for action in actions])
+    assert order == "touches obj > grasps obj > lifts obj"
+    environment.close()

@@ -50,7 +50,7 @@ class Behaviour:
 
     solved: tuple[Solved, ...]
     episodes: Count
-    """Episodes that were run."""
+    """Valid episodes: those that the environment broke are left out."""
     ended_otherwise: Count = 0
     """Solved episodes whose replay wasn't solved, and that are left out: the simulator doesn't repeat itself."""
 
@@ -87,6 +87,8 @@ class Novelty:
     demonstrations: Behaviour
     before: Behaviour
     after: Behaviour
+    after_sha256: str | None = None
+    """Fingerprint of the policy after RL."""
 
     @property
     def sides(self) -> dict[str, Behaviour]:
@@ -179,16 +181,20 @@ class Reference:
 def solved_episodes(
     engine: Engine, policy: Policy, suite: Suite, config: EvalConfig, title: str
 ) -> tuple[list[Replay], int]:
-    """(what solved each initial state of the split that `policy` solves, number of episodes that were run)."""
+    """(what solved each initial state of the split that `policy` solves, number of valid episodes).
+
+    Episodes that the environment broke are neither.
+    """
     pairs = evaluation_pairs(suite, config)
     requests = (evaluation_request(task, state, config.seed) for task, state in pairs)
     solved: dict[State, Replay] = {}
     with Progress(title, len(pairs)) as progress:
-        finished = 0
+        finished = broken = 0
 
         def sink(episode: Episode) -> None:
-            nonlocal finished
+            nonlocal finished, broken
             finished += 1
+            broken += episode.status is EpisodeStatus.ENV_ERROR
             if episode.status is EpisodeStatus.SUCCESS:
                 chunks = zip(episode.actions, episode.executed, strict=True)
                 request = episode.request
@@ -201,7 +207,7 @@ def solved_episodes(
 
         sampling = Sampling(greedy=True) if config.greedy else Sampling(temperature=config.temperature)
         engine.run(policy, sampling, lambda: next(requests, None), sink, record=True)
-    return [solved[key] for task, state in pairs if (key := (task.name, state)) in solved], len(pairs)
+    return [solved[key] for task, state in pairs if (key := (task.name, state)) in solved], len(pairs) - broken
 
 
 def behaviour_of(

@@ -87,7 +87,12 @@ def doubts(run: Run) -> list[str]:
     if run.before and started and run.before.policy_sha256 != started:
         found.append("eval/before.json is not of the policy that this run started from (weights sha256 differ).")
     policy = run.folder / "policy"
-    if run.after and (policy / "model.safetensors").is_file() and run.after.policy_sha256 != policy_fingerprint(policy):
+    trained = (policy / "model.safetensors").is_file()
+    if run.novelty and trained and run.novelty.after_sha256 != policy_fingerprint(policy):
+        found.append(
+            "novelty/novelty.json is not of the policy in this run's folder (weights sha256 differ): run simplevla novelty again."
+        )
+    if run.after and trained and run.after.policy_sha256 != policy_fingerprint(policy):
         found.append("eval/after.json is not of the policy in this run's folder (weights sha256 differ).")
     if run.before and run.after and run.before.how != run.after.how:
         found.append(f"The policy before RL acted {run.before.how}, the one after {run.after.how}.")
