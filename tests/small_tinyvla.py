@@ -1,12 +1,11 @@
 """Small TinyVLA policies and observations for tests."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
-from simplevla.config import DenoisingConfig, LossConfig, TrainConfig
+from simplevla.config import DenoisingConfig, Head, LossConfig, TrainConfig
 from simplevla.policies.base import ObservationBatch
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -37,9 +36,7 @@ def plain_statistics(state_dim: int, action_dim: int) -> Statistics:
     return Statistics(state=state, action=action)
 
 
-def make(
-    preset: str = "nano", seed: int = 0, chunk_length: int = 3, head: Literal["tokens", "diffusion"] = "tokens"
-) -> TinyVLA:
+def make(preset: str = "nano", seed: int = 0, chunk_length: int = 3, head: Head = "tokens") -> TinyVLA:
     return TinyVLA.create(
         preset,
         cameras=CAMERAS,

@@ -53,6 +53,7 @@ Device = Annotated[str, AfterValidator(_computes)]
 Folder = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_path)]
 """Given as a `Path` too; always held as text."""
 Precision = Literal["float32", "bfloat16"]
+Head = Literal["tokens", "diffusion", "flow"]
 TrackerName = Literal["wandb", "trackio"]
 
 
@@ -168,6 +169,9 @@ class SamplingConfig:
     sigma_min: Above0 = 0.1
     """Floor of a diffusion head's std at each denoising step, in normalised actions, as in DPPO (arXiv 2409.00588).
     Without it the last step has no density."""
+    alpha: Above0 = 0.5
+    """Noise of a flow head's stochastic step in training with Flow-SDE (arXiv 2510.25889); it plays the part that
+    temperature has for a token head."""
     dynamic: bool = True
     """Replaces groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
@@ -204,15 +208,20 @@ CHUNK_CLIP = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingConfig:
-    """RL on a diffusion head: denoising steps as decisions (DPPO, arXiv 2409.00588). A token head has none of this."""
+    """RL on a diffusion head: denoising steps as decisions (DPPO, arXiv 2409.00588); and on a flow head (pi_RL, arXiv
+    2510.25889). A token head has none of this."""
 
     ratio: Literal["entry", "chunk"] = "entry"
     """Unit of a probability ratio. `entry`: one entry of the chunk at one denoising step, with the clips of tokens (0.2
     and 0.28). `chunk`: the whole chunk, by the mean over its entries, with clips of about 0.01."""
     discount: ShareAbove0 = 0.99
-    """Factor of the advantage for each denoising step before the last."""
+    """Factor of the advantage for each denoising step of a diffusion head before the last."""
     last_steps: Count = 0
-    """Trains only the last so many denoising steps; 0 means all."""
+    """Trains only the last so many denoising steps of a diffusion head; 0 means all."""
+    flow: Literal["sde", "noise"] = "sde"
+    """Noise of a flow head. `sde`: one step of each decision is stochastic, as much as `sampling.alpha` says
+    (Flow-SDE), and an update passes the head once. `noise`: every step, by a learned standard deviation between 0.08
+    and 0.16 (Flow-Noise)."""
     frozen_backbone: bool = False
     """Trains the head alone: the condition that it reads is stored with each decision (kilobytes), and the update
     never runs the vision-language model."""
@@ -249,7 +258,7 @@ class EvalConfig:
     temperature: Above0 = 1.0
     """Used only when `greedy` is off."""
     seed: Seed = 0
-    """Seed of sampled actions, and of a diffusion head's first noise."""
+    """Seed of sampled actions, and of the noise that a diffusion or flow head starts from."""
     instruction: bool = True
     """Tells the policy what to do; off, it is told a blank, whatever the task."""
     instruction_of: str = ""
@@ -332,7 +341,7 @@ class SFTConfig(ReadingConfig):
     """Folder of a LeRobotDataset v3.0 or v2.1, or `hf://OWNER/NAME` on the hub."""
     policy: Folder = "nano"
     """Preset of the tinyvla policy to start from, or a saved policy: its folder, or `hf://OWNER/NAME` on the hub."""
-    head: Literal["tokens", "diffusion"] = "tokens"
+    head: Head = "tokens"
     """Head of a new policy; a saved one keeps its own."""
     chunk_length: Dimensions = 5
     """Actions per decision of a new policy; a saved one keeps its own."""

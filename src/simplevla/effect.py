@@ -52,7 +52,12 @@ def check_train(config: TrainConfig, unused_by_policy: Reasons) -> None:
         UserError: one that contradicts another.
     """
     dynamic = {} if config.sampling.dynamic else {"sampling.max_oversampling": "sampling.dynamic is off"}
-    refuse_idle(config, {**idle_in_ray(config.ray), **dynamic})
+    flow = (
+        {}
+        if config.denoising.flow == "sde"
+        else {"sampling.alpha": "denoising.flow is 'noise', whose noise is learned"}
+    )
+    refuse_idle(config, {**idle_in_ray(config.ray), **dynamic, **flow})
     evaluation = {} if config.eval_every else {"eval_episodes_per_task": "eval_every is 0"}
     warn_of_idle(config, {**unused_by_policy, **evaluation})
 

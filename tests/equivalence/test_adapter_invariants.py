@@ -38,7 +38,12 @@ TRAINING = TrainConfig(
     minibatches=1,
     microbatch_decisions=3,
 )
-POLICIES = {"nano": small.make, "siglip_test": lambda: small.make("siglip_test"), "diffusion": with_diffusion}
+POLICIES = {
+    "nano": small.make,
+    "siglip_test": lambda: small.make("siglip_test"),
+    "diffusion": with_diffusion,
+    "flow": lambda: small.make(head="flow"),
+}
 
 
 def policy_of(bank: AdapterBank) -> TinyVLA:
@@ -76,7 +81,7 @@ def test_switching_adapters_off_gives_the_base_and_removing_them_its_modules(arc
 
 
 @pytest.mark.parametrize("trained", ["lora", "bottleneck"])
-@pytest.mark.parametrize("architecture", ["nano", "diffusion"])
+@pytest.mark.parametrize("architecture", ["nano", "diffusion", "flow"])
 def test_training_an_adapter_leaves_the_base_and_the_others_alone(architecture: str, trained: str) -> None:
     bank = make_bank(POLICIES[architecture](), lora=LORA, bottleneck=BOTTLENECK, other=LORA)
     policy = policy_of(bank)
@@ -187,7 +192,7 @@ def test_a_mixed_batch_equals_its_rows_adapter_by_adapter(architecture: str, gre
         assert torch.equal(entropy[rows], alone_entropy)
         for place, row in enumerate(rows):
             single = policy.act(small.rows(OBSERVATIONS, [row]), sampling, [generators(6)[row]])
-            if architecture == "diffusion":  # its actions are continuous, of a range of 10
+            if architecture != "nano":  # its actions are continuous, of a range of 10
                 np.testing.assert_allclose(single.actions[0], alone.actions[place], rtol=0, atol=1e-4)
             else:
                 assert (single.actions == alone.actions[place]).all()
@@ -230,8 +235,8 @@ def test_the_ratio_is_1_before_the_first_optimizer_step(architecture: str, kind:
     sampling = Sampling(temperature=1.6)
     sample = bank.policy.act(OBSERVATIONS, sampling, generators(6))
     scores, _ = bank.policy.score(OBSERVATIONS, sample.trace, sampling)
-    # a diffusion head scores all denoising steps in one batch, which it sampled one by one
-    tolerance = 1e-4 if architecture == "diffusion" else 0
+    # a diffusion head scores all denoising steps in one batch, which it sampled one by one; a flow head of other rows
+    tolerance = 1e-4 if architecture in ("diffusion", "flow") else 0
     torch.testing.assert_close(scores.detach(), sample.logprobs, rtol=0, atol=tolerance)
     stats = update_by(Learner(bank.policy, TRAINING), [sampled_group(bank.policy)], 1)
     assert stats["ratio_min"] == pytest.approx(1, abs=1e-4)

@@ -1,7 +1,6 @@
 """Settings that must not matter to a policy's results."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,16 +8,15 @@ import torch
 
 import small_tinyvla as small
 from simplevla.adapters.load import load_policy
-from simplevla.config import DenoisingConfig
+from simplevla.config import DenoisingConfig, Head
 from simplevla.policies.base import Sampling
 from simplevla.training.determinism import deterministic
 from small_tinyvla import for_rl
 
-Head = Literal["tokens", "diffusion"]
 LONG, SHORT = "push the blue block to the left zone", "press it"
 
 
-HEADS = pytest.mark.parametrize("head", ["tokens", "diffusion"])
+HEADS = pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 PRESETS = pytest.mark.parametrize("preset", ["nano", "siglip_test"])
 
 
@@ -157,5 +155,5 @@ def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
     policy.state.requires_grad_(True)
     with pytest.raises(ValueError, match=r"trains the head alone, and only 'state.weight'"):
         policy.prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))
-    with pytest.raises(ValueError, match="frozen_backbone is for a diffusion head"):
+    with pytest.raises(ValueError, match="frozen_backbone is for a diffusion or flow head"):
         small.make().prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))

@@ -25,7 +25,7 @@ from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
-from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
+from simplevla.config import Head, OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.distributed.learner import divide
 from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
@@ -183,10 +183,11 @@ def unequal_parts(case: Case, how: str, folder: Path) -> None:
 
 
 IMITATION = SFTConfig(schedule="constant", optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1, warmup_steps=0))
-IMITATED: dict[str, tuple[Literal["tokens", "diffusion"], SFTConfig]] = {
+IMITATED: dict[str, tuple[Head, SFTConfig]] = {
     "tokens": ("tokens", IMITATION),
     # Seven samples are four micro-batches: the last one has one sample.
     "diffusion": ("diffusion", replace(IMITATION, microbatch_size=2)),
+    "flow": ("flow", replace(IMITATION, microbatch_size=2)),
     # Three: the second rank has one of them, and one that doesn't count.
     "adapter": ("tokens", replace(IMITATION, microbatch_size=3, gradient_checkpointing=True)),
     "bfloat16": ("tokens", replace(IMITATION, precision="bfloat16")),

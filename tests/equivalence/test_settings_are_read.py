@@ -108,7 +108,7 @@ def other(value: Any) -> Any:
     if isinstance(value, SuiteConfig):
         return SuiteConfig(name="metaworld")
     if isinstance(value, str):
-        return {"": "auto", "full": "copies", "entry": "chunk"}[value]
+        return {"": "auto", "full": "copies", "entry": "chunk", "sde": "noise"}[value]
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.125
 
 

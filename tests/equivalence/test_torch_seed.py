@@ -1,7 +1,7 @@
 """Nothing in an RL run draws from torch's global generator: a run's bits don't depend on its state."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
-from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.config import Head, OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.training.learner import Learner
@@ -17,7 +17,7 @@ from simplevla.training.loop import train
 from small_tinyvla import CAMERAS, plain_statistics
 
 
-def start(folder: Path, head: Literal["tokens", "diffusion"], dropout: float | None) -> TrainConfig:
+def start(folder: Path, head: Head, dropout: float | None) -> TrainConfig:
     policy = TinyVLA.create(
         "nano",
         cameras=CAMERAS,
@@ -53,11 +53,11 @@ def bits(file: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("head", "dropout"),
-    [("tokens", None), ("tokens", 0.5), ("diffusion", None)],
-    ids=["tokens", "adapter", "diffusion"],
+    [("tokens", None), ("tokens", 0.5), ("diffusion", None), ("flow", None)],
+    ids=["tokens", "adapter", "diffusion", "flow"],
 )
 def test_a_run_s_bits_do_not_depend_on_torch_s_global_generator(
-    head: Literal["tokens", "diffusion"], dropout: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: Head, dropout: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = start(tmp_path / "start", head, dropout)
     trained = list((tmp_path / "start").rglob("*.safetensors" if dropout is None else "adapter*.safetensors"))

@@ -231,7 +231,7 @@ def test_cameras_in_another_order_are_warned_of(folder: Path, recwarn: pytest.Wa
         ("chunk_length", 2.0, "a whole number"),
         ("state_dim", "3", "a whole number"),
         ("action_dim", True, "a whole number"),
-        ("head", 1, "'tokens' or 'diffusion'"),
+        ("head", 1, "'tokens', 'diffusion' or 'flow'"),
         ("vision", None, "an object"),
         ("architecture", [], None),
         ("chunk_length", 10**9, "at most 10000"),

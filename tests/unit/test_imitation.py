@@ -7,7 +7,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,7 +18,7 @@ import torch
 
 import small_tinyvla as small
 from simplevla.adapters.load import load_policy
-from simplevla.config import OptimizerConfig, SFTConfig, to_dict
+from simplevla.config import Head, OptimizerConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
@@ -111,9 +111,9 @@ def test_imitation_learns_what_instruction_and_state_say(config: SFTConfig, tmp_
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["suite_protocol"]["suite"] == "dots"
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
-    head: Literal["tokens", "diffusion"], config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: Head, config: SFTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, head=head)
     sft(config, tmp_path / "whole")
@@ -262,8 +262,8 @@ def test_the_range_is_compared_with_the_frames_and_not_with_stats_json(config: S
         sft(replace(config, policy=str(policy), dataset=str(tmp_path / "scaled")), tmp_path / "second")
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
-def test_an_action_beyond_the_range_is_learned_as_the_outermost(head: Literal["tokens", "diffusion"]) -> None:
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
+def test_an_action_beyond_the_range_is_learned_as_the_outermost(head: Head) -> None:
     policy, losses = small.make(head=head), []
     for value in (1.0, 100.0):
         batch = small.observations(["lift the block"] * 2)

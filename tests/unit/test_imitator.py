@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import small_tinyvla as small
-from simplevla.config import OptimizerConfig, SFTConfig
+from simplevla.config import Head, OptimizerConfig, SFTConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.training import imitator as room
@@ -24,8 +24,6 @@ CONFIG = SFTConfig(
 )
 ENDS = (3, 1, 2, 3, 1, 1)
 """Valid actions of the chunks."""
-
-Head = Literal["tokens", "diffusion"]
 
 
 def batch(seed: int = 0) -> ChunkBatch:
@@ -64,7 +62,7 @@ def gradients(policy: Policy, config: SFTConfig, monkeypatch: pytest.MonkeyPatch
     return seen
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 @pytest.mark.parametrize("size", [1, 4])
 def test_micro_batches_add_up_to_the_batch(size: int, head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mean of micro-batches' means would weigh a chunk of one valid action like one of three."""
@@ -98,7 +96,7 @@ def test_the_loss_is_that_of_the_policy_bit_for_bit() -> None:
     assert Imitator(policy, replace(CONFIG, seed=4)).update(mine, 2)["loss"] == expected
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 def test_recomputed_activations_give_equal_gradients(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gradients(small.make(head=head), CONFIG, monkeypatch)
     policy = small.make(head=head)
@@ -111,7 +109,7 @@ def test_recomputed_activations_give_equal_gradients(head: Head, monkeypatch: py
         assert torch.equal(got[name], gradient), name
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(head: Head) -> None:
     """A step of 5e-6 on a weight of bfloat16 would mostly be lost."""
     config = replace(

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
-from simplevla.config import OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
+from simplevla.config import Head, OptimizerConfig, RayConfig, SamplingConfig, TrainConfig
 from simplevla.planning.footprint import Counter, update_footprint
 from simplevla.planning.memory import (
     BLOCK,
@@ -171,7 +170,7 @@ def episode(policy: TinyVLA, seed: int, success: bool) -> Episode:
     )
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 def test_stored_bytes_are_an_episode_s(head: str) -> None:
     policy = small_tinyvla.make(head=head)  # type: ignore[arg-type]
     one = episode(policy, 0, True)
@@ -239,11 +238,9 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_checkpointing() -
     assert peak(8, checkpointing=True) < peak(8)
 
 
-@pytest.mark.parametrize("head", ["tokens", "diffusion"])
+@pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])
 @pytest.mark.parametrize("rows", [1, ROWS])
-def test_bfloat16_takes_no_more_than_is_planned_with(
-    head: Literal["tokens", "diffusion"], rows: int, tmp_path: Path
-) -> None:
+def test_bfloat16_takes_no_more_than_is_planned_with(head: Head, rows: int, tmp_path: Path) -> None:
     """Activations are planned as float32 ones, with copies of all weights: more than autocast makes, not much more."""
     policy, instruction = small_tinyvla.make(head=head), small_tinyvla.INSTRUCTIONS[1]
     policy.save(tmp_path / "policy")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from sampled_episodes import update_by
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.config import (
     DenoisingConfig,
+    Head,
     OptimizerConfig,
     Precision,
     RayConfig,
@@ -33,7 +34,6 @@ from simplevla.suites.registry import make_suite
 from simplevla.training.learner import Learner, pack
 from simplevla.types import Episode, EpisodeRequest
 
-Head = Literal["tokens", "diffusion"]
 OBSERVATIONS = small.observations([small.INSTRUCTIONS[i % 3] for i in range(4)])
 CONFIG = TrainConfig(
     minibatches=1,
@@ -68,7 +68,9 @@ def imitated(policy: Policy) -> Tensor:
     return policy.imitation_loss(OBSERVATIONS, torch.zeros(4, 3, 2), torch.ones(4, 3, dtype=torch.bool)).detach()
 
 
-@pytest.mark.parametrize(("head", "frozen"), [("tokens", False), ("diffusion", False), ("diffusion", True)])
+@pytest.mark.parametrize(
+    ("head", "frozen"), [("tokens", False), ("diffusion", False), ("diffusion", True), ("flow", False), ("flow", True)]
+)
 def test_acting_scoring_and_imitation_compute_in_the_policy_s_precision(head: Head, frozen: bool) -> None:
     """With a frozen backbone the update reads the condition that the rollout stored."""
     policy = small.make(head=head)
@@ -99,7 +101,7 @@ def test_acting_scoring_and_imitation_compute_in_the_policy_s_precision(head: He
     assert gap(imitated(policy), exact_loss) < 1e-5
 
 
-@pytest.mark.parametrize(("head", "checkpointing"), [("tokens", True), ("diffusion", False)])
+@pytest.mark.parametrize(("head", "checkpointing"), [("tokens", True), ("diffusion", False), ("flow", False)])
 def test_the_ratio_is_one_before_the_first_step(head: Head, checkpointing: bool) -> None:
     """A planted fault, one of both in float32, shows in it."""
 

@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from simplevla.config import Precision, SamplingConfig, TrainConfig
+from simplevla.config import Head, Precision, SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.precision import in_own_precision, require_bfloat16
@@ -28,12 +28,14 @@ class Sampling:
     """Noise of a diffusion head's DDIM steps: 0 is deterministic but for the floor `sigma_min`, 1 the full variance."""
     sigma_min: float = 0.1
     """Floor of a diffusion head's std per denoising step, in normalised actions; without it the last has no density."""
+    alpha: float = 0.5
+    """Noise of a flow head's stochastic step."""
     greedy: bool = False
 
     @classmethod
     def of(cls, config: SamplingConfig) -> "Sampling":
         """Settings by which training episodes are sampled and scored."""
-        return cls(temperature=config.temperature, eta=config.eta, sigma_min=config.sigma_min)
+        return cls(temperature=config.temperature, eta=config.eta, sigma_min=config.sigma_min, alpha=config.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ class ActionSample:
     logprobs: Tensor
     """float32 [B, U] of the sampled units at the sampling temperature."""
     trace: Tensor
-    """Samples from which `score` recomputes `logprobs`: token ids int64 [B, U], or a flat denoising chain float32."""
+    """Samples from which `score` recomputes `logprobs`: token ids int64 [B, U], or flat denoising states float32."""
 
 
 class Adapters(Protocol):
@@ -176,7 +178,7 @@ class Policy(nn.Module, ABC):
             *("denoising.ratio", "denoising.discount", "denoising.last_steps", "denoising.frozen_backbone"),
         ),
         "the policy has no diffusion head",
-    )
+    ) | dict.fromkeys(("sampling.alpha", "denoising.flow"), "the policy has no flow head")
     """Settings of RL that the policy has no use for -> why."""
     trained_on: tuple[TrainedOn, ...] = ()
     """The stages of its training; empty where nobody knows."""
@@ -339,7 +341,7 @@ class Policy(nn.Module, ABC):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
-        head: Literal["tokens", "diffusion"] = "tokens",
+        head: Head = "tokens",
         seed: int = 0,
     ) -> "Policy":
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""

@@ -1,4 +1,4 @@
-"""TinyVLA (arXiv 2409.12514): a small vision-language model with a token head or a diffusion head."""
+"""TinyVLA (arXiv 2409.12514): a small vision-language model with a token, diffusion or flow head."""
 
 from typing import TYPE_CHECKING
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from annotated_types import Ge, Le, Len, MultipleOf
 
 from simplevla.checked import Dimensions, Layers, Pixels, Positive, ShareAbove0, Width, dataclass
+from simplevla.config import Head
 from simplevla.errors import UserError
 
 ARCHITECTURE: Final = "tinyvla"
@@ -111,6 +112,17 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """The flow head's sampler and network, which is the diffusion head's."""
+
+    steps: Annotated[int, Ge(2), Le(100_000)] = 10
+    """Steps of Euler's method from noise to a chunk."""
+    noise_samples: Annotated[int, Ge(1), Le(10_000)] = 1
+    """Noises per chunk in a training batch: they share one pass of the vision-language model."""
+    unet: UnetConfig = field(default_factory=UnetConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """The GPT-NeoX language model (Pythia's architecture) that every token passes through."""
 
@@ -140,7 +152,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyVLAConfig:
-    """A TinyVLA with one of its two heads."""
+    """A TinyVLA with one of its three heads."""
 
     architecture: Literal["tinyvla"] = ARCHITECTURE
     cameras: tuple[str, ...]
@@ -148,12 +160,13 @@ class TinyVLAConfig:
     state_dim: Dimensions
     action_dim: Dimensions
     chunk_length: Dimensions
-    head: Literal["tokens", "diffusion"] = "tokens"
+    head: Head = "tokens"
     """Head. `tokens`: one of `bins` bins per action dimension, by learned queries. `diffusion`: denoising, from pooled
-    outputs."""
+    outputs. `flow`: flow matching, from the same."""
     bins: Annotated[int, Ge(2), Le(2**20)] = 256
     """tokens: bins per action dimension."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 

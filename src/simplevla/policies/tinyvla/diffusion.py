@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from simplevla.config import DenoisingConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import Sampling
+from simplevla.policies.heads import HeadSample, masked_error, normal_entropy, normal_logprobs
 from simplevla.policies.tinyvla.config import DiffusionConfig
-from simplevla.policies.tinyvla.head import HeadSample
 from simplevla.policies.tinyvla.unet import ConditionalUnet
 
 LOGPROB_RANGE = (-5.0, 2.0)
@@ -69,8 +69,7 @@ def transition(
 
 def entry_logprobs(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log-density of each entry under N(mean, std^2), clamped to `LOGPROB_RANGE`."""
-    z = (value - mean) / std
-    return (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).clamp(*LOGPROB_RANGE)
+    return normal_logprobs(value, mean, std).clamp(*LOGPROB_RANGE)
 
 
 class DiffusionHead(nn.Module):
@@ -158,8 +157,7 @@ class DiffusionHead(nn.Module):
         noise, steps = noise.flatten(0, 1), steps.flatten()
         abar = self.abar[steps][:, None, None]
         predicted = self.unet(abar.sqrt() * normalised + (1 - abar).sqrt() * noise, steps, condition)
-        weights = mask[..., None].expand_as(noise).float()
-        return ((predicted - noise).square() * weights).sum() / weights.sum()
+        return masked_error(predicted, noise, mask)
 
     def sample(self, condition: Tensor, sampling: Sampling, generators: Sequence[np.random.Generator]) -> HeadSample:
         """Denoises from a row's own noise; greedy is deterministic DDIM from there, as in the published policy."""
@@ -199,7 +197,7 @@ class DiffusionHead(nn.Module):
             sampling,
         )
         logprobs = entry_logprobs(chain[:, 1:].flatten(0, 1), mean, std)
-        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean)
+        entropy = normal_entropy(std).expand_as(mean)
         return self._units(logprobs.unflatten(0, (-1, count))), self._units(entropy.unflatten(0, (-1, count)))
 
     def _units(self, entries: Tensor) -> Tensor:

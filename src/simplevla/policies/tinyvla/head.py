@@ -5,7 +5,6 @@ for the normalised action -1 + 2 i / (N - 1): the centres are spread evenly over
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,18 +14,7 @@ from simplevla.config import DenoisingConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import Sampling
 from simplevla.policies.categorical import sample_tokens, score_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSample:
-    """A head's decision for B rows."""
-
-    normalised: Tensor
-    """float32 [B, H, A] in [-1, 1]."""
-    logprobs: Tensor
-    """float32 [B, U]."""
-    trace: Tensor
-    """[B, ...] what `score` needs."""
+from simplevla.policies.heads import HeadSample
 
 
 class TokenHead(nn.Module):
@@ -72,7 +60,7 @@ class TokenHead(nn.Module):
             UserError: a frozen backbone; the queries pass through it.
         """
         if denoising.frozen_backbone:
-            raise UserError("denoising.frozen_backbone is for a diffusion head; this policy has a token head")
+            raise UserError("denoising.frozen_backbone is for a diffusion or flow head; this policy has a token head")
 
     def empty_trace(self, rows: int, condition: int) -> Tensor:
         """Token ids of `rows` decisions; a token head has no condition to keep."""

@@ -1,23 +1,25 @@
-"""TinyVLA: views, instruction and state in, a chunk of actions out, by a token head or a diffusion head."""
+"""TinyVLA: views, instruction and state in, a chunk of actions out, by a token, diffusion or flow head."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from simplevla.config import TrainConfig, to_dict
+from simplevla.config import Head, TrainConfig, to_dict
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import PolicyFiles, check_token_ids, load_files, read_tokenizer, save_files
+from simplevla.policies.flow import UNUSED_BY_FLOW
 from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
-from simplevla.policies.tinyvla.config import ARCHITECTURE, TinyVLAConfig
+from simplevla.policies.tinyvla.config import ARCHITECTURE, FlowConfig, TinyVLAConfig
 from simplevla.policies.tinyvla.diffusion import DiffusionHead
+from simplevla.policies.tinyvla.flow import UnetFlow
 from simplevla.policies.tinyvla.head import TokenHead
 from simplevla.policies.tinyvla.language import make_language
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
@@ -44,14 +46,14 @@ class TinyVLA(Policy):
 
     For a token head H * A learned queries pass through it as well: they see everything and one another, in both
     directions, and the prefix (vision, instruction, state) sees the prefix only; a query's output gives the logits of
-    its unit's bins. For a diffusion head the outputs are averaged over the valid tokens and condition the U-Net.
+    its unit's bins. For the other heads the outputs are averaged over the valid tokens and condition a U-Net.
     A token head doesn't read the averaged vector, on which TinyVLA's ablation found other heads to work badly (arXiv
     2409.12514). With a prompt (`config.language.prompt`) everything is as in TinyVLA's own code: the views' tokens
     stand inside the prompt, attention is causal, and the state isn't a token.
     """
 
     presets = tuple(PRESETS)
-    not_decayed = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness")
+    not_decayed = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness", "spread")
     shares_observations = True
     state_mean: Tensor
     state_scale: Tensor
@@ -83,14 +85,21 @@ class TinyVLA(Policy):
         self.vision = make_vision(config.vision, len(config.cameras), width)
         if not config.language.prompt:
             self.state = nn.Linear(config.state_dim, width)
-        self.head: TokenHead | DiffusionHead
+        self.head: TokenHead | DiffusionHead | UnetFlow
         if config.head == "tokens":
             self.queries = nn.Parameter(torch.randn(units, width) * config.language.init_std)
             self.head = TokenHead(width, self.chunk_length, self.action_dim, config.bins)
         else:
-            self.unused_settings = {"sampling.temperature": "the policy has a diffusion head; it has eta and sigma_min"}
             self.condition = PooledCondition(width, self.state_dim)
-            self.head = DiffusionHead(config.diffusion, width, self.chunk_length, self.action_dim)
+            if config.head == "diffusion":
+                self.unused_settings = {
+                    "sampling.temperature": "the policy has a diffusion head; it has eta and sigma_min",
+                    **dict.fromkeys(("sampling.alpha", "denoising.flow"), "the policy has no flow head"),
+                }
+                self.head = DiffusionHead(config.diffusion, width, self.chunk_length, self.action_dim)
+            else:
+                self.unused_settings = UNUSED_BY_FLOW
+                self.head = UnetFlow(config.flow, width, self.chunk_length, self.action_dim)
         self._set_statistics(statistics)
         through_onednn(self)
         self.eval()
@@ -123,7 +132,7 @@ class TinyVLA(Policy):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
-        head: Literal["tokens", "diffusion"] = "tokens",
+        head: Head = "tokens",
         seed: int = 0,
     ) -> "TinyVLA":
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
@@ -138,6 +147,7 @@ class TinyVLA(Policy):
             chunk_length=chunk_length,
             head=head,
             diffusion=diffusion,
+            flow=FlowConfig(steps=diffusion.steps, noise_samples=diffusion.noise_samples, unet=diffusion.unet),
             vision=vision,
             language=replace(language, vocab_size=rows),
         )
@@ -168,7 +178,7 @@ class TinyVLA(Policy):
     def prepare_for_rl(self, config: TrainConfig) -> None:
         """Prepares for RL as in the base class.
 
-        With a frozen backbone a trace ends with the condition, and only the U-Net trains.
+        With a frozen backbone a trace ends with the condition, and only the head trains.
 
         Raises:
             UserError: a frozen backbone for a token head or where only the backbone trains, or too many steps.
@@ -176,6 +186,9 @@ class TinyVLA(Policy):
         super().prepare_for_rl(config)
         denoising = config.denoising
         self.head.set_denoising(denoising)
+        if isinstance(self.head, UnetFlow) and self.adapter_bank is not None:
+            # An adapter's files have no place for it.
+            self.head.spread.requires_grad_(False)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
             trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -203,7 +216,7 @@ class TinyVLA(Policy):
         }
 
     def forward(self, batch: ObservationBatch) -> Tensor:
-        """Outputs for the head: logits [B, U, bins] of a token head, condition [B, width] of a diffusion head."""
+        """Outputs for the head: logits [B, U, bins] of a token head, else the condition [B, width]."""
         self.check_observations(batch)
         distinct = {instruction: i for i, instruction in enumerate(dict.fromkeys(batch.instructions))}
         index = torch.tensor([distinct[instruction] for instruction in batch.instructions], device=self.device)
@@ -251,7 +264,7 @@ class TinyVLA(Policy):
     def _layout(self, view_tokens: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, L] and additive attention mask [D, 1, L, L] for D distinct instructions.
 
-        A diffusion head has no queries. The queries' positions start after the longest allowed instruction, so that
+        Only a token head has queries. The queries' positions start after the longest allowed instruction, so that
         padding doesn't move them.
         """
         before = view_tokens + 1
@@ -273,7 +286,7 @@ class TinyVLA(Policy):
     ) -> ActionSample:
         with torch.inference_mode():
             output = self._output(batch)
-            sample = self.head.sample(output, sampling, generators)
+            sample = self.head.sample(self._for_head(output), sampling, generators)
             actions = self.in_environment_units(sample.normalised)
             trace = torch.cat([sample.trace, output], dim=1) if self.scores_from_trace else sample.trace
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
@@ -296,13 +309,17 @@ class TinyVLA(Policy):
             trace, output = trace[:, : -self.config.language.hidden_size], trace[:, -self.config.language.hidden_size :]
         else:
             output = self._output(batch)
-        return self.head.score(output, trace, sampling)
+        return self.head.score(self._for_head(output), trace, sampling)
+
+    def _for_head(self, output: Tensor) -> Any:
+        """Logits of a token head, condition of a diffusion head, velocity of a flow head."""
+        return self.head.given(output) if isinstance(self.head, UnetFlow) else output
 
     def imitation_noise(self, samples: int) -> dict[str, Tensor]:
         return self.head.loss_noise(samples)
 
     def imitation_loss(self, batch: ObservationBatch, actions: Tensor, mask: Tensor, **noise: Tensor) -> Tensor:
-        """The head's loss: nats per unit of a token head, squared error of the noise of a diffusion head.
+        """The head's loss: nats per unit of a token head, else the squared error of noise or velocity.
 
         Args:
             actions: float32 [B, H, A] in the environment's units.
@@ -312,7 +329,8 @@ class TinyVLA(Policy):
         normalised = (actions.to(self.device) - self.action_centre) / self.action_half_range
         normalised = normalised.clamp(-LARGEST_ACTION, LARGEST_ACTION)
         noise = noise or self.imitation_noise(len(actions))
-        return self.head.loss(self(batch.to(self.device)), normalised, mask.to(self.device), **noise)
+        output = self._for_head(self(batch.to(self.device)))
+        return self.head.loss(output, normalised, mask.to(self.device), **noise)
 
     def save_alone(self, folder: Path) -> None:
         save_files(

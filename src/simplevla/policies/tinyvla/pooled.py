@@ -1,4 +1,4 @@
-"""Condition of the diffusion head: the language model's outputs as one vector."""
+"""Condition of the diffusion and the flow head: the language model's outputs as one vector."""
 
 import torch
 from torch import Tensor, nn

@@ -48,7 +48,7 @@ class ConditionalUnet(nn.Module):
 
         Args:
             noisy_actions: [B, H, A], normalised.
-            timestep: int64 [B], 0 (least noise) to the number of training steps - 1.
+            timestep: [B], 0 (least noise) to about 100, whole numbers or not.
             condition: [B, C].
         """
         embedded = sine_embedding(timestep, self.config.time_size, bfloat16=self.config.time_bfloat16)
