@@ -74,6 +74,9 @@ class SuiteConfig:
     """Visual mode: LIBERO has `stock` and `lite`, Meta-World also `fast`; None is the suite's default."""
     stepping: str | None = None
     """Stepping mode: LIBERO has `stock` and `fast` (contacts solved once a physics step); None: the default."""
+    sentences: str | None = None
+    """Source of the instructions: LIBERO has `bddl` (the task's own file) and `published` (published demonstrations and
+    checkpoints were told them; made from the file's name); None: the default."""
 
 
 @dataclass(frozen=True, kw_only=True)

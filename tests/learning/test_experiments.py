@@ -47,6 +47,15 @@ def test_start_against_gain(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_low_start_tricks(tmp_path: Path) -> None:
+    short = ("--updates", "1", "--episodes", "600", "--heads", "token", "--variants", "recipe", "groups of 4")
+    rows = run("low_start_tricks", tmp_path, *short)
+    assert [(row["variant"], row["n"], row["updates"]) for row in rows] == [("recipe", 6, 1), ("groups of 4", 6, 1)]
+    for row in rows:
+        assert row["episodes_at_equal_updates"] < 600 <= row["curve"][row["updates_at_equal_episodes"] - 1][0]
+
+
+@pytest.mark.slow
 def test_torchrl_toy(tmp_path: Path) -> None:
     pytest.importorskip("torchrl")
     (row,) = run("torchrl_toy", tmp_path)

@@ -275,7 +275,7 @@ def test_wrong_calls_are_refused(lite: tuple[Suite, LiberoEnvironment]) -> None:
 
 def _lift(environment: LiberoEnvironment, expert: Expert, task: str, state: int) -> np.ndarray:
     """The expert's actions [50, 7] from the initial state until the task's object hangs in the gripper."""
-    environment.reset(next(one for one in catalog.tasks("libero_object", "openvla") if one.name == task), state)
+    environment.reset(next(one for one in catalog.tasks("libero_object", "openvla", "bddl") if one.name == task), state)
     expert.reset()
     simulation = environment.simulation
     item = simulation.body_of(simulation.goals[0][1])

@@ -297,7 +297,8 @@ def test_wrong_calls_are_refused(lite: tuple[Suite, MetaworldEnvironment]) -> No
     [
         ({"visuals": "pretty"}, "'pretty'; Meta-World has the visual modes stock, fast, lite"),
         ({"image_size": 8}, "suite.image_size is 8; expected at least 16"),
-        ({"stepping": "fast"}, "one stepping mode, leave it out"),
+        ({"stepping": "fast"}, "no choice of stepping, leave it out"),
+        ({"sentences": "bddl"}, "no choice of sentences, leave it out"),
         ({"tasks": ("reach",)}, "has no task 'reach'"),
     ],
 )

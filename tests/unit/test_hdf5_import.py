@@ -155,9 +155,17 @@ def test_libero_pairs_an_observation_with_the_action_chosen_by_it(tmp_path: Path
     np.testing.assert_array_equal(frames.state, state[seen].astype(np.float32))
     np.testing.assert_array_equal(frames.actions, made["actions"][acted].astype(np.float32))
     assert dataset.task_names == ["KITCHEN_SCENE1_open_the_top_drawer"]
-    # The suite's own words, not those of the scene's description.
-    assert dataset.instructions == ["open the top drawer"]
+    # The BDDL file's words, which `problem_info` holds.
+    assert dataset.instructions == ["pick the akita black bowl"]
     assert dataset.features["action"]["names"] == list(conventions.ACTION_NAMES)
+
+
+def test_libero_without_a_sentence_is_told_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "KITCHEN_SCENE1_open_the_top_drawer_demo.hdf5"
+    write_libero(path)
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["problem_info"]
+    assert imported(path, LIBERO)[0].instructions == ["open the top drawer"]
 
 
 def test_libero_under_another_name_says_what_the_file_says(tmp_path: Path) -> None:

@@ -64,11 +64,18 @@ OTHER_WORDS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 5, "lib
 
 
 def test_every_instruction_is_that_of_the_bddl_file() -> None:
-    """Or the published one, in a standard suite and where LIBERO-PRO leaves the file's sentence as it was."""
     assert [name for name in FACTORIES if name.startswith("libero")] == list(catalog.SUITES)
     for suite in catalog.SUITES:
+        made = make_suite(SuiteConfig(name=suite))
+        assert made.protocol["sentences"] == "bddl"
+        assert [task.instruction for task in made.tasks] == [language(suite, task.name) for task in made.tasks]
+
+
+def test_published_instructions_are_not_those_of_perturbed_tasks() -> None:
+    """They replace the file's sentence in a standard suite, and where LIBERO-PRO leaves it as it was."""
+    for suite in catalog.SUITES:
         base = catalog.BASES.get(suite, suite)
-        tasks = make_suite(SuiteConfig(name=suite)).tasks
+        tasks = make_suite(SuiteConfig(name=suite, sentences="published")).tasks
         assert [task.name for task in tasks] == [task.name for task in make_suite(SuiteConfig(name=base)).tasks]
         unperturbed = [task for task in tasks if language(suite, task.name) == language(base, task.name)]
         assert len(unperturbed) == (0 if suite.endswith(("_lan", "_task")) else len(tasks))
@@ -88,7 +95,7 @@ def test_a_problem_without_a_sentence_is_named(tmp_path, monkeypatch) -> None:
     (tmp_path / "libero_object" / "a.bddl").write_text("(define (problem p))")
     monkeypatch.setattr(catalog, "get_libero_path", lambda kind: str(tmp_path))
     with pytest.raises(ValueError, match=r"no :language in .*a\.bddl"):
-        catalog.instruction("libero_object", "a")
+        catalog.instruction("libero_object", "a", "bddl")
 
 
 @pytest.mark.parametrize("suite", catalog.BASES)
@@ -154,6 +161,7 @@ def test_image_sizes_follow_the_visual_mode() -> None:
         ({"horizon_protocol": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
         ({"visuals": "pretty"}, "'pretty'; LIBERO has the visual modes stock and lite"),
         ({"stepping": "quick"}, "'quick'; LIBERO has the stepping modes stock and fast"),
+        ({"sentences": "name"}, "'name'; LIBERO has the sentences bddl and published"),
         ({"image_size": 4}, "image_size is 4; expected at least 16"),
         ({"tasks": ("fly",)}, "no task 'fly'"),
     ],

@@ -216,10 +216,12 @@ def _check_convention(file: h5py.File, settings: HDF5Settings) -> None:
 
 
 def _instruction(file: h5py.File, demo: str, task: str | None, settings: HDF5Settings) -> str:
-    """The words that `--instruction`, LIBERO's task or the file says."""
+    """The words that `--instruction`, the file, or the name of LIBERO's task says; LIBERO's in lower case."""
     words = settings.instruction
     if words is None:
-        words = conventions.published_instruction(task) if task else _language(file, demo)
+        words = _language(file, demo)
+        if task:
+            words = words.lower() if words else conventions.published_instruction(task)
     if words is None:
         raise UserError(
             f"{file.filename} says nowhere what is to be done{f' in {demo!r}' if demo else ''}; give --instruction 'WORDS'"

@@ -43,8 +43,10 @@ PUBLISHED = {
 
 
 def suite(name: str) -> SuiteConfig:
-    """Stock pictures of 256 pixels, 512 env steps on every suite: what the checkpoints know."""
-    return SuiteConfig(name=SUITES[name], visuals="stock", horizon_protocol="simplevla", image_size=256)
+    """Stock pictures of 256 pixels, 512 env steps on every suite, published sentences: what the checkpoints know."""
+    return SuiteConfig(
+        name=SUITES[name], visuals="stock", horizon_protocol="simplevla", image_size=256, sentences="published"
+    )
 
 
 def full(name: str, title: str = "") -> TrainConfig:

@@ -38,6 +38,8 @@ OPENVLA_HORIZONS = {
 }
 SIMPLEVLA_HORIZON = 512
 HORIZON_PROTOCOLS = ("openvla", "simplevla")
+SENTENCES = ("bddl", "published")
+"""Sources of a task's sentence. 29 of the 130 standard tasks have other words in one than in the other."""
 
 
 def horizon(suite: str, protocol: str) -> tuple[int, str]:
@@ -57,23 +59,23 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
     )
 
 
-def tasks(suite: str, protocol: str) -> tuple[Task, ...]:
+def tasks(suite: str, protocol: str, sentences: str) -> tuple[Task, ...]:
     """All tasks of `suite` in the benchmark's own order."""
     steps, reason = horizon(suite, protocol)
     return tuple(
-        Task(name=name, instruction=instruction(suite, name), horizon=steps, horizon_reason=reason)
+        Task(name=name, instruction=instruction(suite, name, sentences), horizon=steps, horizon_reason=reason)
         for name in libero_task_map[suite]
     )
 
 
-def instruction(suite: str, task_name: str) -> str:
+def instruction(suite: str, task_name: str, sentences: str) -> str:
     """The sentence to the policy: the language of the task's BDDL file, in lower case.
 
-    Where that is the unperturbed task's language, it is the sentence that the benchmark publishes for that task, which
-    demonstrations and checkpoints were made with.
+    With `sentences` "published" an unperturbed language is replaced by the task's published sentence. A perturbed one
+    stays: the published sentence is made from the file's name, which is the unperturbed task's.
     """
     language = problem_language(suite, task_name)
-    if language == problem_language(BASES.get(suite, suite), task_name):
+    if sentences == "published" and language == problem_language(BASES.get(suite, suite), task_name):
         return published_instruction(task_name)
     return language.lower()
 

@@ -22,9 +22,9 @@ class LiberoSuite(Suite):
 
     one_environment_per_process = True
 
-    def __init__(self, name: str, horizon: str, visuals: str, image_size: int, stepping: str) -> None:
+    def __init__(self, name: str, horizon: str, visuals: str, image_size: int, stepping: str, sentences: str) -> None:
         self.name = name
-        self.tasks = catalog.tasks(name, horizon)
+        self.tasks = catalog.tasks(name, horizon, sentences)
         self.spec = SuiteSpec(
             cameras=dict.fromkeys(CAMERAS, (image_size, image_size)),
             state_names=STATE_NAMES,
@@ -35,6 +35,7 @@ class LiberoSuite(Suite):
         )
         self.task_change_is_slow = visuals == "stock"
         self._horizon, self._visuals, self._image_size, self._stepping = horizon, visuals, image_size, stepping
+        self._sentences = sentences
 
     @property
     def protocol(self) -> dict[str, str | int | float]:
@@ -45,6 +46,7 @@ class LiberoSuite(Suite):
             "visuals": self._visuals,
             "image_size": self._image_size,
             "stepping": self._stepping,
+            "sentences": self._sentences,
             "images": "turned by 180 degrees, taken after the last physics step of a chunk",
             "renderer": renderer_name(),
             "settling_steps": 10,
@@ -81,7 +83,7 @@ def make(config: SuiteConfig) -> Suite:
     """The LIBERO suite that `config` names.
 
     Raises:
-        UserError: unknown suite, horizon protocol, visual or stepping mode, or an image size that is too small.
+        UserError: unknown suite, horizon protocol, visual or stepping mode or source of sentences, or too small an image size.
     """
     if config.name not in catalog.SUITES:
         raise UserError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
@@ -94,4 +96,7 @@ def make(config: SuiteConfig) -> Suite:
     stepping = config.stepping or "stock"
     if stepping not in STEPPING:
         raise UserError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
-    return LiberoSuite(config.name, config.horizon_protocol or "openvla", visuals, image_size, stepping)
+    sentences = config.sentences or "bddl"
+    if sentences not in catalog.SENTENCES:
+        raise UserError(f"suite.sentences is {sentences!r}; LIBERO has the sentences {' and '.join(catalog.SENTENCES)}")
+    return LiberoSuite(config.name, config.horizon_protocol or "openvla", visuals, image_size, stepping, sentences)

@@ -76,10 +76,11 @@ def make(config: SuiteConfig) -> Suite:
     """Meta-World under the protocol that `config` names.
 
     Raises:
-        UserError: unknown horizon protocol or visual mode, a stepping mode, or an image size that is too small.
+        UserError: unknown horizon protocol or visual mode, a stepping mode or source of sentences, or an image size that is too small.
     """
-    if config.stepping is not None:
-        raise UserError(f"suite.stepping is {config.stepping!r}; Meta-World has one stepping mode, leave it out")
+    for key in ("stepping", "sentences"):
+        if (value := getattr(config, key)) is not None:
+            raise UserError(f"suite.{key} is {value!r}; Meta-World has no choice of {key}, leave it out")
     visuals = config.visuals or "fast"
     if visuals not in VISUALS:
         raise UserError(f"suite.visuals is {visuals!r}; Meta-World has the visual modes {', '.join(VISUALS)}")

@@ -90,7 +90,7 @@ class TabletopSuite(Suite):
 
 def make(config: SuiteConfig) -> Suite:
     """The suite `config.name` at `config.image_size` (64 unless given)."""
-    for key in ("horizon_protocol", "visuals", "stepping"):
+    for key in ("horizon_protocol", "visuals", "stepping", "sentences"):
         if getattr(config, key) is not None:
             raise UserError(f"{config.name} has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
     if sys.platform.startswith("linux"):
