@@ -254,8 +254,8 @@ def test_sampled_success_is_judged_by_the_evaluation_of_the_same_policy() -> Non
     (warning,) = check([row(1, **good), row(2, **few)])
     assert str(warning) == (
         "update 2: sampled_success is 0.0156; expected at least 0.4, 0.5 of the greedy success on the same tasks, 80.0% [68.2%, 88.2%], "
-        "48 of 60. Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, or "
-        "sampling.eta and sampling.sigma_min of a diffusion head."
+        "48 of 60. Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, "
+        "sampling.eta and sampling.sigma_min of a diffusion head, or sampling.alpha of a flow head."
     )
 
 

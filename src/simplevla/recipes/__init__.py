@@ -9,6 +9,8 @@ from simplevla.recipes import continual, libero, metaworld, openvla_oft, pushcut
 DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano": tabletop.demos,
     "tabletop_nano_diffusion": tabletop.demos,
+    "tabletop_nano_flow": tabletop.demos,
+    "tabletop_nano_flow_noise": tabletop.demos,
     "tabletop_pushcut": pushcut.demos,
     "libero_object_nano": libero.demos,
     "metaworld_nano": metaworld.demos,
@@ -16,6 +18,8 @@ DEMOS: dict[str, Callable[[], DemosConfig]] = {
 SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano": tabletop.sft,
     "tabletop_nano_diffusion": tabletop.diffusion_sft,
+    "tabletop_nano_flow": tabletop.flow_sft,
+    "tabletop_nano_flow_noise": tabletop.flow_sft,
     "tabletop_pushcut": pushcut.sft,
     "libero_object_nano": libero.sft,
     "metaworld_nano": metaworld.sft,
@@ -30,6 +34,8 @@ def paper() -> TrainConfig:
 TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano": tabletop.train,
     "tabletop_nano_diffusion": tabletop.diffusion_train,
+    "tabletop_nano_flow": tabletop.flow_train,
+    "tabletop_nano_flow_noise": tabletop.flow_noise_train,
     "tabletop_pushcut": pushcut.train,
     "libero_object_nano": libero.train,
     "metaworld_nano": metaworld.train,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from simplevla.config import (
     DemosConfig,
+    DenoisingConfig,
     OptimizerConfig,
     RolloutConfig,
     SamplingConfig,
@@ -59,3 +60,18 @@ def diffusion_sft() -> SFTConfig:
 def diffusion_train() -> TrainConfig:
     """RL as `tabletop_nano`, by a diffusion head, at a third of the learning rate for five times as many units."""
     return replace(train(), title="tabletop_nano_diffusion", optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10))
+
+
+def flow_sft() -> SFTConfig:
+    """Imitation as `tabletop_nano`, by a flow head."""
+    return replace(sft(), head="flow")
+
+
+def flow_train() -> TrainConfig:
+    """RL as `tabletop_nano`, by a flow head under Flow-SDE."""
+    return replace(train(), title="tabletop_nano_flow")
+
+
+def flow_noise_train() -> TrainConfig:
+    """RL as `tabletop_nano_flow`, under Flow-Noise."""
+    return replace(flow_train(), title="tabletop_nano_flow_noise", denoising=DenoisingConfig(flow="noise"))

@@ -194,8 +194,8 @@ def _explain(result: Collection, config: SamplingConfig, errors: Errors) -> str:
     if result.all_failed:
         lines.append(
             "Where success is 0 %, RL has nothing to reinforce. If `simplevla eval` (greedy) solves far more, the sampling spoils it: lower "
-            f"sampling.temperature (now {config.temperature:g}), or sigma_min of a diffusion head (now {config.sigma_min:g}). Else give the policy "
-            "a better SFT (more demonstrations or batches), or take easier tasks."
+            f"sampling.temperature (now {config.temperature:g}), sigma_min of a diffusion head (now {config.sigma_min:g}), or alpha of a flow head "
+            f"(now {config.alpha:g}). Else give the policy a better SFT (more demonstrations or batches), or take easier tasks."
         )
         if any(solved for solved, _ in result.success_by_task.values()):
             lines.append(

@@ -28,8 +28,8 @@ SAMPLED_SHARE, SAMPLED_BELOW = 0.5, 0.25
 The 95 % intervals must part too. Recorded healthy runs have a share of at least 0.7.
 """
 LESS_NOISE = (
-    "Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, or sampling.eta and "
-    "sampling.sigma_min of a diffusion head."
+    "Sampling spoils what the policy can do, and RL has little to reinforce: lower sampling.temperature of a token head, sampling.eta and "
+    "sampling.sigma_min of a diffusion head, or sampling.alpha of a flow head."
 )
 
 LOWER_LR = "an optimizer.lr three to ten times lower"
