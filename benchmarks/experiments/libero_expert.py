@@ -9,8 +9,8 @@ import time
 import numpy as np
 
 from simplevla.config import SuiteConfig
+from simplevla.suites.libero.conventions import PICK_AND_PLACE
 from simplevla.suites.libero.environment import LiberoEnvironment
-from simplevla.suites.libero.expert import PICK_AND_PLACE
 from simplevla.suites.registry import make_suite
 
 

@@ -48,7 +48,7 @@ class Arguments:
 
 def measured(arguments: Arguments, suite: str, kind: str) -> dict[str, Any]:
     """Both policies on the same held-out states."""
-    config = replace(libero.train().suite, name=f"{suite}_{kind}" if kind in KINDS[1:5] else suite)
+    config = replace(libero.suite(libero.OBJECT), name=f"{suite}_{kind}" if kind in KINDS[1:5] else suite)
     first = make_suite(config).tasks[0].name
     evaluation = EvalConfig(
         episodes_per_task=1 if arguments.quick else arguments.episodes_per_task,

@@ -22,8 +22,9 @@ SAMPLING = Sampling(temperature=1.0)
 ALL = Wastes()
 TABLETOP_ROLLOUT = tabletop.train().rollout
 LIBERO_ROLLOUT = libero.train().rollout
-LITE_FAST = replace(libero.SUITE, stepping="fast")
-STOCK = SuiteConfig(name=libero.SUITE.name, visuals="stock", image_size=libero.SUITE.image_size)
+LITE_FAST = libero.suite(libero.OBJECT)
+LITE = replace(LITE_FAST, stepping=None)
+STOCK = replace(LITE, visuals="stock")
 STOCK_ROLLOUT = RolloutConfig(workers=4, slots_per_worker=1)
 """A stock scene takes 1.7 GB."""
 Side = Callable[[], float]

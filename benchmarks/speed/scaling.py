@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.speed.rollout_benchmarks import LIBERO_ROLLOUT, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
+from benchmarks.speed.rollout_benchmarks import LIBERO_ROLLOUT, LITE, LITE_FAST, STOCK, STOCK_ROLLOUT, roll_out
 from benchmarks.speed.scaling_page import page, plot
 from benchmarks.speed.update_benchmarks import CONFIG, half_trained_groups, ours_per_second
 from benchmarks.support.cost_model import CORES, measure_parts, measure_simulators
@@ -39,7 +39,7 @@ from simplevla.policies.base import Policy
 from simplevla.policies.tinyvla.config import DiffusionConfig, LanguageConfig, VisionConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import PRESETS
-from simplevla.recipes import libero, metaworld, tabletop
+from simplevla.recipes import metaworld, tabletop
 from simplevla.rollout.collect import collect_groups, rewards
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.rollout.states import StateSampler
@@ -228,7 +228,7 @@ def rollout_points(handling: Handling, policy: Policy, plans: list[Plan]) -> Ite
     policy = half_trained(LIBERO)
     plans = recorded_plans(policy, LITE_FAST, LIBERO_ROLLOUT, 4)
     for number, (suite, rollout, groups) in enumerate(
-        ((STOCK, STOCK_ROLLOUT, 1), (libero.SUITE, LIBERO_ROLLOUT, 8), (LITE_FAST, LIBERO_ROLLOUT, 8))
+        ((STOCK, STOCK_ROLLOUT, 1), (LITE, LIBERO_ROLLOUT, 8), (LITE_FAST, LIBERO_ROLLOUT, 8))
     ):
         yield point(
             "LIBERO: stock, lite, lite + fast",
@@ -360,7 +360,7 @@ def write_measured(
     stock, lite, lite_fast = (found["LIBERO: stock, lite, lite + fast", x] for x in (0, 1, 2))
     known = {
         key_of(suite): one
-        for suite, one in ((tabletop.SUITE, recipe), (STOCK, stock), (libero.SUITE, lite), (LITE_FAST, lite_fast))
+        for suite, one in ((tabletop.SUITE, recipe), (STOCK, stock), (LITE, lite), (LITE_FAST, lite_fast))
     }
     counts = counted(recipe.rollout.episodes)
     costs = Measured(

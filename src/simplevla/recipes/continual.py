@@ -30,8 +30,7 @@ def tabletop_continual() -> ContinualConfig:
 def libero_continual() -> ContinualConfig:
     """Three tasks of libero_object, `lite` and `fast`; a fourth is never trained."""
     suite = replace(
-        libero.SUITE,
-        stepping="fast",
+        libero.suite(libero.OBJECT),
         tasks=tuple(f"pick_up_the_{thing}_and_place_it_in_the_basket" for thing in LIBERO_THINGS),
     )
     train = replace(

@@ -1,4 +1,8 @@
-"""The nano policy on libero_object, all ten tasks, `lite` visuals: about an hour on two cores (docs/log.md)."""
+"""The nano policy on the LIBERO suites that have an expert, with `lite` visuals and `fast` stepping (docs/log.md)."""
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 from simplevla.config import (
     DemosConfig,
@@ -9,29 +13,43 @@ from simplevla.config import (
     SuiteConfig,
     TrainConfig,
 )
+from simplevla.suites.libero.conventions import PICK_AND_PLACE
 
-SUITE = SuiteConfig(name="libero_object", visuals="lite", image_size=64)
+Config = TypeVar("Config", bound=DemosConfig | SFTConfig | TrainConfig)
 
-
-def demos() -> DemosConfig:
-    """Three demonstrations per task of libero_object; ten would already solve 93 % of the held-out states."""
-    return DemosConfig(suite=SUITE, episodes=30, noise=0.5, noise_probability=0.08, levels=8)
+OBJECT = "libero_object"
 
 
-def sft() -> SFTConfig:
-    """Imitation on libero_object, in chunks of 8 as in the paper."""
+def suite(name: str) -> SuiteConfig:
+    """All tasks that the expert solves; small pictures, since the nano policy looks at 64 pixels."""
+    return SuiteConfig(name=name, tasks=PICK_AND_PLACE[name], visuals="lite", stepping="fast", image_size=64)
+
+
+def demos(name: str = OBJECT) -> DemosConfig:
+    """Three demonstrations per task; ten would already solve 93 % of libero_object's held-out states."""
+    tasks = len(PICK_AND_PLACE[name]) or 10
+    return DemosConfig(suite=suite(name), episodes=3 * tasks, noise=0.5, noise_probability=0.08, levels=8)
+
+
+def sft(name: str = OBJECT) -> SFTConfig:
+    """Imitation, in chunks of 8 as in the paper."""
     return SFTConfig(policy="nano", chunk_length=8, batches=400, batch_size=128, shift_pixels=0)
 
 
-def train() -> TrainConfig:
-    """RL on libero_object; more processes than cores, so that simulation and policy overlap."""
+def train(name: str = OBJECT) -> TrainConfig:
+    """RL; more processes than cores, so that simulation and policy overlap."""
     return TrainConfig(
-        title="libero_object_nano",
-        suite=SUITE,
-        updates=40,
+        title=f"{name}_nano",
+        suite=suite(name),
+        updates=24,
         sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0),
         optimizer=OptimizerConfig(lr=1.5e-4, warmup_steps=10),
         rollout=RolloutConfig(workers=8, slots_per_worker=1),
-        eval_every=10,
+        eval_every=8,
         eval_episodes_per_task=5,
     )
+
+
+def recipes(make: Callable[[str], Config]) -> dict[str, Callable[[], Config]]:
+    """One recipe per suite, by name."""
+    return {f"{name}_nano": functools.update_wrapper(functools.partial(make, name), make) for name in PICK_AND_PLACE}

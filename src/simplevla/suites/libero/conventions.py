@@ -20,6 +20,18 @@ ACTION_NAMES = (
     "gripper_minus_opens_plus_closes",
 )
 CONTROL_HZ = 20.0
+PICK_AND_PLACE: dict[str, tuple[str, ...]] = {
+    "libero_object": (),
+    "libero_spatial": (),
+    "libero_goal": (
+        "put_the_bowl_on_the_stove",
+        "put_the_wine_bottle_on_top_of_the_cabinet",
+        "put_the_bowl_on_top_of_the_cabinet",
+        "put_the_cream_cheese_in_the_bowl",
+        "put_the_bowl_on_the_plate",
+    ),
+}
+"""Suites with an expert, and their tasks that it solves; empty means all."""
 
 
 def published_instruction(task_name: str) -> str:

@@ -8,21 +8,9 @@ import numpy as np
 
 from simplevla.errors import UserError
 from simplevla.suites.base import Expert
+from simplevla.suites.libero.conventions import PICK_AND_PLACE
 from simplevla.suites.libero.environment import LiberoEnvironment
 from simplevla.suites.libero.geometry import SceneGeometry
-
-PICK_AND_PLACE: dict[str, tuple[str, ...]] = {
-    "libero_object": (),
-    "libero_spatial": (),
-    "libero_goal": (
-        "put_the_bowl_on_the_stove",
-        "put_the_wine_bottle_on_top_of_the_cabinet",
-        "put_the_bowl_on_top_of_the_cabinet",
-        "put_the_cream_cheese_in_the_bowl",
-        "put_the_bowl_on_the_plate",
-    ),
-}
-"""Suites with an expert, and their tasks that it solves; empty means all."""
 
 METRES_PER_UNIT = 0.05
 RADIANS_PER_UNIT = 0.5

@@ -7,7 +7,7 @@ from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
-from simplevla.suites.libero.conventions import ACTION_NAMES, CONTROL_HZ, STATE_NAMES
+from simplevla.suites.libero.conventions import ACTION_NAMES, CONTROL_HZ, PICK_AND_PLACE, STATE_NAMES
 from simplevla.suites.offscreen import renderer_name
 from simplevla.types import Split, Task
 
@@ -73,7 +73,7 @@ class LiberoSuite(Suite):
 
     def make_expert(self, environment: Environment) -> Expert | None:
         from simplevla.suites.libero.environment import LiberoEnvironment
-        from simplevla.suites.libero.expert import PICK_AND_PLACE, PickAndPlace
+        from simplevla.suites.libero.expert import PickAndPlace
 
         assert isinstance(environment, LiberoEnvironment), "a LIBERO expert reads a LIBERO environment"
         return PickAndPlace(environment) if self.name in PICK_AND_PLACE else None

@@ -1,0 +1,178 @@
+"""RL on LIBERO from few demonstrations, on several suites and training seeds:
+`python -m benchmarks.experiments.libero_seeds --suites libero_object --seeds 0 1 2`, about 25 minutes a run on two cores.
+
+Writes docs/results/libero_seeds.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
+that are finished in --runs. --quick is the test's.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.experiments.training_seeds import interval
+from benchmarks.support.machine import this_machine
+from simplevla import recipes
+from simplevla.recipes.demo import demo
+from simplevla.report.novelty import read_novelty
+from simplevla.runs import novelty_of_run
+from simplevla.storage import write_atomically, write_json
+from simplevla.suites.libero.conventions import PICK_AND_PLACE
+from simplevla.training.runlog import read_rows
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+NAME = "libero_seeds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Where the runs go, which suites and training seeds."""
+
+    runs: Path = Path("runs/libero_seeds")
+    suites: tuple[str, ...] = ("libero_object",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    demos_per_task: int = 3
+    out: Path = RESULTS
+    quick: bool = False
+    """One task, a short imitation and an update of few groups; the figures mean nothing then."""
+
+
+def change_recipes(arguments: Arguments, suite: str) -> str:
+    """Sets, in this process, the suite's recipe to these demonstrations; returns its name."""
+    name, tasks = f"{suite}_nano", len(PICK_AND_PLACE[suite]) or 10
+    demos, sft, train = recipes.DEMOS[name](), recipes.SFT[name](), recipes.TRAIN[name]()
+    demos = replace(demos, episodes=arguments.demos_per_task * tasks)
+    if arguments.quick:
+        one = replace(train.suite, tasks=("pick_up_the_ketchup_and_place_it_in_the_basket",))
+        few = replace(train.sampling, groups=2, group_size=4, max_oversampling=8.0)
+        demos, sft = replace(demos, suite=one, episodes=6), replace(sft, batches=150, batch_size=64)
+        train = replace(train, suite=one, updates=1, sampling=few, minibatches=1, eval_every=0)
+        train = replace(train, rollout=replace(train.rollout, workers=2))
+    recipes.DEMOS[name], recipes.SFT[name], recipes.TRAIN[name] = lambda: demos, lambda: sft, lambda: train
+    return name
+
+
+def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
+    """One run: success on all held-out states, and how it was solved."""
+    run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}_seed{seed}"
+    summary = demo(run, seed, change_recipes(arguments, suite))
+    found, _ = read_novelty(run / "rl")
+    found = found or (novelty_of_run(run / "rl") if arguments.demos_per_task > 1 else None)
+    sides = found.sides if found else {}
+    return {
+        "suite": suite,
+        "seed": seed,
+        "demos_per_task": arguments.demos_per_task,
+        "n": summary["n"],
+        "sft_success": summary["sft_success"],
+        "rl_success": summary["rl_success"],
+        "minutes_rl": summary["minutes_rl"],
+        "minutes_total": summary["minutes_total"],
+        "updates": summary["updates"],
+        "episodes": summary["episodes"],
+        "unlifted": {side: unlifted(behaviour.solved) for side, behaviour in sides.items()},
+        "novel": {side: [behaviour.novel.solved, behaviour.novel.n] for side, behaviour in sides.items()},
+        "steps": {side: behaviour.mean("env_steps") for side, behaviour in sides.items()},
+        "curve": [
+            [row["elapsed_s"] / 60, row["train_success"]] for row in read_rows(run / "rl") if "train_success" in row
+        ],
+        "commit": summary["commit"],
+        "machine": this_machine(),
+    }  # fmt: skip
+
+
+def unlifted(solved: tuple[Any, ...]) -> list[int]:
+    """[how many, of all] solved episodes in which nothing is ever lifted."""
+    return [sum("lifts" not in (episode.events or "") for episode in solved), len(solved)]
+
+
+def main(arguments: Arguments) -> None:
+    file = arguments.out / f"{NAME}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for suite in arguments.suites:
+        for seed in arguments.seeds:
+            key = (suite, seed, arguments.demos_per_task)
+            if all((row["suite"], row["seed"], row["demos_per_task"]) != key for row in rows):
+                rows.append(measured(arguments, suite, seed))
+                rows.sort(key=lambda row: (-row["demos_per_task"], row["suite"], row["seed"]))
+                write_json(file, rows)
+    write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
+    plot(rows, arguments.out / f"{NAME}.png")
+
+
+def groups(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """(suite, demonstrations per task) -> its rows."""
+    keys = dict.fromkeys((row["suite"], row["demos_per_task"]) for row in rows)
+    return {key: [row for row in rows if (row["suite"], row["demos_per_task"]) == key] for key in keys}
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The result as Markdown."""
+    said = []
+    for (suite, demos), of in groups(rows).items():
+        before, after = (np.mean([row[f"{stage}_success"] for row in of]) for stage in ("sft", "rl"))
+        seeds = f"{len(of)} training {'seed' if len(of) == 1 else 'seeds'}"
+        said.append(f"from {before:.0%} to {after:.0%} on {suite} with {demos} a task ({seeds})")
+    lines = [
+        "# LIBERO from few demonstrations",
+        "",
+        f"With few demonstrations RL takes held-out success {', '.join(said)}.",
+        "",
+        "| suite, demonstrations a task | seed | after SFT (95 % Wilson) | after RL (95 % Wilson) | minutes of RL |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = " | ".join(interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
+        lines.append(f"| {row['suite']}, {row['demos_per_task']} | {row['seed']} | {cells} | {row['minutes_rl']:.0f} |")
+    lines += [
+        "",
+        f"![sampled success against minutes]({NAME}.png)",
+        "",
+        "What RL changed in how episodes are solved, by [replays](../novelty.md) of the solved held-out ones:",
+        "",
+        "| suite, seed | nothing lifted: demonstrations, SFT, RL | novel: SFT, RL | env steps: demonstrations, SFT, RL |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["unlifted"]:
+            sides = ("demonstrations", "before", "after")
+            counts = (
+                ", ".join(f"{row[key][side][0]}/{row[key][side][1]}" for side in sides[start:])
+                for key, start in (("unlifted", 0), ("novel", 1))
+            )
+            steps = ", ".join(f"{row['steps'][side]:.0f}" for side in sides)
+            lines.append(f"| {row['suite']}, {row['seed']} | {' | '.join(counts)} | {steps} |")
+    commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    lines += [
+        "",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --suites SUITE --seeds N`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Commits: {commits}. The recipes `SUITE_nano`: {', '.join(str(n) for n in dict.fromkeys(row['updates'] for row in rows))} updates, `lite`, `fast`.",
+        f"- Success is greedy, on {' or '.join(str(n) for n in dict.fromkeys(row['n'] for row in rows))} held-out initial states. libero_goal's is on the five tasks that the expert solves.",
+        "- Novel means farther from the demonstrations than 99 % of them are from another; with three a task it says little.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Sampled success on train states, a line for each run."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, ((suite, demos), of) in enumerate(groups(rows).items()):
+        for i, row in enumerate(of):
+            minutes, success = np.array(row["curve"]).T
+            label = f"{suite}, {demos} demonstrations a task" if i == 0 else None
+            axes.plot(minutes, 100 * success, f"C{number}", alpha=0.8, label=label)
+    axes.set(xlabel="minutes of RL on two cores", ylabel="sampled success on train states, %", ylim=(0, 100))
+    axes.legend()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
