@@ -1,7 +1,7 @@
 """Structures of continual training side by side: `python -m benchmarks.experiments.continual tabletop_continual --base 'runs/tabletop_nano_seed{seed}/sft/policy'`.
 
-Every structure, order and seed is one run of `simplevla continual`; finished runs are kept, interrupted ones go on. Writes
-docs/results/RECIPE.json, .md and .png.
+Every structure, order and seed is one run of `simplevla continual`; interrupted ones go on. Writes docs/results/RECIPE.json after each run,
+and .md and .png at the end. Runs that are there are not made again; so it goes on in another session.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from simplevla import recipes
 from simplevla.adapters.config import ContinualConfig, Structure
 from simplevla.adapters.metrics import FORMULAS, SuccessMatrix
 from simplevla.report.continual import draw_matrix, matrix_table
-from simplevla.storage import write_atomically, write_json
+from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.training.continual import continual
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -65,29 +65,37 @@ def mean_matrix(results: list[dict[str, Any]]) -> SuccessMatrix:
 
 
 def main(arguments: Arguments) -> None:
-    results: list[dict[str, Any]] = []
+    file = RESULTS / f"{arguments.recipe}.json"
+    results: list[dict[str, Any]] = read_json(file)["runs"] if file.exists() else []
     for seed in arguments.seeds:
         for order in range(arguments.orders):
             for structure in arguments.structures:
+                if any(one["seed"] == seed for one in of(results, structure, order)):
+                    continue
                 run = arguments.runs / f"{arguments.recipe}_{structure}_order{order}_seed{seed}"
                 config = settings(arguments, structure, order, seed)
-                results.append(continual(config, run, resume=(run / "config.json").exists()) | {"order_number": order})
-    for stage in (stage for result in results for stage in result["stages"]):
-        # It names folders of this machine.
-        del stage["message"]
-    machine = this_machine()
-    write_json(RESULTS / f"{arguments.recipe}.json", {"runs": results, "machine": machine})
+                result = continual(config, run, resume=(run / "config.json").exists()) | {"order_number": order}
+                for stage in result["stages"]:
+                    # It names folders of this machine.
+                    del stage["message"]
+                results.append(result)
+                write_json(file, {"runs": results, "machine": this_machine()})
     plot(arguments, results)
-    write_atomically(RESULTS / f"{arguments.recipe}.md", page(arguments, results, machine).encode())
+    write_atomically(RESULTS / f"{arguments.recipe}.md", page(arguments, results, this_machine()).encode())
 
 
 def of(results: list[dict[str, Any]], structure: str, order: int | None = None) -> list[dict[str, Any]]:
     return [r for r in results if r["structure"] == structure and order in (None, r["order_number"])]
 
 
+def grid(arguments: Arguments) -> list[tuple[int, str]]:
+    """All orders, and all structures in each."""
+    return [(order, structure) for order in range(arguments.orders) for structure in arguments.structures]
+
+
 def plot(arguments: Arguments, results: list[dict[str, Any]]) -> None:
     """Two matrices side by side, so that their numbers can be read on the page."""
-    shown = [(order, structure) for order in range(arguments.orders) for structure in arguments.structures]
+    shown = [pair for pair in grid(arguments) if of(results, pair[1], pair[0])]
     rows = -(-len(shown) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(8.4, 3.4 * rows), layout="constrained", squeeze=False)
     for axis, (order, structure) in zip(axes.flat, shown, strict=False):
@@ -135,12 +143,11 @@ def page(arguments: Arguments, results: list[dict[str, Any]], machine: str) -> s
         costs.append(f"| {structure} | {cells[4]} | {episodes:.0f} | {trained} | {kilobytes} |")
     formulas = "\n".join(f"- {name}: {FORMULAS[name]}" for name in METRICS)
     tables = []
-    for order in range(arguments.orders):
-        for structure in arguments.structures:
-            matrix = mean_matrix(of(results, structure, order))
-            tables.append(
-                f"### {structure}, order {order + 1}\n\n" + matrix_table(matrix.to_dict(structure, arguments.seeds[0]))
-            )
+    for order, structure in grid(arguments):
+        if runs := of(results, structure, order):
+            counted = f"{len(runs)} training {'seed' if len(runs) == 1 else 'seeds'}"
+            table = matrix_table(mean_matrix(runs).to_dict(structure, runs[0]["seed"]))
+            tables.append(f"### {structure}, order {order + 1}, {counted}\n\n{table}")
     commits = ", ".join(sorted({run["commit"][:12] for run in results}))
     protocol = ", ".join(f"{key} {value}" for key, value in first["protocol"].items())
     joined = "\n".join(tables)
@@ -164,7 +171,7 @@ In points: mean ± standard deviation over the runs of a structure, one for each
 ![success matrices: the framed task has just been trained]({arguments.recipe}.png)
 
 - Command: `python -m benchmarks.experiments.continual {arguments.recipe} --base ... --orders {arguments.orders} --seeds {seeds}`. Machine: {machine}. Commit {commits}.
-- Training seeds: {len(arguments.seeds)}, each with its own base policy; orders: {arguments.orders}. Success is greedy, on held-out initial states.
+- Training seeds: {len({run["seed"] for run in results})}, each with its own base policy; orders: {arguments.orders}. Success is greedy, on held-out initial states.
 - Protocol: {protocol}. Data: `{arguments.recipe}.json`.
 
 ## Matrices
