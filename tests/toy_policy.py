@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from fake_policy import FakePolicy
 from simplevla.policies.files import load_files, read_tokenizer, save_files
 from simplevla.policies.normalization import Statistics
-from simplevla.policies.tinyvla.tokens import train_tokenizer
+from simplevla.policies.words import train_tokenizer
 from simplevla.storage import read_json
 
 

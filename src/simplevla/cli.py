@@ -12,6 +12,7 @@ from simplevla import __version__
 from simplevla.commands.adapters import adapters_command
 from simplevla.commands.arguments import nearest
 from simplevla.commands.bench import bench_command
+from simplevla.commands.exports import export_command
 from simplevla.commands.imports import import_command
 from simplevla.commands.listing import list_command
 from simplevla.commands.planning import plan_command
@@ -117,7 +118,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (report_command, "write one HTML page about a run"),
     "novelty": (novelty_command, "say what RL changed in behaviour, compared with the demonstrations"),
     "adapters": (adapters_command, "list, show, export, add, merge or route the adapters of a policy"),
-    "import": (import_command, "convert a TinyVLA or OpenVLA-OFT checkpoint, or HDF5 demonstrations"),
+    "import": (import_command, "convert a TinyVLA, OpenVLA-OFT or SmolVLA checkpoint, or HDF5 demonstrations"),
+    "export": (export_command, "write a SmolVLA as a folder that LeRobot loads"),
     "push": (push_command, "upload a policy to the Hugging Face hub, with a page about it"),
     "check-suite": (check_suite_command, "find mistakes in a suite of your own"),
     "demo": (demo_command, "run the main job on the embedded suite, from nothing to a report"),

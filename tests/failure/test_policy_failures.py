@@ -17,8 +17,8 @@ from simplevla.adapters.load import load_policy
 from simplevla.cli import main
 from simplevla.errors import UserError
 from simplevla.policies.load import check_fits_suite
-from simplevla.policies.tinyvla.tokens import train_tokenizer
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.policies.words import train_tokenizer
 from simplevla.suites.base import SuiteSpec
 from simplevla.types import Observation
 

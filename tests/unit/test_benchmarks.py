@@ -12,6 +12,7 @@ MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FI
 ELSEWHERE = {
     "benchmarks.experiments.check_lerobot_loader": "LeRobot's environment",
     "benchmarks.support.lerobot_writer": "LeRobot's environment",
+    "benchmarks.support.lerobot_smolvla": "LeRobot's environment",
     "benchmarks.experiments.record_openvla_pixels": "TensorFlow's environment",
     "benchmarks.experiments.torchrl_toy": "torchrl",
     "benchmarks.support.torchrl_rollout": "torchrl",

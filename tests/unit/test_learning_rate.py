@@ -45,7 +45,7 @@ def test_small_policies_get_what_the_recipes_use() -> None:
 def test_large_pretrained_policies_get_the_papers() -> None:
     assert chosen(large(7e9)) == 5e-6
     policy = large(7e9)
-    policy.linear.requires_grad_(False)  # type: ignore[operator, union-attr]
+    policy.more.requires_grad_(False)  # type: ignore[operator, union-attr]
     assert chosen(policy) == 2e-5
     assert (chosen(large(4e8), "sft"), chosen(policy, "sft")) == (2e-5, 2e-4)
 

@@ -11,7 +11,8 @@ from simplevla.policies.base import Sampling
 from simplevla.policies.tinyvla.config import TinyVLAConfig
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.policies.tinyvla.presets import make_preset
-from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
+from simplevla.policies.tinyvla.tokens import InstructionTokens
+from simplevla.policies.words import train_tokenizer
 
 
 def test_known_words_are_one_token_and_unknown_text_survives_as_bytes() -> None:

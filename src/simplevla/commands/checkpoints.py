@@ -51,6 +51,24 @@ class ImportOpenVLAArguments:
     """Use of a LoRA adapter beside the weights: `merge` adds it to them, `merged` says that they contain it already."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportSmolVLAArguments:
+    """Converts a SmolVLA that LeRobot saved: simplevla import smolvla DIR OUT --cameras NAME=FEATURE --tokenizer DIR.
+
+    Nothing in the folder is run, and nothing is written unless all of it fits.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """LeRobot's folder: config.json, model.safetensors, and the statistics, in today's layout or the older one."""
+    out: tyro.conf.Positional[Path]
+    """New folder for the policy."""
+    cameras: tuple[str, ...]
+    """The suite's names of the cameras, each NAME=FEATURE, such as fixed=observation.images.image. A camera of the
+    policy that isn't named is missing, as LeRobot lets it be."""
+    tokenizer: Path
+    """Folder with the backbone's tokenizer.json, and its config.json unless it is SmolVLM2-500M."""
+
+
 def import_tinyvla_command(arguments: list[str]) -> int:
     parsed = read_arguments(ImportArguments, "import tinyvla", arguments)
 
@@ -81,5 +99,19 @@ def import_openvla_oft_command(arguments: list[str]) -> int:
     print(
         f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters in "
         f"{report.config.dtype}, statistics of {report.statistics_key}; an adapter merged into {report.merged} of them; {report.unread} tensors that the model never reads left out"
+    )
+    return 0
+
+
+def import_smolvla_command(arguments: list[str]) -> int:
+    parsed = read_arguments(ImportSmolVLAArguments, "import smolvla", arguments)
+
+    from simplevla.policies.smolvla.published import import_smolvla
+
+    report = import_smolvla(parsed.folder, parsed.out, cameras=parsed.cameras, tokenizer=parsed.tokenizer)
+    missing = report.config.missing
+    print(
+        f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters"
+        + (f"; it does without the cameras {', '.join(missing)}" if missing else "")
     )
     return 0

@@ -58,6 +58,15 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "simplevla import openvla-oft CHECKPOINT runs/oft --cameras fixed",
         "simplevla import openvla-oft CHECKPOINT runs/oft --cameras fixed --statistics-key libero_spatial",
     ),
+    "import smolvla": (
+        "simplevla import smolvla LEROBOT runs/smolvla --cameras fixed=observation.images.image --tokenizer SMOLVLM2",
+        "simplevla import smolvla LEROBOT runs/smolvla --cameras fixed=observation.images.image wrist=observation.images.image2 "
+        "--tokenizer SMOLVLM2",
+    ),
+    "export": (
+        "simplevla export lerobot runs/rl/policy exported",
+        "simplevla export lerobot runs/sft/policy exported",
+    ),
     "import demonstrations": (
         "simplevla import demonstrations recordings demos/mine --layout act",
         "simplevla import demonstrations lift.hdf5 demos/lift --layout robomimic --instruction 'lift the cube'",

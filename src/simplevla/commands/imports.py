@@ -8,7 +8,11 @@ from typing import Annotated
 import tyro
 
 from simplevla.commands.arguments import UNPREFIXED, nearest, take_name
-from simplevla.commands.checkpoints import import_openvla_oft_command, import_tinyvla_command
+from simplevla.commands.checkpoints import (
+    import_openvla_oft_command,
+    import_smolvla_command,
+    import_tinyvla_command,
+)
 from simplevla.commands.help import examples, read_arguments
 from simplevla.demonstrations.hdf5_settings import HDF5Settings
 from simplevla.errors import UserError, printable
@@ -61,5 +65,6 @@ def _import_demonstrations(arguments: list[str]) -> int:
 IMPORTS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "tinyvla": (import_tinyvla_command, "a TinyVLA checkpoint, as a policy folder"),
     "openvla-oft": (import_openvla_oft_command, "a published OpenVLA-OFT checkpoint, as a policy folder"),
+    "smolvla": (import_smolvla_command, "a SmolVLA that LeRobot saved, as a policy folder"),
     "demonstrations": (_import_demonstrations, "HDF5 files of ACT, ALOHA, TinyVLA, robomimic or LIBERO, as a dataset"),
 }

@@ -15,7 +15,7 @@ from simplevla.policies.openvla_oft.config import OpenVLAOFTConfig
 from simplevla.policies.openvla_oft.policy import OpenVLAOFT
 from simplevla.policies.openvla_oft.prompt import PROMPT
 from simplevla.policies.registry import with_preset
-from simplevla.policies.tinyvla.tokens import train_tokenizer
+from simplevla.policies.words import train_tokenizer
 from simplevla.storage import read_as
 from simplevla.suites.base import Suite
 

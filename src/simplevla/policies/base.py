@@ -208,6 +208,11 @@ class Policy(nn.Module, ABC):
         """int64 [U]: the action in the chunk that each unit belongs to; units of unexecuted actions are masked."""
 
     @property
+    def imitated_length(self) -> int:
+        """Actions that `imitation_loss` takes; more than `chunk_length` where more are predicted than executed."""
+        return self.chunk_length
+
+    @property
     def unit_discount(self) -> np.ndarray:
         """float32 [U]: how much of the advantage each unit gets."""
         return np.ones(self.units, np.float32)

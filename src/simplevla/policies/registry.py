@@ -4,12 +4,13 @@ import difflib
 from collections.abc import Callable
 
 from simplevla.errors import UserError
-from simplevla.policies import openvla_oft, tinyvla
+from simplevla.policies import openvla_oft, smolvla, tinyvla
 from simplevla.policies.base import Policy
 
 ARCHITECTURES: dict[str, Callable[[], type[Policy]]] = {
     "tinyvla": tinyvla.policy_class,
     "openvla_oft": openvla_oft.policy_class,
+    "smolvla": smolvla.policy_class,
 }
 """The `architecture` in a policy's config.json -> its class, whose modules are imported when it is asked for."""
 

@@ -85,7 +85,7 @@ def chunk_batches(
         parts = [dataset.load_all(progress=True) for dataset in datasets]
     instructions = [text for dataset in datasets for text in dataset.instructions]
     frames = joined(parts, [len(dataset.instructions) for dataset in datasets])
-    source = ChunkBatches(frames, instructions, policy.cameras, policy.chunk_length)
+    source = ChunkBatches(frames, instructions, policy.cameras, policy.imitated_length)
     try:
         if streamed:
             pixels = sum(height * width for height, width in datasets[0].cameras.values())

@@ -29,7 +29,7 @@ def with_learning_rate(optimizer: OptimizerConfig, policy: Policy, stage: Litera
     if optimizer.lr is not None:
         return optimizer
     size = sum(p.numel() for p in policy.parameters())
-    adapter = any(not p.requires_grad for p in policy.parameters())
+    adapter = 2 * sum(p.numel() for p in policy.parameters() if p.requires_grad) < size
     return replace(optimizer, lr=_sft(size, adapter) if stage == "sft" else _rl(size, adapter, policy))
 
 

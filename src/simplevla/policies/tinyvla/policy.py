@@ -25,9 +25,10 @@ from simplevla.policies.tinyvla.language import make_language
 from simplevla.policies.tinyvla.pooled import PooledCondition, masked_mean
 from simplevla.policies.tinyvla.presets import PRESETS, PYTHIA_VOCABULARY, make_preset
 from simplevla.policies.tinyvla.prompted import read_prompt
-from simplevla.policies.tinyvla.tokens import InstructionTokens, train_tokenizer
+from simplevla.policies.tinyvla.tokens import InstructionTokens
 from simplevla.policies.tinyvla.vision import make_vision, projector
 from simplevla.policies.towers import MASKED, checkpoint_towers, compile_modules
+from simplevla.policies.words import train_tokenizer
 from simplevla.storage import read_as
 
 SMALLEST_STD = 1e-3

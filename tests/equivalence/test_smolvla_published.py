@@ -1,0 +1,114 @@
+"""An imported SmolVLA computes what LeRobot's own computes, and what is exported is what was imported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import made_smolvla_checkpoint as made
+from simplevla import cli
+from simplevla.policies.base import ObservationBatch, Sampling
+from simplevla.policies.smolvla.policy import SmolVLA
+from simplevla.policies.smolvla.published import export_lerobot, import_smolvla
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> SmolVLA:
+    folder = tmp_path_factory.mktemp("smolvla")
+    backbone = made.write_backbone(folder / "backbone")
+    import_smolvla(made.write(folder / "new"), folder / "ours", cameras=made.NAMED[::-1], tokenizer=backbone)
+    return SmolVLA.load(folder / "ours")
+
+
+def batch() -> ObservationBatch:
+    inputs = made.inputs()
+    pictures = {camera: inputs[feature] for camera, feature in made.CAMERAS.items()}
+    return ObservationBatch(images=pictures, state=inputs["state"], instructions=made.PROMPTS)
+
+
+class Given:
+    """A generator that draws the noise which LeRobot had."""
+
+    def __init__(self, noise: torch.Tensor) -> None:
+        self.noise = noise.numpy()
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return self.noise.reshape(shape).astype(dtype)
+
+
+def actions(policy: SmolVLA) -> torch.Tensor:
+    given: list[Any] = [Given(row) for row in made.inputs()["noise"]]
+    return torch.from_numpy(policy.act(batch(), Sampling(greedy=True), given).actions)
+
+
+def test_the_training_loss_is_lerobots(policy: SmolVLA) -> None:
+    inputs = made.inputs()
+    noise = {"noise": inputs["noise"][:, None], "times": inputs["times"][:, None]}
+    loss = policy.imitation_loss(batch(), inputs["actions"], inputs["mask"], **noise)
+    torch.testing.assert_close(loss[None], made.OUTPUTS["loss"], atol=1e-5, rtol=0)
+
+
+def test_the_velocity_is_lerobots(policy: SmolVLA) -> None:
+    with torch.no_grad():
+        velocity = policy.velocity(policy(batch()), made.OUTPUTS["noisy"], made.inputs()["times"])
+    torch.testing.assert_close(velocity, made.OUTPUTS["velocity"], atol=1e-5, rtol=0)
+    assert velocity.abs().mean() > 0.1
+
+
+def test_the_executed_actions_are_lerobots(policy: SmolVLA) -> None:
+    got, expected = actions(policy), made.OUTPUTS["actions"]
+    assert got.shape[1] == policy.chunk_length == 2
+    assert expected.shape[1] == policy.imitated_length == 3
+    torch.testing.assert_close(got, expected[:, :2], atol=1e-5, rtol=0)
+
+
+def test_the_older_layout_is_the_same_policy(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone = made.write_backbone(tmp_path / "backbone")
+    old = made.write(tmp_path / "old", old=True)
+    import_smolvla(old, tmp_path / "ours", cameras=made.NAMED, tokenizer=backbone)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)
+
+
+def test_the_commands_import_and_export_and_what_comes_back_is_equal(
+    policy: SmolVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
+    flags = ["--cameras", *made.NAMED, "--tokenizer", str(backbone)]
+    assert cli.main(["import", "smolvla", str(folder), str(tmp_path / "ours"), *flags]) == 0
+    assert "without the cameras observation.images.camera3" in capsys.readouterr().out
+    assert cli.main(["export", "lerobot", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "back", folder))
+    theirs.pop("model.vlm_with_expert.vlm.lm_head.weight")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    import_smolvla(tmp_path / "back", tmp_path / "again", cameras=made.NAMED, tokenizer=backbone)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "again")), actions(policy), atol=0, rtol=0)
+
+
+def test_the_exported_settings_are_those_that_lerobot_saved(policy: SmolVLA, tmp_path: Path) -> None:
+    export_lerobot(policy, tmp_path / "out")
+    written, saved = json.loads((tmp_path / "out/config.json").read_text()), made.RECORDED["config"]
+    pictures = {name for name in saved["input_features"] if "empty" not in name}
+    assert set(written.pop("input_features")) == pictures
+    # As many layers as the backbone has: LeRobot says so by -1.
+    assert (written.pop("num_expert_layers"), saved["num_expert_layers"]) == (2, -1)
+    assert {name: saved[name] for name in written} == written
+    for name in ("preprocessor", "postprocessor"):
+        steps = json.loads((tmp_path / f"out/policy_{name}.json").read_text())["steps"]
+        kinds = [step["registry_name"] for step in made.RECORDED[name]["steps"]]
+        assert [step["registry_name"] for step in steps] == kinds
+
+
+def test_a_renamed_camera_may_be_called_by_either_name(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
+    file = folder / "policy_preprocessor.json"
+    steps = json.loads(file.read_text())
+    steps["steps"][0]["config"]["rename_map"] = {"observation.images.top": made.FEATURES[0]}
+    file.write_text(json.dumps(steps))
+    named = ["front=observation.images.top", made.NAMED[1]]
+    import_smolvla(folder, tmp_path / "ours", cameras=named, tokenizer=backbone)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)

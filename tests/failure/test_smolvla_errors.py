@@ -1,0 +1,161 @@
+"""Bad folders for `simplevla import smolvla`: one clear error each, and nothing on disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import made_smolvla_checkpoint as made
+import small_smolvla
+import small_tinyvla
+from simplevla import cli
+from simplevla.adapters.bank import AdapterBank
+
+
+def edit(file: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def edit_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    values = load_file(file)
+    change(values)
+    save_file(values, file)
+
+
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], cameras: tuple[str, ...] = made.NAMED) -> str:
+    """The error of an import, which left nothing."""
+    there = {path.name for path in tmp_path.iterdir()}
+    arguments = ["import", "smolvla", str(tmp_path / "lerobot"), str(tmp_path / "ours"), "--cameras", *cameras]
+    assert cli.main([*arguments, "--tokenizer", str(tmp_path / "backbone")]) == 2
+    assert {path.name for path in tmp_path.iterdir()} == there
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made.write_backbone(tmp_path / "backbone")
+    return made.write(tmp_path / "lerobot")
+
+
+CONFIGS = [
+    ({"type": "pi0"}, "of the policy type 'pi0'; expected 'smolvla'"),
+    ({"type": "act"}, "of the policy type 'act'; expected 'smolvla'"),
+    ({"chunk_size": 1, "n_action_steps": 2}, "(n_action_steps) is 2; expected at most 1"),
+    ({"use_delta_joint_actions_aloha": True}, "has use_delta_joint_actions_aloha"),
+    ({"adapt_to_pi_aloha": True}, "has adapt_to_pi_aloha"),
+    ({"max_state_dim": 2}, "state_dim is 3; expected at most 2"),
+    ({"normalization_mapping": {"ACTION": "MIN_MAX"}}, "normalization_mapping is"),
+    ({"resize_imgs_with_padding": None}, "resize_imgs_with_padding"),
+    ({"resize_imgs_with_padding": [16, 32]}, "expected a square"),
+    ({"num_vlm_layers": 1}, "is unknown"),
+    ({"num_vlm_layers": 3}, "is missing"),
+    ({"expert_width_multiplier": 0.5}, "has shape"),
+    ({"output_features": {}}, "expected action among them"),
+]
+
+
+@pytest.mark.parametrize(("changes", "problem"), CONFIGS)
+def test_settings_that_do_not_fit(
+    changes: dict[str, object], problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(folder / "config.json", lambda values: values.update(changes))
+    assert problem in run(tmp_path, capsys)
+
+
+def test_a_state_above_32_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def widen(values: dict[str, object]) -> None:
+        values |= {"max_state_dim": 32}
+        values["input_features"]["observation.state"]["shape"] = [33]  # type: ignore[index]
+
+    edit(folder / "config.json", widen)
+    assert "state_dim is 33; expected at most 32" in run(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "problem"),
+    [
+        ((*made.NAMED, "third=observation.images.other"), "the policy has the cameras observation.images.camera1"),
+        (("front",), "expected NAME=FEATURE"),
+        ((made.NAMED[0], f"wrist={made.FEATURES[0]}"), "expected each under one name"),
+    ],
+)
+def test_cameras_that_the_policy_does_not_have(
+    cameras: tuple[str, ...], problem: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert problem in run(tmp_path, capsys, cameras)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "policy_preprocessor_step_5_normalizer_processor.safetensors",
+        "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+        "policy_postprocessor.json",
+    ],
+)
+def test_a_missing_file(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).unlink()
+    assert name in run(tmp_path, capsys)
+
+
+def test_an_older_folder_without_statistics(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        (folder / name).unlink()
+    assert "has no observation.state.mean; its statistics are none" in run(tmp_path, capsys)
+
+
+def test_statistics_that_contradict_each_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+    edit_tensors(file, lambda values: values.update({"action.mean": values["action.mean"] + 1}))
+    assert "has two action.mean" in run(tmp_path, capsys)
+
+
+def test_tensors_of_another_policy(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_tensors(folder / "model.safetensors", lambda values: values.update({"model.more": torch.ones(1)}))
+    assert "model.more is unknown" in run(tmp_path, capsys)
+    edit_tensors(
+        folder / "model.safetensors", lambda values: values.update({"model.more": values.pop("model.state_proj.bias")})
+    )
+    assert "model.more is unknown; model.state_proj.bias is missing" in run(tmp_path, capsys)
+
+
+def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_tensors(folder / "model.safetensors", lambda values: values["model.state_proj.bias"].fill_(torch.nan))
+    assert "model.state_proj.bias isn't made of finite numbers" in run(tmp_path, capsys)
+
+
+def test_a_tokenizer_of_another_vocabulary(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = small_tinyvla.make().instruction_tokens.tokenizer
+    (tmp_path / "backbone/tokenizer.json").write_text(other.to_str())
+    assert "with <image> at None; expected the backbone's" in run(tmp_path, capsys)
+
+
+def test_a_backbone_of_another_kind(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "backbone/config.json"
+    edit(file, lambda values: values.update({"model_type": "idefics3"}))
+    assert "is of a 'idefics3'; expected the config of a SmolVLM2" in run(tmp_path, capsys)
+    file.unlink()
+    assert "is missing, and the backbone 'backbone' isn't HuggingFaceTB" in run(tmp_path, capsys)
+
+
+def test_policies_that_lerobot_could_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_tinyvla.make().save(tmp_path / "tinyvla")
+    small_smolvla.make().save(tmp_path / "own")
+    adapted = small_smolvla.make(backbone="somewhere")
+    AdapterBank(adapted).add("task")
+    adapted.save(tmp_path / "adapted")
+    for name, problem in (("tinyvla", "is a TinyVLA"), ("own", "a tokenizer of its own"), ("adapted", "has adapters")):
+        assert cli.main(["export", "lerobot", str(tmp_path / name), str(tmp_path / "out")]) == 2
+        assert problem in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
