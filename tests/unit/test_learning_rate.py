@@ -37,7 +37,7 @@ def chosen(policy: Policy, stage: str = "rl") -> float | None:
 
 def test_small_policies_get_what_the_recipes_use() -> None:
     assert chosen(small.make()) == 1.5e-4
-    assert chosen(small.make(head="diffusion")) == 5e-5
+    assert chosen(small.make(head="diffusion")) == chosen(small.make(head="flow")) == 5e-5
     assert chosen(with_adapter(small.make())) == 1e-3
     assert chosen(small.make(), "sft") == 1e-3
 

@@ -41,8 +41,8 @@ def _sft(size: int, adapter: bool) -> float:
 
 def _rl(size: int, adapter: bool, policy: Policy) -> float:
     if size <= SMALL:
-        # A token head has a unit for each number of the chunk, a denoising head one per step.
-        denoising = policy.units != policy.chunk_length * policy.action_dim
+        # Only tokens have a temperature; diffusion and flow heads have noise of their own.
+        denoising = "sampling.temperature" in policy.unused_settings
         return RL_SMALL_ADAPTER if adapter else RL_SMALL_DENOISING if denoising else RL_SMALL_TOKENS
     if size >= LARGE and (not policy.trained_on or policy.trained_on[0].stage in ("published", "unknown")):
         return RL_LARGE_ADAPTER if adapter else RL_LARGE_WHOLE
