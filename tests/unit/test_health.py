@@ -91,6 +91,8 @@ def test_where_each_range_ends(changes: dict[str, Any], expected: list[str]) -> 
 def test_the_entropy_of_a_density_may_be_negative() -> None:
     assert metrics([row(1, entropy=-0.88), row(2, entropy=-0.88)]) == []
     assert metrics([row(1, entropy=-0.88), row(2, entropy=-0.18)]) == ["entropy"]
+    assert metrics([row(1, entropy=0.1), row(2, entropy=0.0)]) == []
+    assert metrics([row(1, entropy=0.1), row(2, entropy=-0.6)]) == ["entropy"]
 
 
 def test_greedy_success_has_fallen_only_where_the_intervals_part() -> None:

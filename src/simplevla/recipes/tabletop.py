@@ -69,9 +69,14 @@ def flow_sft() -> SFTConfig:
 
 def flow_train() -> TrainConfig:
     """RL as `tabletop_nano`, by a flow head under Flow-SDE."""
-    return replace(train(), title="tabletop_nano_flow")
+    return replace(train(), title="tabletop_nano_flow", optimizer=OptimizerConfig(lr=8e-5, warmup_steps=10))
 
 
 def flow_noise_train() -> TrainConfig:
-    """RL as `tabletop_nano_flow`, under Flow-Noise."""
-    return replace(flow_train(), title="tabletop_nano_flow_noise", denoising=DenoisingConfig(flow="noise"))
+    """RL as `tabletop_nano_flow`, under Flow-Noise, at a learning rate with which its approx_kl is alike."""
+    return replace(
+        flow_train(),
+        title="tabletop_nano_flow_noise",
+        denoising=DenoisingConfig(flow="noise"),
+        optimizer=OptimizerConfig(lr=5e-5, warmup_steps=10),
+    )

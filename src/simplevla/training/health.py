@@ -116,8 +116,9 @@ def _entropy(rows: Sequence[Row]) -> HealthWarning | None:
     if "entropy" not in rows[-1] or entropies[0] is None:
         return None
     first, value = entropies[0], entropies[-1]
-    # That of a density may be below 0, where a share means nothing.
-    low, high = ENTROPY_SHARE * first if first > 0 else -math.inf, first + ENTROPY_RISE
+    # That of a density may be near 0 or below, where a share means nothing.
+    share = min(ENTROPY_SHARE * first, first - ENTROPY_RISE)
+    low, high = share if first > 0 else -math.inf, first + ENTROPY_RISE
     if value is not None and low <= value <= high:
         return None
     if value is not None and value < low:
