@@ -83,7 +83,7 @@ def make(config: SuiteConfig) -> Suite:
     """The LIBERO suite that `config` names.
 
     Raises:
-        UserError: unknown suite, horizon protocol, visual or stepping mode or source of sentences, or too small an image size.
+        UserError: unknown suite, protocol, visual or stepping mode or sentences, or an image size that is too small.
     """
     if config.name not in catalog.SUITES:
         raise UserError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")

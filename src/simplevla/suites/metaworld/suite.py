@@ -76,7 +76,7 @@ def make(config: SuiteConfig) -> Suite:
     """Meta-World under the protocol that `config` names.
 
     Raises:
-        UserError: unknown horizon protocol or visual mode, a stepping mode or source of sentences, or an image size that is too small.
+        UserError: unknown protocol or visual mode, a stepping mode or sentences, or an image size that is too small.
     """
     for key in ("stepping", "sentences"):
         if (value := getattr(config, key)) is not None:
