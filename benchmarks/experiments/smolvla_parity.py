@@ -190,13 +190,15 @@ def compare(scratch: Path, number: str, case: dict[str, Any]) -> dict[str, Any]:
 
 def record(folder: Path, case: dict[str, Any]) -> None:
     """Writes what the tests need to make the folder in `folder` again, and what LeRobot computes with it."""
+
+    def read(file: str) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((folder / file).read_text().replace(str(folder / "backbone"), "backbone"))
+        return read
+
     parts = {
-        "config": json.loads((folder / "policy/config.json").read_text()) | {"vlm_model_name": "backbone"},
-        "backbone": json.loads((folder / "backbone/config.json").read_text()),
-        **{
-            name: json.loads((folder / f"policy/policy_{name}.json").read_text())
-            for name in ("preprocessor", "postprocessor")
-        },
+        "config": read("policy/config.json"),
+        "backbone": read("backbone/config.json"),
+        **{name: read(f"policy/policy_{name}.json") for name in ("preprocessor", "postprocessor")},
         "shapes": {name: list(x.shape) for name, x in load_file(folder / "policy/model.safetensors").items()},
         "case": case,
         "outputs": {name: x.tolist() for name, x in load_file(folder / "make.safetensors").items()},

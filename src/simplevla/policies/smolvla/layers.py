@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb, repeat_kv
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig, SmolVLMVisionConfig
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector, SmolVLMVisionTransformer
 
@@ -68,7 +68,9 @@ class StreamLayer(LlamaDecoderLayer):
                 read = Read(*(torch.cat(pair, dim=2) for pair in zip(before, read, strict=True)))
         if read_alone:
             return hidden, read
-        seen = F.scaled_dot_product_attention(queries, *_alike(queries, read), attn_mask=mask, enable_gqa=True)
+        # In the queries' type: under autocast turned ones are float32 and others are not.
+        keys, values = (repeat_kv(x.to(queries.dtype), attention.num_key_value_groups) for x in read)
+        seen = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         hidden = hidden + attention.o_proj(seen.transpose(1, 2).flatten(2))
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), read
 
@@ -76,11 +78,6 @@ class StreamLayer(LlamaDecoderLayer):
 def _heads(x: Tensor, size: int) -> Tensor:
     """[B, heads, L, d] of [B, L, heads d]."""
     return x.unflatten(-1, (-1, size)).transpose(1, 2)
-
-
-def _alike(queries: Tensor, read: Read) -> tuple[Tensor, Tensor]:
-    """Keys and values in the queries' type: under autocast turned ones are float32 and others are not."""
-    return read.keys.to(queries.dtype), read.values.to(queries.dtype)
 
 
 def rotary(positions: Tensor, size: int) -> Rotary:
@@ -131,7 +128,8 @@ def make_expert(config: SmolVLAConfig) -> LlamaModel:
     """The action expert: a Llama without words, whose crossing layers make keys and values of the backbone's."""
     sizes = config.language
     expert = _llama(sizes, config.expert_hidden_size, config.expert_mlp_size, config.expert_layers, vocab=1)
-    del expert.embed_tokens
+    # Not None: gradient checkpointing looks for embeddings.
+    expert.embed_tokens = nn.Identity()
     width = sizes.key_value_heads * sizes.head_dim
     for number, layer in enumerate(expert.layers):
         if config.crosses(number):
