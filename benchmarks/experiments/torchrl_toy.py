@@ -35,8 +35,10 @@ from simplevla.training.runlog import read_rows
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "torchrl_toy"
 SUITE = SuiteConfig(name="benchmarks.support.toy_vla:make")
-BINS = 64
-"""Tokens for a number of an action, as in TorchRL's recipe."""
+GOAL = 0.9
+BINS = 8
+"""Tokens for a number of an action. TorchRL's recipe has 64, of which success allows any within 0.35: the likeliest one
+of a policy that solves 97 % when sampled is then often wrong (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Arguments:
 
     runs: Path = Path("runs/torchrl_toy")
     seeds: tuple[int, ...] = (0, 1, 2)
-    updates: int = 60
+    updates: int = 30
     theirs_seconds: float = 120.0
     """For each seed, after which TorchRL's recipe ends with the iteration that it is in."""
     out: Path = RESULTS
@@ -87,7 +89,7 @@ def ours(seed: int, updates: int, policy: Path) -> TrainConfig:
         updates=updates,
         sampling=SamplingConfig(groups=8, group_size=8),
         minibatches=8,
-        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10),
+        optimizer=OptimizerConfig(lr=5e-4, warmup_steps=10),
         rollout=RolloutConfig(workers=1, slots_per_worker=32),
         eval_every=5,
         eval_episodes_per_task=200,
@@ -185,7 +187,12 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"| {first['success']:.0%}, {last['success']:.0%} (n = {EVAL_EPISODES}) |"
         )
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    first_at = [next((p["env_steps"] for p in row["curve"] if p["success"] >= GOAL), None) for row in rows]
+    pace = [row["theirs"][-1]["env_steps"] / max(row["theirs"][-1]["iteration"], 1) for row in rows]
     lines += [
+        "",
+        f"Ours first shows {GOAL:.0%} after {', '.join(f'{steps:,}' if steps is not None else 'never' for steps in first_at)} env steps. "
+        f"TorchRL's 200 iterations would be {200 * np.mean(pace):,.0f}, at the pace of those that were run.",
         "",
         f"![success against env steps and minutes]({NAME}.png)",
         "",
@@ -194,7 +201,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "- TorchRL's README promises 0.4 to 0.6 after about 200 iterations, from 0. It gives no env steps.",
         "- **A constant action of zero solves 49 %** of the targets: 0.7 of the range in each of two dimensions.",
         "  So 0.4 to 0.6 needs no look at the target, and an untrained policy may begin there.",
-        "- Ours: nano, 64 bins, 8 groups of 8, temperature 1, learning rate 1e-3. Points of the curve are greedy, on train",
+        f"- Ours: nano, {BINS} bins, 8 groups of 8, temperature 1, learning rate 5e-4. Points of the curve are greedy, on train",
         "  states; the table is greedy, on held-out ones. Time includes evaluations.",
         "- Theirs: the factories in the wheel, with the settings of `vla_grpo_toy.yaml`. The YAML and hydra aren't in the wheel",
         "  and its script acts through a server in another process; here TorchRL's policy acts in the same process.",
