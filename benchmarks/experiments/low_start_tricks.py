@@ -72,8 +72,8 @@ class Arguments:
     variants: tuple[str, ...] = ()
     """None: all."""
     groups: int = 16
-    updates: int = 15
-    episodes: int = 6000
+    updates: int = 12
+    episodes: int = 4800
     """Every run goes on until it has had so many updates and so many episodes."""
     out: Path = RESULTS
     quick: bool = False
