@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla.config import EvalConfig
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate
@@ -120,7 +120,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. `lite` visuals, greedy, the same held-out initial states, McNemar's exact test.",
         "- `none` is the suite itself. `other_sentence`: every task is told the first task's; `no_sentence`: a blank.",
         "- LIBERO-PRO is arXiv 2510.03827; [what its suites are](../libero.md).",

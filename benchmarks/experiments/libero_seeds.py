@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla import recipes
 from simplevla.recipes.demo import demo
 from simplevla.report.novelty import read_novelty
@@ -152,7 +152,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --suites SUITE --seeds N`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --suites SUITE --seeds N`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The recipes `SUITE_nano`: {', '.join(str(n) for n in dict.fromkeys(row['updates'] for row in rows))} updates, `lite`, `fast`.",
         f"- Success is greedy, on {' or '.join(str(n) for n in dict.fromkeys(row['n'] for row in rows))} held-out initial states. libero_goal's is on the five tasks that the expert solves.",
         "- Novel means farther from the demonstrations than 99 % of them are from another; with three a task it says little.",

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from benchmarks.experiments.training_seeds import interval
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
@@ -133,7 +133,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME}`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The recipe `libero_object_nano` with {rows[0]['updates']} updates; its imitator saw three demonstrations of all ten tasks.",
         "- The tenth task is evaluated on its 50 initial states. RL met none of them, imitation three. The nine are evaluated on held-out states.",
         "- Success is greedy. p is McNemar's exact test on the same states.",

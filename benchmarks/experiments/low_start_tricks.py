@@ -19,7 +19,7 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla.config import EvalConfig, SamplingConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -232,7 +232,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --seeds {' '.join(map(str, seeds))}`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --seeds {' '.join(map(str, seeds))}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The nano policy, six table-top tasks, imitation of {DEMONSTRATIONS} demonstrations, one imitator for a head and a seed.",
     ]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla import recipes
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -182,7 +182,7 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     minutes = ", ".join(f"{row['minutes']:.1f}" for row in rows)
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.pushcut --seeds {seeds}`. Machine: {rows[0]['machine']}. Data: `{SUITE}.json`.",
+        f"- Command: `python -m benchmarks.experiments.pushcut --seeds {seeds}`. Machine: {machines(rows)}. Data: `{SUITE}.json`.",
         f"- Commits: {', '.join(dict.fromkeys(row['commit'][:12] for row in rows))}. Minutes a seed: {minutes}.",
         f"- No demonstration of {unlifted['demos'][1]} is without lifting. Success is greedy.",
         "- Intervals are 95 % Wilson intervals of one seed's episodes.",

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -142,7 +142,7 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --updates {arguments.updates}`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --updates {arguments.updates}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The nano policy, six table-top tasks, {rows[0]['sft_batches']} batches of SFT whatever the amount.",
         f"- RL is the recipe `tabletop_nano` with {arguments.updates} updates. Success is greedy, on held-out states.",
         "- The paper's own figures on RoboTwin: 0 stays 0, 7.3 becomes 25.4, 28.2 becomes 50.4 (arXiv 2509.09674).",

@@ -17,7 +17,7 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
 from benchmarks.support.torchrl_toy_recipe import EVAL_EPISODES, curve
 from benchmarks.support.toy_vla import CHUNK_LENGTH, TASK
 from simplevla.config import EvalConfig, OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
@@ -196,7 +196,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"![success against env steps and minutes]({NAME}.png)",
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME}`. Machine: {rows[0]['machine']}. Data: `{NAME}.json`.",
+        f"- Command: `python -m benchmarks.experiments.{NAME}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. Both cores were shared with other programs, so minutes say little.",
         "- TorchRL's README promises 0.4 to 0.6 after about 200 iterations, from 0. It gives no env steps.",
         "- **A constant action of zero solves 49 %** of the targets: 0.7 of the range in each of two dimensions.",

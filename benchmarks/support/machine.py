@@ -3,6 +3,7 @@
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def this_machine() -> str:
@@ -16,3 +17,8 @@ def this_machine() -> str:
         if "model name" in fields and "cpu family" in fields:
             kind += f" ({fields['model name']}, family {fields['cpu family']}, model {fields['model']})"
     return f"{os.cpu_count()} cores, {kind}, no GPU"
+
+
+def machines(rows: list[dict[str, Any]]) -> str:
+    """All machines that rows of a record were measured on."""
+    return "; ".join(dict.fromkeys(row["machine"] for row in rows))
