@@ -68,8 +68,8 @@ class SuiteConfig:
     image_size: Pixels | None = None
     """Side of the square camera images in pixels; None is the suite's default."""
     horizon_protocol: Annotated[str | None, also_read_as("horizon_protocol", "horizon")] = None
-    """Episode lengths: LIBERO has `openvla` (220/280/300/520) and `simplevla` (512), Meta-World `short` (200) and
-    `metaworld` (500); None is the suite's default."""
+    """Episode lengths: LIBERO has `openvla` (220/280/300/520), `lerobot` (280/280/300/520) and `simplevla` (512),
+    Meta-World `short` (200) and `metaworld` (500); None is the suite's default."""
     visuals: str | None = None
     """Visual mode: LIBERO has `stock` and `lite`, Meta-World also `fast`; None is the suite's default."""
     stepping: str | None = None
@@ -343,9 +343,10 @@ class SFTConfig(ReadingConfig):
     dataset: Folder = ""
     """Folder of a LeRobotDataset v3.0 or v2.1, or `hf://OWNER/NAME` on the hub."""
     policy: Folder = "nano"
-    """Preset of the tinyvla policy to start from, or a saved policy: its folder, or `hf://OWNER/NAME` on the hub."""
-    head: Head = "tokens"
-    """Head of a new policy; a saved one keeps its own."""
+    """Preset of a new policy (`simplevla list policies`), or a saved policy to start from: its folder, or
+    `hf://OWNER/NAME` on the hub."""
+    head: Head | None = None
+    """Head of a new policy; None: the preset's, tokens for TinyVLA. A saved policy keeps its own."""
     chunk_length: Dimensions = 5
     """Actions per decision of a new policy; a saved one keeps its own."""
     bounds: Literal["min_max", "quantile"] = "min_max"

@@ -13,6 +13,9 @@ import small_smolvla
 import small_tinyvla
 from simplevla import cli
 from simplevla.adapters.bank import AdapterBank
+from simplevla.errors import UserError
+from simplevla.policies.normalization import Statistics
+from simplevla.policies.smolvla.policy import SmolVLA
 
 
 def edit(file: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
@@ -159,3 +162,18 @@ def test_policies_that_lerobot_could_not_load(tmp_path: Path, capsys: pytest.Cap
         assert cli.main(["export", "lerobot", str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert problem in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_it_does_not_have() -> None:
+    numbers = {"mean": [0.0], "std": [1.0]}
+    with pytest.raises(UserError, match="head is 'tokens'; smolvla_nano always has a flow head"):
+        SmolVLA.create(
+            "smolvla_nano",
+            cameras=["fixed"],
+            state_dim=1,
+            action_dim=1,
+            chunk_length=2,
+            instructions=["go"],
+            statistics=Statistics(state=numbers, action=numbers),
+            head="tokens",
+        )

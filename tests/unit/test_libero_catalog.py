@@ -38,6 +38,8 @@ def test_tasks_and_horizons(suite: str, count: int, openvla: int) -> None:
     other = make_suite(SuiteConfig(name=suite, horizon_protocol="simplevla"))
     assert {task.horizon for task in other.tasks} == {512}
     assert other.protocol["horizon"] == 512
+    lerobot = make_suite(SuiteConfig(name=suite, horizon_protocol="lerobot"))
+    assert lerobot.protocol["horizon"] == (280 if suite.startswith("libero_spatial") else openvla)
     for task in made.tasks:
         assert catalog.problem_file(suite, task.name).is_file()
         assert task.instruction == task.instruction.lower()
@@ -158,7 +160,7 @@ def test_image_sizes_follow_the_visual_mode() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"horizon_protocol": "lerobot"}, "'lerobot'; LIBERO has the horizon protocols openvla and simplevla"),
+        ({"horizon_protocol": "libero"}, "'libero'; LIBERO has the horizon protocols openvla, lerobot, simplevla"),
         ({"visuals": "pretty"}, "'pretty'; LIBERO has the visual modes stock and lite"),
         ({"stepping": "quick"}, "'quick'; LIBERO has the stepping modes stock and fast"),
         ({"sentences": "name"}, "'name'; LIBERO has the sentences bddl and published"),

@@ -346,7 +346,7 @@ class Policy(nn.Module, ABC):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
-        head: Head = "tokens",
+        head: Head | None = None,
         seed: int = 0,
     ) -> "Policy":
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""

@@ -140,13 +140,18 @@ class SmolVLA(Policy):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
-        head: Head = "flow",
+        head: Head | None = None,
         seed: int = 0,
     ) -> "SmolVLA":
         """A randomly initialised policy of the size `preset`, which always has a flow head.
 
         The same arguments give the same weights. It executes all that it predicts.
+
+        Raises:
+            UserError: another head is asked for.
         """
+        if head not in (None, "flow"):
+            raise UserError(f"head is {head!r}; {preset} always has a flow head: leave it out")
         sizes: dict[str, Any] = PRESETS[preset]()
         config = SmolVLAConfig(
             cameras=tuple(cameras),

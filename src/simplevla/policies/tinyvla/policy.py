@@ -133,7 +133,7 @@ class TinyVLA(Policy):
         chunk_length: int,
         instructions: Iterable[str],
         statistics: Statistics,
-        head: Head = "tokens",
+        head: Head | None = None,
         seed: int = 0,
     ) -> "TinyVLA":
         """A randomly initialised policy of the size `preset`; the same arguments give the same weights."""
@@ -146,7 +146,7 @@ class TinyVLA(Policy):
             state_dim=state_dim,
             action_dim=action_dim,
             chunk_length=chunk_length,
-            head=head,
+            head=head or "tokens",
             diffusion=diffusion,
             flow=FlowConfig(steps=diffusion.steps, noise_samples=diffusion.noise_samples, unet=diffusion.unet),
             vision=vision,

@@ -36,8 +36,9 @@ OPENVLA_HORIZONS = {
     "libero_10": 520,
     "libero_90": 400,
 }
+LEROBOT_HORIZONS = OPENVLA_HORIZONS | {"libero_spatial": 280}
 SIMPLEVLA_HORIZON = 512
-HORIZON_PROTOCOLS = ("openvla", "simplevla")
+HORIZON_PROTOCOLS = ("openvla", "lerobot", "simplevla")
 SENTENCES = ("bddl", "published")
 """Sources of a task's sentence. 29 of the 130 standard tasks have other words in one than in the other."""
 
@@ -52,10 +53,12 @@ def horizon(suite: str, protocol: str) -> tuple[int, str]:
         return OPENVLA_HORIZONS[
             BASES.get(suite, suite)
         ], "OpenVLA's evaluation horizon for this suite: its longest demonstration, rounded up"
+    if protocol == "lerobot":
+        return LEROBOT_HORIZONS[BASES.get(suite, suite)], "LeRobot's evaluation horizon for this suite"
     if protocol == "simplevla":
         return SIMPLEVLA_HORIZON, "SimpleVLA-RL's horizon, the same for every LIBERO suite"
     raise UserError(
-        f"suite.horizon_protocol is {protocol!r}; LIBERO has the horizon protocols {' and '.join(HORIZON_PROTOCOLS)}"
+        f"suite.horizon_protocol is {protocol!r}; LIBERO has the horizon protocols {', '.join(HORIZON_PROTOCOLS)}"
     )
 
 
