@@ -14,7 +14,6 @@ import small_tinyvla
 from simplevla import cli
 from simplevla.adapters.bank import AdapterBank
 from simplevla.errors import UserError
-from simplevla.policies.normalization import Statistics
 from simplevla.policies.smolvla.policy import SmolVLA
 
 
@@ -165,7 +164,6 @@ def test_policies_that_lerobot_could_not_load(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_head_that_it_does_not_have() -> None:
-    numbers = {"mean": [0.0], "std": [1.0]}
     with pytest.raises(UserError, match="head is 'tokens'; smolvla_nano always has a flow head"):
         SmolVLA.create(
             "smolvla_nano",
@@ -174,6 +172,6 @@ def test_a_head_that_it_does_not_have() -> None:
             action_dim=1,
             chunk_length=2,
             instructions=["go"],
-            statistics=Statistics(state=numbers, action=numbers),
+            statistics=small_tinyvla.plain_statistics(1, 1),
             head="tokens",
         )
