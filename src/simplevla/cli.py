@@ -19,6 +19,7 @@ from simplevla.commands.planning import plan_command
 from simplevla.commands.push import push_command
 from simplevla.commands.results import compare_command, evaluate_command, novelty_command, report_command
 from simplevla.commands.runs import continual_command, demo_command, demos_command, sft_command, train_command
+from simplevla.commands.serve import serve_command
 from simplevla.commands.suites import check_suite_command
 from simplevla.errors import UserError, one_line
 from simplevla.record import EXIT_TERMINATED, Terminated
@@ -121,6 +122,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "import": (import_command, "convert a TinyVLA, OpenVLA-OFT or SmolVLA checkpoint, or HDF5 demonstrations"),
     "export": (export_command, "write a SmolVLA as a folder that LeRobot loads"),
     "push": (push_command, "upload a policy to the Hugging Face hub, with a page about it"),
+    "serve": (serve_command, "serve a policy over a websocket, for robots and for evaluations elsewhere"),
     "check-suite": (check_suite_command, "find mistakes in a suite of your own"),
     "demo": (demo_command, "run the main job on the embedded suite, from nothing to a report"),
     "bench": (bench_command, "measure rollouts and updates side by side with how others do them"),

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,8 @@ import tyro
 
 import adapted_tinyvla
 import small_tinyvla
+from fake_policy import FakePolicy
+from served import served
 from simplevla import cli
 from simplevla.adapters.files import read_card
 from simplevla.adapters.routing import RoutedPolicy
@@ -185,6 +187,26 @@ def test_the_explanation_computes_what_it_says() -> None:
     assert names["now"].grad[0].tolist() == pytest.approx([-1 / 3, -0.4, 0.0])
 
 
+def test_the_robot_of_the_page_is_told_what_to_do() -> None:
+    pytest.importorskip("openpi_client", reason="openpi-client isn't installed")
+
+    class Robot:
+        moves: ClassVar[list[np.ndarray]] = []
+
+        def done(self) -> bool:
+            return len(self.moves) >= 8
+
+        def look(self) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((8, 8, 3), np.uint8), np.zeros(3)
+
+        def move(self, action: np.ndarray) -> None:
+            self.moves.append(action)
+
+    with served(FakePolicy()) as port:
+        run((ROOT / "docs/deploy.md").read_text().replace("8000)", f"{port})"), {"robot": Robot()})
+    assert [action.shape for action in Robot.moves] == [(2,)] * 8
+
+
 def quoted(code: str, source: str) -> bool:
     """True if the lines of `code` stand in `source` in this order, whatever stands between them."""
     rest = iter(line.strip() for line in source.splitlines())
@@ -201,7 +223,7 @@ def test_quoted_code_is_that_of_its_file() -> None:
 
 
 def test_every_block_of_python_is_run_here_or_says_why_not() -> None:
-    pages = ("add_a_suite", "explained", "quickstart", "tinyvla_adapters", "your_own_data")
+    pages = ("add_a_suite", "deploy", "explained", "quickstart", "tinyvla_adapters", "your_own_data")
     ran = {f"docs/{page}.md" for page in pages}
     for page in PAGES:
         name, text = str(page.relative_to(ROOT)), page.read_text()

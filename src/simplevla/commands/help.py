@@ -75,6 +75,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "simplevla push runs/rl/policy OWNER/NAME",
         "simplevla push runs/rl/policy OWNER/NAME --private --license apache-2.0",
     ),
+    "serve": (
+        "simplevla serve runs/rl/policy",
+        "simplevla serve runs/rl/policy --port 9000 --keys fixed=observation/image state=observation/state",
+    ),
     "check-suite": (
         "simplevla check-suite tabletop",
         "simplevla check-suite package.module:factory",
