@@ -195,7 +195,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 with pytest.raises(ConnectionClosed, match="1001"):
                     connection.recv(30)
+            assert process.wait(60) == 0
+            assert process.stdout.read().endswith("stopped\n")
         finally:
-            process.terminate()
-        assert process.wait(60) == 0
-        assert process.stdout.read().endswith("stopped\n")
+            process.kill()
