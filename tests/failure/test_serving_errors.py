@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_clients_that_leave_in_the_middle_or_say_nothing_hold_nobody_up(
 
 
 class FaultyPolicy(FakePolicy):
-    """Fails at the instruction `fail`, and gives NaN at `nan`."""
+    """Fails at the instruction `fail`, gives NaN at `nan`, and no rows at `none`."""
 
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
@@ -116,12 +117,16 @@ class FaultyPolicy(FakePolicy):
             raise RuntimeError("broken")
         sample = super().act(batch, sampling, generators)
         sample.actions[[told == "nan" for told in batch.instructions]] = np.nan
-        return sample
+        return replace(sample, actions=sample.actions[:0]) if "none" in batch.instructions else sample
 
 
 def test_a_fault_of_the_policy_is_told_and_logged(capfd: pytest.CaptureFixture[str]) -> None:
     with served(FaultyPolicy()) as port, client(port) as connection:
-        for prompt, error in (("fail", "a fault of the server: RuntimeError: broken"), ("nan", "actions are NaN")):
+        for prompt, error in (
+            ("fail", "a fault of the server: RuntimeError: broken"),
+            ("nan", "actions are NaN"),
+            ("none", "the policy's actions have shape (0, 4, 2); expected (1, 4, 2)"),
+        ):
             connection.send(pack(seen(prompt=prompt)))
             assert error in str(connection.recv(10))
         assert asked(connection, seen()).shape == (4, 2)

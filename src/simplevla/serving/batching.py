@@ -80,7 +80,12 @@ def answer_all(policy: Policy, questions: list[Question]) -> list[np.ndarray | E
         )
         generators = [np.random.default_rng(question.number) for question in questions]
         device = next(policy.parameters()).device
-        actions = policy.act(batch.to(device), Sampling(greedy=True), generators).actions
+        actions = np.asarray(policy.act(batch.to(device), Sampling(greedy=True), generators).actions, np.float32)
+        expected = (len(questions), policy.chunk_length, policy.action_dim)
+        if actions.shape != expected:
+            raise UserError(
+                f"the policy's actions have shape {actions.shape}; expected {expected}. Mend what its act() returns"
+            )
     except Exception as error:  # also a fault of the program: the other clients go on
         if len(questions) == 1:
             return [error]

@@ -130,8 +130,9 @@ async def serve_until_stopped(policy: Policy, config: ServeConfig, token: str | 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running(policy, config, token, at) as port:
         keys = READERS[config.protocol](policy, config).keys
+        address = f"[{config.host}]:{port}" if ":" in config.host else f"{config.host}:{port}"
         print(
-            f"serving at ws://{config.host}:{port} ({config.protocol}), health at http://{config.host}:{port}{HEALTH}\n"
+            f"serving at ws://{address} ({config.protocol}), health at http://{address}{HEALTH}\n"
             f"clients send {', '.join(keys.values())}; Ctrl-C ends",
             flush=True,
         )
