@@ -48,7 +48,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.venv
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.venv
 	@$(TORCH)
 	$(PIP) -e '.[dev,libero,gymnasium,metaworld,ray,eightbit,bench,serve,wandb,trackio]'
-	$(PIP) --no-deps openpi-client vla-eval  # clients of the server; the first asks for NumPy 1 and works with 2
+	$(PIP) --no-deps openpi-client vla-eval lazyregistry  # clients of the server; the first asks for NumPy 1 and works with 2
 	touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.venv
