@@ -27,7 +27,7 @@ def train() -> TrainConfig:
         tabletop.train(),
         title="tabletop_pushcut",
         suite=SUITE,
-        updates=120,
+        updates=130,
         sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0, max_oversampling=8.0),
         rollout=RolloutConfig(slots_per_worker=64),
         eval_every=20,
