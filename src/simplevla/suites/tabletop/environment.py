@@ -24,7 +24,7 @@ FINGERS = ("left", "right")
 
 STEEL_KG, SMOOTH, BARE = 1.17, 0.2, 1.0
 """Mass of the heavy blue block, and its friction on the table and in the fingers. They can hold little more than its
-weight, so that it slips out of many grasps; across the table it moves with a third of that force."""
+weight, so that it slips out of many grasps; across the table it moves with a fifth of that force."""
 
 
 @cache
