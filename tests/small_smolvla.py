@@ -8,6 +8,7 @@ import torch
 import small_tinyvla
 from simplevla.policies.smolvla.config import LanguageSizes, SmolVLAConfig, VisionSizes
 from simplevla.policies.smolvla.policy import SmolVLA
+from simplevla.policies.smolvla.prompt import START
 from simplevla.policies.words import train_tokenizer
 
 CONFIG = SmolVLAConfig(
@@ -34,6 +35,8 @@ def make(seed: int = 0, **changes: Any) -> SmolVLA:
     """A random policy with a frozen backbone unless told otherwise."""
     config = replace(CONFIG, **changes)
     tokenizer = train_tokenizer(small_tinyvla.INSTRUCTIONS, config.language.vocab_size)
+    if config.image_special_tokens:
+        tokenizer.add_special_tokens(list(START))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SmolVLA(config, small_tinyvla.plain_statistics(3, 2), tokenizer)

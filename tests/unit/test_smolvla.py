@@ -83,7 +83,7 @@ def test_words_see_what_comes_after_them() -> None:
 
 @pytest.mark.parametrize("special", [False, True])
 def test_the_prefix_computed_apart_is_the_whole_sequence_at_once(special: bool) -> None:
-    policy = small.make()
+    policy = small.make(image_special_tokens=special)
     batch = observations([LONG, SHORT])
     with torch.no_grad():
         context = policy(batch)

@@ -43,7 +43,7 @@ SMALLEST_STD = 1e-3
 
 
 class Context(NamedTuple):
-    """All that the expert sees of D decisions: what the backbone read, computed once for all steps of the sampler."""
+    """Tokens that the backbone read for D decisions, computed once for all steps of the sampler."""
 
     reads: tuple[Read, ...]
     """Keys and values of each of the backbone's layers."""
@@ -53,6 +53,10 @@ class Context(NamedTuple):
     def take(self, index: Tensor) -> "Context":
         """The context of these rows."""
         return Context(tuple(Read(*(x[index] for x in read)) for read in self.reads), self.valid[index])
+
+    def per_decision(self, batch: ObservationBatch) -> "Context":
+        """The context of each decision, from one per observation."""
+        return self if batch.index is None else self.take(batch.index)
 
 
 class SmolVLA(Policy):
@@ -67,9 +71,7 @@ class SmolVLA(Policy):
     presets = tuple(PRESETS)
     not_decayed = ("embed_tokens.weight", "position_embedding.weight", "spread")
     shares_observations = True
-    unused_settings = UNUSED_BY_FLOW | {
-        "denoising.frozen_backbone": "what the head reads is too large to be kept; the backbone is frozen anyway"
-    }
+    unused_settings = UNUSED_BY_FLOW
     state_mean: Tensor
     state_std: Tensor
     action_mean: Tensor
@@ -191,8 +193,28 @@ class SmolVLA(Policy):
         return self.state_mean.device
 
     def prepare_for_rl(self, config: TrainConfig) -> None:
+        """Prepares for RL as in the base class.
+
+        With `denoising.frozen_backbone` a trace ends with what the backbone read of pictures and words.
+
+        Raises:
+            UserError: then, where something of the backbone trains.
+        """
         super().prepare_for_rl(config)
         self.head.set_denoising(config.denoising)
+        trained = self._trained_backbone()
+        if config.denoising.frozen_backbone and trained:
+            raise UserError(
+                f"denoising.frozen_backbone is True, and {trained[0]!r} of the backbone trains; expected a policy whose config.json has "
+                "frozen_backbone, without adapters on vision, connector or language. Leave the setting off, or let an adapter target "
+                "the head"
+            )
+        self.scores_from_trace = config.denoising.frozen_backbone
+
+    def _trained_backbone(self) -> list[str]:
+        """Names of the parameters that train among those that pictures and words pass."""
+        parts = ("vision.", "connector.", "language.")
+        return [name for name, p in self.named_parameters() if p.requires_grad and name.startswith(parts)]
 
     def checkpoint_activations(self) -> None:
         checkpoint_towers(self)
@@ -209,19 +231,22 @@ class SmolVLA(Policy):
         }
 
     def forward(self, batch: ObservationBatch) -> Context:
-        """The context that the backbone makes of B observations."""
+        """All that the expert sees of B observations."""
+        return self._with_state(self._seen(batch), batch.state)
+
+    def _seen(self, batch: ObservationBatch) -> Context:
+        """Pictures and words, which don't see the state."""
         self.check_observations(batch)
-        trained = any(
-            p.requires_grad for part in (self.vision, self.connector, self.language) for p in part.parameters()
-        )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(self._trained_backbone())):
             tokens, valid = self._pictures_and_words(batch)
-            reads = self._read(tokens, valid.cumsum(dim=1) - 1, valid)
-        # Nothing but the state's token follows from a projection that trains, and the others don't see it.
-        state = (batch.state - self.state_mean) / (self.state_std + EPSILON)
+            return Context(self._read(tokens, valid.cumsum(dim=1) - 1, valid), valid)
+
+    def _with_state(self, seen: Context, state: Tensor) -> Context:
+        """What was seen and the state, whose projection trains."""
+        state = (state - self.state_mean) / (self.state_std + EPSILON)
         state = self.state_proj(F.pad(state, (0, self.config.max_state_dim - self.state_dim)))[:, None]
-        valid = torch.cat([valid, valid.new_ones(len(valid), 1)], dim=1)
-        return Context(self._read(state, valid.sum(dim=1, keepdim=True) - 1, valid, reads), valid)
+        valid = F.pad(seen.valid, (0, 1), value=True)
+        return Context(self._read(state, valid.sum(dim=1, keepdim=True) - 1, valid, seen.reads), valid)
 
     def _read(
         self, tokens: Tensor, positions: Tensor, valid: Tensor, before: tuple[Read, ...] | None = None
@@ -278,22 +303,60 @@ class SmolVLA(Policy):
                 hidden = self.expert.layers[place](hidden, turned, mask, read, crosses)[0]
         return self.action_out_proj(self.expert.norm(hidden).float())
 
-    def _per_decision(self, batch: ObservationBatch) -> Context:
-        batch = batch.to(self.device)
-        context = self(batch)
-        return context if batch.index is None else context.take(batch.index)
-
     def act(
         self, batch: ObservationBatch, sampling: Sampling, generators: Sequence[np.random.Generator]
     ) -> ActionSample:
         with torch.inference_mode():
-            sample = self.head.sample(partial(self.velocity, self._per_decision(batch)), sampling, generators)
+            batch = batch.to(self.device)
+            seen = self._seen(batch)
+            context = self._with_state(seen, batch.state).per_decision(batch)
+            sample = self.head.sample(partial(self.velocity, context), sampling, generators)
             actions = sample.normalised * self.action_std + self.action_mean
+            trace = sample.trace
+            if self.scores_from_trace:
+                trace = torch.cat([trace, batch.per_decision(self._kept(seen))], dim=1)
         # Tensors made in inference mode can't take part in a later backward pass; their copies can.
-        return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=sample.trace.clone())
+        return ActionSample(actions=actions.cpu().numpy(), logprobs=sample.logprobs.clone(), trace=trace.clone())
 
     def score(self, batch: ObservationBatch, trace: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        return self.head.score(partial(self.velocity, self._per_decision(batch)), trace.to(self.device), sampling)
+        batch, trace = batch.to(self.device), trace.to(self.device)
+        if self.scores_from_trace:
+            trace, kept = trace.split([trace.shape[1] - self._kept_numbers, self._kept_numbers], dim=1)
+            seen = self._from_kept(kept, [batch.instructions[row] for row in batch.observed()])
+            context = self._with_state(seen, batch.per_decision(batch.state))
+        else:
+            context = self(batch).per_decision(batch)
+        return self.head.score(partial(self.velocity, context), trace, sampling)
+
+    @property
+    def _kept_shape(self) -> tuple[int, ...]:
+        """Shape of what a trace keeps of a decision: [layers, keys and values, heads, tokens, d]."""
+        sizes = self.config.language
+        tokens = self._picture_tokens + self.config.max_instruction_tokens
+        return sizes.layers, 2, sizes.key_value_heads, tokens, sizes.head_dim
+
+    @property
+    def _kept_numbers(self) -> int:
+        return math.prod(self._kept_shape)
+
+    @property
+    def _picture_tokens(self) -> int:
+        """Tokens before an instruction's."""
+        config, around = self.config, sum(len(tokens) for tokens in self.around)
+        side = config.image_size // (config.vision.patch_size * config.vision.scale_factor)
+        return len(self.cameras) * (side**2 + around) + config.empty_cameras * around
+
+    def _kept(self, seen: Context) -> Tensor:
+        """Keys and values of pictures and words, flat, float32 [D, N]; what is shorter than allowed ends with zeros."""
+        reads = torch.stack([torch.stack([x.float() for x in read], dim=1) for read in seen.reads], dim=1)
+        return F.pad(reads, (0, 0, 0, self._kept_shape[3] - reads.shape[4])).flatten(1)
+
+    def _from_kept(self, kept: Tensor, instructions: list[str]) -> Context:
+        """Pictures and words of which `kept` was made."""
+        _, words = self.prompts.batch(instructions)
+        valid = F.pad(words.to(self.device), (self._picture_tokens, 0), value=True)
+        reads = kept.unflatten(1, self._kept_shape)[..., : valid.shape[1], :]
+        return Context(tuple(Read(*layer.unbind(1)) for layer in reads.unbind(1)), valid)
 
     def imitation_noise(self, samples: int) -> dict[str, Tensor]:
         return self.head.loss_noise(samples, self.config.noise_samples)
@@ -315,7 +378,7 @@ class SmolVLA(Policy):
         return self.head.loss(partial(self.velocity, context), normalised, mask.to(self.device), **noise)
 
     def empty_trace(self, rows: int) -> Tensor:
-        return self.head.empty_trace(rows, 0)
+        return self.head.empty_trace(rows, self._kept_numbers if self.scores_from_trace else 0)
 
     def save_alone(self, folder: Path) -> None:
         config, tensors = to_dict(self.config), self.state_dict()
