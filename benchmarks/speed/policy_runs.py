@@ -1,8 +1,9 @@
-"""TinyVLA at a published size through `sft`, `train` and `continual`: the shortest whole runs, their peak memory and time.
+"""Policies at a published size through whole commands: the shortest runs, their peak memory and time.
 
-    python -m benchmarks.speed.tinyvla_runs [tinyvla_s]
+    python -m benchmarks.speed.policy_runs [tinyvla_s or smolvla_450m]
 
-Each run is a process of its own, in float32 and in bfloat16. What is measured stays in runs/bench/SIZE_runs, where the
+TinyVLA goes through `sft`, `train` and `continual`, in float32 and in bfloat16; SmolVLA through `sft`, `train`, `export lerobot` and
+`import smolvla`, in float32. Each run is a process of its own. What is measured stays in runs/bench/SIZE_runs, where the
 same command goes on after an interruption. Writes docs/results/SIZE_runs.json and .md.
 """
 
@@ -10,17 +11,21 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from benchmarks.speed.rollout_memory import tree_mb
 from benchmarks.support.machine import this_machine
+from simplevla import cli
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
 from simplevla.config import (
     DemosConfig,
+    Head,
     OptimizerConfig,
     Precision,
     RolloutConfig,
@@ -41,25 +46,68 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 TASKS = ("press_button", "lift_block")
 SUITE = SuiteConfig(name="benchmarks.support.solved_by_chance:make", tasks=TASKS)
-CHUNK = 16
-BATCHES = 10
-Run = Literal["sft", "train", "continual_sft", "continual_sft_rl"]
-RUNS: dict[Run, str] = {
-    "sft": f"`sft`, all parameters, {BATCHES} batches",
-    "train": "`train`, all parameters, one update",
-    "continual_sft": "`continual --stages sft`, two tasks with `--data`, LoRA of rank 32",
-    "continual_sft_rl": "`continual --stages sft+rl`, the same and one update for each",
-}
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+Run = Literal["sft", "train", "continual_sft", "continual_sft_rl", "export", "import"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of a policy, and the page's words for it."""
+
+    runs: dict[Run, str]
+    precisions: tuple[Precision, ...]
+    head: Head
+    chunk: int
+    batches: int
+    """Of `sft`."""
+    title: str
+    needs: str
+    notes: str
+
+
+TINYVLA = Measured(
+    runs={
+        "sft": "`sft`, all parameters, 10 batches",
+        "train": "`train`, all parameters, one update",
+        "continual_sft": "`continual --stages sft`, two tasks with `--data`, LoRA of rank 32",
+        "continual_sft_rl": "`continual --stages sft+rl`, the same and one update for each",
+    },
+    precisions=("float32", "bfloat16"),
+    head="diffusion",
+    chunk=16,
+    batches=10,
+    title="`sft`, `train` and `continual`",
+    needs="Supervised fine-tuning, RL and continual training",
+    notes="Continual training imitates one batch of each task and evaluates one held-out state of each task in each row.",
+)
+SMOLVLA = Measured(
+    runs={
+        "sft": "`sft`, expert and projections, one batch",
+        "train": "`train`, expert and projections, one update",
+        "export": "`export lerobot` of the imitated policy",
+        "import": "`import smolvla` of the folder that was exported",
+    },
+    precisions=("float32",),
+    head="flow",
+    chunk=50,
+    batches=1,
+    title="`sft`, `train`, `export lerobot` and `import smolvla`",
+    needs="Supervised fine-tuning, RL, export and import",
+    notes="The tokenizer of the import has the published vocabulary's size and made-up words.",
+)
+
+
+def measured_of(size: str) -> Measured:
+    return SMOLVLA if size.startswith("smolvla") else TINYVLA
 
 
 def imitation(work: Path, size: str, precision: Precision, batches: int) -> SFTConfig:
     """Imitation of both tasks, whose actions the policy's frozen statistics must span."""
+    what = measured_of(size)
     return SFTConfig(
         dataset=str(work / "both"),
         policy=size,
-        head="diffusion",
-        chunk_length=CHUNK,
+        head=what.head,
+        chunk_length=what.chunk,
         batches=batches,
         batch_size=1,
         validation_fraction=0.0,
@@ -89,7 +137,15 @@ def child(work: Path, size: str, run: Run, precision: Precision) -> None:
     """The run itself."""
     out = work / f"{run}_{precision}"
     if run == "sft":
-        sft(imitation(work, size, precision, BATCHES), out)
+        sft(imitation(work, size, precision, measured_of(size).batches), out)
+        return
+    if run == "export":
+        cli.main(["export", "lerobot", str(work / f"sft_{precision}" / "policy"), str(out)])
+        return
+    if run == "import":
+        named = [f"{camera}=observation.images.{camera}" for camera in ("fixed", "wrist")]
+        folder, tokenizer = str(work / f"export_{precision}"), str(write_tokenizer(work / "tokenizer"))
+        cli.main(["import", "smolvla", folder, str(out), "--tokenizer", tokenizer, "--cameras", *named])
         return
     config = reinforcement(work, precision)
     if run == "train":
@@ -105,16 +161,25 @@ def child(work: Path, size: str, run: Run, precision: Precision) -> None:
     )
 
 
+def write_tokenizer(folder: Path) -> Path:
+    """A folder with a tokenizer of the published vocabulary's size, with `<image>` where it stands there."""
+    vocabulary = {f"word{number}": number for number in range(49_280) if number != 49_190}
+    tokenizer = Tokenizer(WordLevel({**vocabulary, "<image>": 49_190}, unk_token="word0"))
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def measured(work: Path, size: str, run: Run, precision: Precision) -> dict[str, Any]:
     """Peak memory of the run's process tree, shared pages counted once, its minutes, and what its log says."""
-    command = [sys.executable, "-m", "benchmarks.speed.tinyvla_runs", size, str(work), run, precision]
+    command = [sys.executable, "-m", "benchmarks.speed.policy_runs", size, str(work), run, precision]
     started, peak = time.monotonic(), 0.0
     with (work / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
         while process.poll() is None:
             peak = max(peak, tree_mb(process.pid))
             time.sleep(1.0)
-    if process.returncode:
+    if process.returncode or not (work / f"{run}_{precision}").exists():
         raise SystemExit(f"{run} in {precision}: {(work / 'output').read_text()[-2000:]}")
     found: dict[str, Any] = {"peak_gb": peak / 1e3, "minutes": (time.monotonic() - started) / 60}
     rows = [
@@ -139,24 +204,24 @@ def main(size: str) -> None:
     for name, tasks in {"both": TASKS, **{task: (task,) for task in TASKS}}.items():
         if not (work / name).exists():
             generate(DemosConfig(suite=SuiteConfig(name="tabletop", tasks=tasks), episodes=8, workers=1), work / name)
-    done = work / "measured.json"
-    found: dict[str, dict[str, Any]] = read_json(done) if done.exists() else {run: {} for run in RUNS}
-    for precision in PRECISIONS:
-        for run in RUNS:
+    done, what = work / "measured.json", measured_of(size)
+    found: dict[str, dict[str, Any]] = read_json(done) if done.exists() else {run: {} for run in what.runs}
+    for precision in what.precisions:
+        for run in what.runs:
             if precision in found[run]:
                 continue
             shutil.rmtree(work / f"{run}_{precision}", ignore_errors=True)
             found[run][precision] = {**measured(work, size, run, precision), "commit": commit()}
             print(run, precision, found[run][precision], flush=True)
             write_json(done, found)
-            # Checkpoints of several GB each; the next runs start from the policy alone.
-            if run != "sft":
+            # Checkpoints of several GB each; the next runs start from the policy, or its export, alone.
+            if run not in ("sft", "export"):
                 shutil.rmtree(work / f"{run}_{precision}")
     result = {
         "size": size,
         "machine": this_machine(),
         "threads": torch.get_num_threads(),
-        "chunk": CHUNK,
+        "chunk": what.chunk,
         "runs": found,
     }
     write_json(RESULTS / f"{size}_runs.json", result)
@@ -165,26 +230,30 @@ def main(size: str) -> None:
 
 def page(result: dict[str, Any]) -> str:
     runs, size = result["runs"], result["size"]
-    peaks = {precision: max(runs[run][precision]["peak_gb"] for run in runs) for precision in PRECISIONS}
+    what = measured_of(size)
+    peaks = {precision: max(runs[run][precision]["peak_gb"] for run in runs) for precision in what.precisions}
+    most = [f"{peaks['float32']:.1f} GB in float32"]
+    most += [f"{peaks[p]:.1f} GB with `--precision {p}`" for p in what.precisions if p != "float32"]
+    columns = [f" peak, {p}, GB |" for p in what.precisions] + [f" minutes, {p} |" for p in what.precisions]
     rows = [
         f"| {title} | "
-        + " | ".join(f"{runs[run][p][name]:.1f}" for name in ("peak_gb", "minutes") for p in PRECISIONS)
+        + " | ".join(f"{runs[run][p][name]:.1f}" for name in ("peak_gb", "minutes") for p in what.precisions)
         + " |"
-        for run, title in RUNS.items()
+        for run, title in what.runs.items()
     ]
     planned = [
-        f"| {RUNS[run]} | {p} | {row['peak_gb']:.1f} | {row['formula_gb']:.1f} | {row['logprob_gap']:.1e} |"
-        for run in RUNS
-        for p in PRECISIONS
+        f"| {what.runs[run]} | {p} | {row['peak_gb']:.1f} | {row['formula_gb']:.1f} | {row['logprob_gap']:.1e} |"
+        for run in what.runs
+        for p in what.precisions
         if "formula_gb" in (row := runs[run][p])
     ]
     commits = ", ".join(sorted({row["commit"][:12] for of_run in runs.values() for row in of_run.values()}))
-    return f"""# {size}: whole runs of `sft`, `train` and `continual`
+    return f"""# {size}: whole runs of {what.title}
 
-Supervised fine-tuning, RL and continual training at real size need at most {peaks["float32"]:.1f} GB in float32 and {peaks["bfloat16"]:.1f} GB with `--precision bfloat16`, on a CPU.
+{what.needs} at real size need at most {" and ".join(most)}, on a CPU.
 
-| run | peak, float32, GB | peak, bfloat16, GB | minutes, float32 | minutes, bfloat16 |
-|---|---|---|---|---|
+| run |{"".join(columns)}
+|---{"|---" * len(columns)}|
 {chr(10).join(rows)}
 
 Where `simplevla plan` has a formula, it stands beside the peak, with the gap of log-probabilities before the first optimizer step (nats):
@@ -193,10 +262,10 @@ Where `simplevla plan` has a formula, it stands beside the peak, with the gap of
 |---|---|---|---|---|
 {chr(10).join(planned)}
 
-- Command: `python -m benchmarks.speed.tinyvla_runs {size}`. Machine: {result["machine"]}, {result["threads"]} thread(s). Commits {commits}. Data: `{size}_runs.json`. One run of each.
-- Random weights: no pretrained ones were at hand. Diffusion head, chunks of {CHUNK}, two cameras of `tabletop` resized by the policy. Random weights solve nothing, so an episode counts as solved if its first action points to positive x.
+- Command: `python -m benchmarks.speed.policy_runs {size}`. Machine: {result["machine"]}, {result["threads"]} thread(s). Commits {commits}. Data: `{size}_runs.json`. One run of each.
+- Random weights: no pretrained ones were at hand. {what.head.capitalize()} head, chunks of {what.chunk}, two cameras of `tabletop` resized by the policy. Random weights solve nothing, so an episode counts as solved if its first action points to positive x.
 - Each run is a process of its own. Its peak is that of the process tree (simulators, reading), shared pages counted once, with Python and torch; starting, writing checkpoints and what else the machine did are in the minutes.
-- Batches and micro-batches of 1, activations checkpointed; an update is of one pair of siblings. Continual training imitates one batch of each task and evaluates one held-out state of each task in each row.
+- Batches and micro-batches of 1, activations checkpointed; an update is of one pair of siblings. {what.notes}
 - The formula counts all that may be in use at once, simulators and 1 GB per process included ([what fits](../memory.md)). A run also holds what the C library keeps of freed memory, and for a moment a second copy of a policy that is loaded.
 """
 
