@@ -22,7 +22,15 @@ from benchmarks.support.machine import this_machine
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.algorithm.advantage import group_relative_advantages
-from simplevla.config import DenoisingConfig, Head, RolloutConfig, SamplingConfig, SFTConfig, TrainConfig
+from simplevla.config import (
+    DenoisingConfig,
+    Head,
+    OptimizerConfig,
+    RolloutConfig,
+    SamplingConfig,
+    SFTConfig,
+    TrainConfig,
+)
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Sampling
 from simplevla.policies.normalization import Statistics
@@ -119,6 +127,10 @@ def measure(size: str, way: str) -> dict:
         state=batch.state[:1],
         instructions=batch.instructions[:1],
     )
+    policy.eval()
+    # Before activations are checkpointed, which leaves hooks that counting doesn't bear without gradients.
+    with FlopCounterMode(display=False) as acted:
+        policy.act(batch.to(DEVICE), Sampling(), [np.random.default_rng(0)])
     imitation = SFTConfig(batches=10, gradient_checkpointing=way != "frozen_backbone")
     imitator = Imitator(policy, replace(imitation, optimizer=with_learning_rate(imitation.optimizer, policy, "sft")))
     started = time.perf_counter()
@@ -130,8 +142,6 @@ def measure(size: str, way: str) -> dict:
     del imitator
 
     policy.eval()
-    with FlopCounterMode(display=False) as acted:
-        policy.act(batch.to(DEVICE), Sampling(), [np.random.default_rng(0)])
     task = replace(suite.tasks[0], horizon=DECISIONS * chunk)
     requests = [
         EpisodeRequest(task=task, initial_state=suite.initial_states(task, "train")[0], seed=(0, i))
@@ -156,6 +166,8 @@ def measure(size: str, way: str) -> dict:
         ]
     )
     config = TrainConfig(
+        # So small that the second update of the same episodes isn't refused.
+        optimizer=OptimizerConfig(lr=1e-9),
         minibatches=1,
         microbatch_decisions=1,
         sampling=SamplingConfig(groups=1, group_size=SIBLINGS),
