@@ -56,7 +56,8 @@ def sft(name: str) -> SFTConfig:
             lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-10, max_grad_norm=10.0, warmup_steps=1000
         ),
         precision="bfloat16",
-        validate_every=2000,
+        validate_every=5000,
+        eval_episodes_per_task=2,
         suite=suite(name),
         device="cuda",
     )

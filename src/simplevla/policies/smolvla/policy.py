@@ -242,7 +242,7 @@ class SmolVLA(Policy):
             return Context(self._read(tokens, valid.cumsum(dim=1) - 1, valid), valid)
 
     def _with_state(self, seen: Context, state: Tensor) -> Context:
-        """What was seen and the state, whose projection trains."""
+        """The context of pictures and words with the state, whose projection trains."""
         state = (state - self.state_mean) / (self.state_std + EPSILON)
         state = self.state_proj(F.pad(state, (0, self.config.max_state_dim - self.state_dim)))[:, None]
         valid = F.pad(seen.valid, (0, 1), value=True)
