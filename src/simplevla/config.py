@@ -227,7 +227,8 @@ class DenoisingConfig:
     and 0.16 (Flow-Noise)."""
     frozen_backbone: bool = False
     """Stores what the head reads with each decision: kilobytes with TinyVLA, whose head then trains alone, megabytes
-    with SmolVLA, whose backbone must be frozen. The update never runs the vision-language model on pictures and words."""
+    with SmolVLA, whose backbone must be frozen. The update never runs the vision-language model on pictures and
+    words."""
 
 
 @dataclass(frozen=True, kw_only=True)
