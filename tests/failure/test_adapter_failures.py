@@ -41,7 +41,7 @@ def test_the_card_says_what_was_exported(folder: Path) -> None:
     assert card.config == LORA
     assert len(card.modules) == 25
     assert card.instructions == (small.INSTRUCTIONS[0],)
-    assert card.sampling == {"temperature": 1.6, "eta": 1.0, "sigma_min": 0.1, "greedy": True}
+    assert card.sampling == {"temperature": 1.6, "eta": 1.0, "sigma_min": 0.1, "alpha": 0.5, "greedy": True}
     assert (card.seed, card.solved, card.n) == (7, 18, 20)
     bank = AdapterBank(small.make())
     bank.load(folder)
