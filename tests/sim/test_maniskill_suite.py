@@ -18,7 +18,7 @@ from simplevla.suites.base import Suite, order_of
 from simplevla.suites.checker import check_suite
 from simplevla.suites.maniskill import catalog
 from simplevla.suites.maniskill.environment import ManiskillEnvironment
-from simplevla.suites.maniskill.simulation import render_device, rotation_vector
+from simplevla.suites.maniskill.simulation import IN_REGION, render_device, rotation_vector
 from simplevla.suites.registry import make_suite
 
 try:
@@ -39,7 +39,8 @@ def lite() -> Iterator[Made]:
     environment.close()
 
 
-def test_physics_and_success_are_the_benchmarks(lite: Made) -> None:
+@pytest.mark.parametrize("size", [1.0, 2.0])
+def test_physics_is_the_benchmarks_under_its_own_controller(size: float, lite: Made) -> None:
     suite, environment = lite
     made = gymnasium.make(
         "StackCube-v1", obs_mode="none", control_mode="pd_ee_delta_pose", sim_backend="physx_cpu", render_backend="none"
@@ -50,13 +51,27 @@ def test_physics_and_success_are_the_benchmarks(lite: Made) -> None:
     environment.reset(suite.task("StackCube-v1"), 7)
     assert environment.simulation is not None
     ours = environment.simulation.env
-    assert np.array_equal(ours.cubeA.pose.raw_pose, own.cubeA.pose.raw_pose)
-    assert np.array_equal(ours.agent.robot.qpos, own.agent.robot.qpos)
-    for action in ACTIONS:
-        own.step(action)
-    environment.step_chunk(ACTIONS)
     assert np.array_equal(ours.get_state(), own.get_state())
+    for action in size * ACTIONS:
+        own.step(action)
+        environment.simulation.step(action)
+        np.testing.assert_allclose(ours.get_state(), own.get_state(), atol=2e-5)
     made.close()
+
+
+@pytest.mark.parametrize("name", IN_REGION)
+def test_success_is_the_benchmarks_at_every_env_step(name: str, lite: Made) -> None:
+    suite, environment = lite
+    expert = suite.make_expert(environment)
+    environment.reset(suite.task(name), 102)
+    assert expert is not None and environment.simulation is not None
+    expert.reset()
+    for _ in range(suite.task(name).horizon):
+        solved = environment.simulation.step(expert.action())
+        assert solved == bool(type(environment.simulation.env).evaluate(environment.simulation.env)["success"])
+        if solved:
+            break
+    assert solved
 
 
 def test_lite_changes_pixels_and_no_physics(lite: Made) -> None:

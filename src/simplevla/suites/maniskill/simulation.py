@@ -7,10 +7,12 @@ import gymnasium
 import mani_skill.envs  # registers the tasks
 import numpy as np
 import sapien
+import torch
 from mani_skill.envs import sapien_env
 from mani_skill.utils.logging_utils import logger
 
 from simplevla.errors import UserError
+from simplevla.suites.maniskill.controller import Controller
 from simplevla.suites.maniskill.lite import lighten
 
 # It warns of the wrist camera's robot and of its own objects' poses, for each scene.
@@ -24,6 +26,10 @@ LIFTED_M = 0.01
 """Height above the one at the start from which a thing counts as lifted."""
 DOWN = np.diag([1.0, -1.0, -1.0])
 """Rotation of the hand at the start, about: it points down, and its fingers move along the world's y axis."""
+
+IN_REGION = {"PushCube-v1": "obj", "PullCube-v1": "obj", "PokeCube-v1": "cube"}
+"""Task -> what must lie in the goal region, among other things. Before it does, the benchmark needn't be asked."""
+NEARLY_M = 1e-4
 
 _parse_backend = sapien_env.parse_sim_and_render_backend
 
@@ -98,6 +104,10 @@ class Simulation:
         self.env._hidden_objects = []
         if visuals == "lite":
             lighten(self.env.scene.sub_scenes[0])
+        self._controller = Controller(self.env.agent)
+        self._evaluate = self.env.evaluate
+        if task_name in IN_REGION:
+            self.env.evaluate = self._evaluate_in_region
         self._things = {name: actor for name, actor in self.env.scene.actors.items() if actor.px_body_type == "dynamic"}
 
     def reset(self, seed: int) -> None:
@@ -107,8 +117,15 @@ class Simulation:
 
     def step(self, action: np.ndarray) -> bool:
         """One env step of 50 ms; True if the benchmark says that the task is solved."""
-        info = self.env.step(np.asarray(action, np.float32))[-1]
+        self._controller.act(action)
+        info = self.env.step(None)[-1]
         return bool(info["success"])
+
+    def _evaluate_in_region(self) -> dict[str, Any]:
+        """The benchmark's own judgement, which takes longer than PokeCube's physics."""
+        thing, goal = (getattr(self.env, name)._objs[0].pose.p for name in (IN_REGION[self.task_name], "goal_region"))
+        outside = np.linalg.norm((thing - goal)[:2]) > self.env.goal_radius + NEARLY_M
+        return {"success": torch.zeros(1, dtype=torch.bool)} if outside else self._evaluate()
 
     def pose(self, thing: str) -> Pose:
         """Pose of the actor that the environment has under the attribute `thing`."""
