@@ -64,7 +64,8 @@ def test_success_is_the_benchmarks_at_every_env_step(name: str, lite: Made) -> N
     suite, environment = lite
     expert = suite.make_expert(environment)
     environment.reset(suite.task(name), 102)
-    assert expert is not None and environment.simulation is not None
+    assert expert is not None
+    assert environment.simulation is not None
     expert.reset()
     for _ in range(suite.task(name).horizon):
         solved = environment.simulation.step(expert.action())
