@@ -101,6 +101,12 @@ BENCHMARKS = {
         wanted=0.9,
         note="lite and fast",
     ),
+    "simulator_utilisation_maniskill": Benchmark(
+        "env steps/s", rollout_benchmarks.maniskill_utilisation, slow=True, extra=True, wanted=0.9, note="stock"
+    ),
+    "simulator_utilisation_maniskill_lite": Benchmark(
+        "env steps/s", rollout_benchmarks.maniskill_lite_utilisation, extra=True, note="lite"
+    ),
     "update_vs_bare": Benchmark(
         "decisions/s",
         update_benchmarks.vs_bare,

@@ -8,13 +8,13 @@ from functools import partial
 from itertools import chain, count
 from typing import Any
 
-from benchmarks.support.half_trained import LIBERO, TABLETOP, half_trained, requests
+from benchmarks.support.half_trained import LIBERO, MANISKILL, TABLETOP, half_trained, requests
 from benchmarks.support.reference import ReferenceRollout, Wastes
 from benchmarks.support.robosuite_environment import RobosuiteEnvironment
 from benchmarks.support.same_work import Log, LoggingWorker, start_replay
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.policies.base import Policy, Sampling
-from simplevla.recipes import libero, tabletop
+from simplevla.recipes import libero, maniskill, tabletop
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.types import Episode, EpisodeRequest
 
@@ -184,3 +184,12 @@ def libero_utilisation() -> Sides:
 
 def libero_lite_fast_utilisation() -> Sides:
     return utilisation(LIBERO, LITE_FAST, LIBERO_ROLLOUT, groups=8)
+
+
+def maniskill_utilisation() -> Sides:
+    stock = replace(maniskill.SUITE, visuals="stock")
+    return utilisation(MANISKILL, stock, maniskill.train().rollout, groups=8)
+
+
+def maniskill_lite_utilisation() -> Sides:
+    return utilisation(MANISKILL, maniskill.SUITE, maniskill.train().rollout, groups=32)

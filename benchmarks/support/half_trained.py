@@ -24,8 +24,9 @@ from simplevla.types import Episode, EpisodeRequest
 FOLDER = Path(__file__).parents[2] / "runs" / "bench"
 TABLETOP = "tabletop_nano"
 LIBERO = "libero_object_nano"
-UPDATES = {TABLETOP: 15, LIBERO: 0}
-"""Of RL, after the recipe's SFT: half of the recipe's on `tabletop`; on LIBERO they would take too long."""
+MANISKILL = "maniskill_nano"
+UPDATES = {TABLETOP: 15, LIBERO: 0, MANISKILL: 0}
+"""Of RL, after the recipe's SFT: half of the recipe's on `tabletop`; on the others they would take too long."""
 
 
 def half_trained(recipe: str) -> Policy:
