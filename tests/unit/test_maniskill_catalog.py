@@ -19,13 +19,6 @@ def test_every_task_has_an_instruction_of_its_own_and_a_reason_for_its_horizon()
     assert set(maniskill.TASKS) <= {task.name for task in tasks}
 
 
-def test_splits_share_no_scene() -> None:
-    assert catalog.split_states("train") == list(range(100))
-    assert catalog.split_states("test") == list(range(100, 150))
-    with pytest.raises(ValueError, match="'train' or 'test'"):
-        catalog.split_states("validation")
-
-
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "simplevla.suites.maniskill.suite", raising=False)
     monkeypatch.setitem(sys.modules, "mani_skill", None)

@@ -31,13 +31,6 @@ def test_horizon_protocols(protocol: str, steps: int) -> None:
     assert tasks[-1].instruction == "slide the window closed"
 
 
-def test_splits_share_no_layout() -> None:
-    assert catalog.split_states("train") == list(range(100))
-    assert catalog.split_states("test") == list(range(100, 150))
-    with pytest.raises(ValueError, match="'train' or 'test'"):
-        catalog.split_states("validation")
-
-
 def test_an_unknown_horizon_is_refused() -> None:
     with pytest.raises(ValueError, match="'long'; Meta-World has the horizon protocols short and metaworld"):
         catalog.tasks("long")

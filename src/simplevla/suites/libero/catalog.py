@@ -11,6 +11,7 @@ from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
 from simplevla.errors import UserError
 from simplevla.suites.libero.conventions import published_instruction
+from simplevla.suites.settings import split_seeds
 from simplevla.types import Split, Task
 
 PERTURBATIONS = ("swap", "object", "lan", "task")
@@ -103,11 +104,7 @@ def split_states(suite: str, split: Split) -> list[int]:
         UserError: unknown split.
     """
     train = 0 if suite in BASES else TRAIN_STATES
-    if split == "train":
-        return list(range(train))
-    if split == "test":
-        return list(range(train, INITIAL_STATES))
-    raise UserError(f"split is {split!r}; expected 'train' or 'test'")
+    return split_seeds(split, train, INITIAL_STATES - train)
 
 
 def problem_file(suite: str, task_name: str) -> Path:

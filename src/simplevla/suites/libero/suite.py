@@ -9,11 +9,12 @@ from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
 from simplevla.suites.libero.conventions import ACTION_NAMES, CONTROL_HZ, PICK_AND_PLACE, STATE_NAMES
 from simplevla.suites.offscreen import renderer_name
+from simplevla.suites.settings import choose, image_side
 from simplevla.types import Split, Task
 
+TITLE = "LIBERO"
 IMAGE_SIZE = {"stock": 256, "lite": 128}
 """Default side of the camera images in pixels, per visual mode."""
-SMALLEST_IMAGE = 16
 STEPPING = ("stock", "fast")
 
 
@@ -87,16 +88,8 @@ def make(config: SuiteConfig) -> Suite:
     """
     if config.name not in catalog.SUITES:
         raise UserError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
-    visuals = config.visuals or "stock"
-    if visuals not in IMAGE_SIZE:
-        raise UserError(f"suite.visuals is {visuals!r}; LIBERO has the visual modes {' and '.join(IMAGE_SIZE)}")
-    image_size = IMAGE_SIZE[visuals] if config.image_size is None else config.image_size
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
-    stepping = config.stepping or "stock"
-    if stepping not in STEPPING:
-        raise UserError(f"suite.stepping is {stepping!r}; LIBERO has the stepping modes {' and '.join(STEPPING)}")
-    sentences = config.sentences or "bddl"
-    if sentences not in catalog.SENTENCES:
-        raise UserError(f"suite.sentences is {sentences!r}; LIBERO has the sentences {' and '.join(catalog.SENTENCES)}")
+    visuals = choose(config, TITLE, "visuals", IMAGE_SIZE, "visual modes")
+    stepping = choose(config, TITLE, "stepping", STEPPING, "stepping modes")
+    sentences = choose(config, TITLE, "sentences", catalog.SENTENCES, "sentences")
+    image_size = image_side(config, IMAGE_SIZE[visuals])
     return LiberoSuite(config.name, config.horizon_protocol or "openvla", visuals, image_size, stepping, sentences)

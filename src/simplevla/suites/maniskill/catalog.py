@@ -1,7 +1,7 @@
 """Tasks of ManiSkill, their instructions and horizons. No simulator here."""
 
 from simplevla.errors import UserError
-from simplevla.types import Split, Task
+from simplevla.types import Task
 
 INSTRUCTIONS = {
     "PickCube-v1": "pick up the red cube and bring it to the green ball",
@@ -34,16 +34,3 @@ def tasks(protocol: str) -> tuple[Task, ...]:
         steps, reason = HORIZONS.get(name, HORIZON)
         made.append(Task(name=name, instruction=instruction, horizon=steps, horizon_reason=reason))
     return tuple(made)
-
-
-def split_states(split: Split) -> list[int]:
-    """Seeds of the scenes in `split`.
-
-    Raises:
-        UserError: unknown split.
-    """
-    if split == "train":
-        return list(range(TRAIN_STATES))
-    if split == "test":
-        return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
-    raise UserError(f"split is {split!r}; expected 'train' or 'test'")

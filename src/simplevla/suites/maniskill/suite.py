@@ -6,16 +6,16 @@ from importlib import metadata
 import mani_skill
 
 from simplevla.config import SuiteConfig
-from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.maniskill import catalog
+from simplevla.suites.settings import choose, image_side, refuse, split_seeds
 from simplevla.types import Split, Task
 
 assert mani_skill
 
+TITLE = "ManiSkill"
 IMAGE_SIZE = 128
 """Default side of the images, pixels; the benchmark's own."""
-SMALLEST_IMAGE = 16
 CONTROL_HZ = 20.0
 CAMERAS = ("fixed", "wrist")
 VISUALS = ("stock", "lite")
@@ -65,7 +65,7 @@ class ManiskillSuite(Suite):
         }
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
-        return catalog.split_states(split)
+        return split_seeds(split, catalog.TRAIN_STATES, catalog.TEST_STATES)
 
     def make_environment(self) -> Environment:
         from simplevla.suites.maniskill.environment import ManiskillEnvironment
@@ -86,13 +86,6 @@ def make(config: SuiteConfig) -> Suite:
     Raises:
         UserError: unknown protocol or visual mode, a stepping mode or sentences, or an image size that is too small.
     """
-    for key in ("stepping", "sentences"):
-        if (value := getattr(config, key)) is not None:
-            raise UserError(f"suite.{key} is {value!r}; ManiSkill has no choice of {key}, leave it out")
-    visuals = config.visuals or "stock"
-    if visuals not in VISUALS:
-        raise UserError(f"suite.visuals is {visuals!r}; ManiSkill has the visual modes {' and '.join(VISUALS)}")
-    image_size = IMAGE_SIZE if config.image_size is None else config.image_size
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
-    return ManiskillSuite(config.horizon_protocol or "maniskill", visuals, image_size)
+    refuse(config, TITLE, "stepping", "sentences")
+    visuals = choose(config, TITLE, "visuals", VISUALS, "visual modes")
+    return ManiskillSuite(config.horizon_protocol or "maniskill", visuals, image_side(config, IMAGE_SIZE))

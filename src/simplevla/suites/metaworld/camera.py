@@ -14,7 +14,7 @@ CAMERAS = {"fixed": "corner4", "wrist": "gripperPOV"}
 """Our camera name -> the benchmark's. corner4 is its near front view: the whole work space fills the picture."""
 UPSIDE_DOWN = {"corner4"}
 """Cameras that the benchmark mounted upside down; their pictures are turned by 180 degrees."""
-VISUALS = ("stock", "fast", "lite")
+VISUALS = ("fast", "stock", "lite")
 """Visual modes. `fast`: no multisampling, shadows, reflections; `lite`: also fewer faces and smaller textures.
 
 Pixels differ, so results name the mode; the physics is the same in all.

@@ -1,7 +1,7 @@
 """Tasks of Meta-World, their instructions and horizons. No simulator here."""
 
 from simplevla.errors import UserError
-from simplevla.types import Split, Task
+from simplevla.types import Task
 
 INSTRUCTIONS = {
     "assembly-v3": "put the ring over the red peg",
@@ -84,16 +84,3 @@ def tasks(protocol: str) -> tuple[Task, ...]:
         Task(name=name, instruction=instruction, horizon=steps, horizon_reason=reason)
         for name, instruction in INSTRUCTIONS.items()
     )
-
-
-def split_states(split: Split) -> list[int]:
-    """Seeds of the layouts in `split`.
-
-    Raises:
-        UserError: unknown split.
-    """
-    if split == "train":
-        return list(range(TRAIN_STATES))
-    if split == "test":
-        return list(range(TRAIN_STATES, TRAIN_STATES + TEST_STATES))
-    raise UserError(f"split is {split!r}; expected 'train' or 'test'")

@@ -6,7 +6,6 @@ from importlib import metadata
 import metaworld  # noqa: F401
 
 from simplevla.config import SuiteConfig
-from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.metaworld import catalog
 from simplevla.suites.metaworld.camera import CAMERAS, VISUALS
@@ -14,11 +13,12 @@ from simplevla.suites.metaworld.environment import MetaworldEnvironment, Simulat
 from simplevla.suites.metaworld.expert import MetaworldExpert
 from simplevla.suites.metaworld.simulation import CONTROL_HZ
 from simplevla.suites.offscreen import renderer_name
+from simplevla.suites.settings import choose, image_side, refuse, split_seeds
 from simplevla.types import Split, Task
 
+TITLE = "Meta-World"
 IMAGE_SIZE = 128
 """Default side of the images, pixels: a goal marker of 4 cm is 4 pixels wide in the fixed view, at 64 it is 2."""
-SMALLEST_IMAGE = 16
 
 
 class MetaworldSuite(Suite):
@@ -62,7 +62,7 @@ class MetaworldSuite(Suite):
         }
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
-        return catalog.split_states(split)
+        return split_seeds(split, catalog.TRAIN_STATES, catalog.TEST_STATES)
 
     def make_environment(self) -> Environment:
         return MetaworldEnvironment(self._simulations, self._image_size)
@@ -78,13 +78,6 @@ def make(config: SuiteConfig) -> Suite:
     Raises:
         UserError: unknown protocol or visual mode, a stepping mode or sentences, or an image size that is too small.
     """
-    for key in ("stepping", "sentences"):
-        if (value := getattr(config, key)) is not None:
-            raise UserError(f"suite.{key} is {value!r}; Meta-World has no choice of {key}, leave it out")
-    visuals = config.visuals or "fast"
-    if visuals not in VISUALS:
-        raise UserError(f"suite.visuals is {visuals!r}; Meta-World has the visual modes {', '.join(VISUALS)}")
-    image_size = IMAGE_SIZE if config.image_size is None else config.image_size
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(f"suite.image_size is {image_size}; expected at least {SMALLEST_IMAGE} pixels")
-    return MetaworldSuite(config.horizon_protocol or "short", visuals, image_size)
+    refuse(config, TITLE, "stepping", "sentences")
+    visuals = choose(config, TITLE, "visuals", VISUALS, "visual modes")
+    return MetaworldSuite(config.horizon_protocol or "short", visuals, image_side(config, IMAGE_SIZE))

@@ -4,9 +4,9 @@ import os
 import sys
 
 from simplevla.config import SuiteConfig
-from simplevla.errors import UserError
 from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
 from simplevla.suites.offscreen import renderer_name
+from simplevla.suites.settings import refuse, split_seeds
 from simplevla.types import Split, Task
 
 if sys.platform.startswith("linux"):
@@ -69,11 +69,7 @@ class TabletopSuite(Suite):
         }
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
-        if split == "train":
-            return list(range(TRAIN_STATES))
-        if split == "test":
-            return list(range(TRAIN_STATES, TRAIN_STATES + self.test_states))
-        raise UserError(f"split is {split!r}; expected 'train' or 'test'")
+        return split_seeds(split, TRAIN_STATES, self.test_states)
 
     def make_environment(self) -> Environment:
         from simplevla.suites.tabletop.environment import TabletopEnvironment
@@ -90,9 +86,7 @@ class TabletopSuite(Suite):
 
 def make(config: SuiteConfig) -> Suite:
     """The suite `config.name` at `config.image_size` (64 unless given)."""
-    for key in ("horizon_protocol", "visuals", "stepping", "sentences"):
-        if getattr(config, key) is not None:
-            raise UserError(f"{config.name} has one {key} protocol; got {key}={getattr(config, key)!r}, leave it out")
+    refuse(config, config.name, "horizon_protocol", "visuals", "stepping", "sentences")
     if sys.platform.startswith("linux"):
         # Elsewhere MuJoCo has renderers of the system's.
         renderer_name()
