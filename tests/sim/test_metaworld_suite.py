@@ -295,7 +295,7 @@ def test_wrong_calls_are_refused(lite: tuple[Suite, MetaworldEnvironment]) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"visuals": "pretty"}, "'pretty'; Meta-World has the visual modes stock, fast, lite"),
+        ({"visuals": "pretty"}, "'pretty'; Meta-World has the visual modes fast, stock and lite"),
         ({"image_size": 8}, "suite.image_size is 8; expected at least 16"),
         ({"stepping": "fast"}, "no choice of stepping, leave it out"),
         ({"sentences": "bddl"}, "no choice of sentences, leave it out"),
