@@ -173,7 +173,13 @@ def script(path: Path, text: str) -> str:
         (lambda bare, own, folder: script(folder / "x", "echo no >&2"), FAKE, "isn't a Python: it said 'no'"),
         (lambda bare, own, folder: script(folder / "x", "echo 3 9"), FAKE, "is Python 3.9; expected 3.10 or newer"),
         (lambda bare, own, folder: bare, FAKE, "can't import NumPy: ModuleNotFoundError: No module named 'numpy'"),
-        (lambda bare, own, folder: own, SuiteConfig(), "No module named 'mujoco'"),
+        (lambda bare, own, folder: own, SuiteConfig(), r"needs the module 'mujoco'.* -m pip install NAME \(in suite"),
+        (lambda bare, own, folder: own, SuiteConfig(name="maniskill"), "needs the module 'mani_skill'"),
+        (
+            lambda bare, own, folder: own,
+            SuiteConfig(name="no_file:make"),
+            r"No module named 'no_file'.*on PYTHONPATH\?",
+        ),
         (lambda bare, own, folder: own, replace(FAKE, tasks=("rech",)), r"no task 'rech'.*\(in suite.python"),
     ],
 )
@@ -203,7 +209,7 @@ def test_a_suite_that_is_another_in_the_workers_is_said(
     other = {"spec": replace(told.spec, control_hz=20.0), "tasks": (replace(told.tasks[0], horizon=12),)}
     monkeypatch.setattr(elsewhere, "describe", lambda config: replace(told, **{name: other[name]}))
     monkeypatch.setattr("simplevla.rollout.workers.describe", elsewhere.describe)
-    with pytest.raises(SuiteError, match=f"the {name} of suite 'fake'.* in the one that asked|one that asked was told"):
+    with pytest.raises(SuiteError, match=f"the {name} of suite 'fake'.*the one that asked"):
         RolloutEngine(suite, ONE, 4)
     with pytest.raises(UserError, match=f"the {name} of suite 'fake': .*the one that asked was told"):
         make_suite(suite).make_environment()

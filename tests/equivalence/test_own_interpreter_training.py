@@ -1,6 +1,7 @@
 """RL, its report, and tasks one after another, with a suite in an interpreter of its own: the local run's to the last bit."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def test_a_run_and_its_report(base: Path, tmp_path: Path) -> None:
         found.append([read_json(run / "eval" / f"{stage}.json")["episodes"] for stage in ("before", "after")])
     assert found[0] == found[1]
     assert read_rows(run)[-1]["groups_mixed"] > 0
+    # The interpreter may move: each run goes on in the other's.
+    for name, python in (("local", sys.executable), ("own", None)):
+        train(replace(config(base, python), updates=2), tmp_path / name, resume=True)
     assert_same_weights([tmp_path / name / "policy" for name in ("local", "own")])
 
 

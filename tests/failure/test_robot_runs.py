@@ -176,3 +176,13 @@ def test_one_robot_and_one_terminal_are_needed(
     assert said in text
     assert "Traceback" not in text
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("own", [(), ("--suite.python", sys.executable)])
+def test_a_check_that_the_person_ends_is_one_line(own: tuple[str, ...], log: Path) -> None:
+    with command("check-suite", "arm_suite:make", *own) as person:
+        person.answers(("Set scene", ""), (BEGIN, "q"))
+        assert person.ends() == 2
+    assert "error: arm_suite:make isn't checked to the end: " in person.read
+    assert "Traceback" not in person.read
+    assert log.read_text().splitlines()[-1] == "disconnect"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,9 +133,9 @@ def test_the_goal_that_no_object_shows_is_drawn(lite: Made) -> None:
     assert (green[..., 1] > 40).sum() >= 4
 
 
-def test_the_suite_keeps_the_contract() -> None:
+def test_the_suite_keeps_the_contract_in_an_interpreter_of_its_own() -> None:
     tasks = ("PushCube-v1", "PlaceSphere-v1")
-    suite = make_suite(SuiteConfig(name="maniskill", visuals="lite", image_size=64, tasks=tasks))
+    suite = make_suite(SuiteConfig(name="maniskill", visuals="lite", image_size=64, tasks=tasks, python=sys.executable))
     assert check_suite(suite, states_per_task=1) == []
 
 
@@ -171,8 +172,13 @@ def test_bad_actions_and_states_are_refused(lite: Made) -> None:
         environment.step_chunk(np.full((1, 7), np.nan, np.float32))
 
 
-def test_a_missing_vulkan_driver_is_named() -> None:
-    code = "from simplevla.suites.maniskill.simulation import render_device; render_device()"
+def test_a_missing_vulkan_driver_is_one_error_before_anything_starts(tmp_path: Path) -> None:
+    command = ["demos", "--suite.name", "maniskill", "--episodes", "2", "--out", str(tmp_path / "data")]
     environment = {**os.environ, "VK_DRIVER_FILES": "/nowhere.json", "VK_ICD_FILENAMES": "/nowhere.json"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert "ManiSkill's pictures need a Vulkan driver" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "simplevla.cli", *command], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "ManiSkill's pictures need a Vulkan driver" in line
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import platform
 import subprocess
+import sys
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -17,7 +18,7 @@ import numpy as np
 
 from simplevla.config import SuiteConfig
 from simplevla.errors import UserError, brief
-from simplevla.suites.base import Environment, Expert, Suite, SuiteSpec
+from simplevla.suites.base import Environment, EnvironmentGone, EpisodeBroken, Expert, Suite, SuiteSpec
 from simplevla.suites.processes import STARTUP_TIMEOUT_S, Process, begin, cannot_start, surroundings_of_another
 from simplevla.types import SPLITS, ChunkResult, Observation, Split, Task
 
@@ -25,6 +26,7 @@ OLDEST = (3, 10)
 PROBE = "import sys; print('%d %d' % sys.version_info[:2]); sys.stdout.flush(); import numpy"
 PROBE_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 5.0
+BROKEN = {kind.__name__: kind for kind in (EpisodeBroken, EnvironmentGone)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,8 @@ class _Host:
         """Calls the method of `_Guest` and returns what it returns.
 
         Raises:
-            UserError: it raised one.
+            UserError: it raised one, or lacks a module.
+            EpisodeBroken: it raised one, or an EnvironmentGone.
             RuntimeError: it raised anything else, or the process died or is silent.
         """
         connection = self._process.connection
@@ -188,6 +191,8 @@ class _Host:
             return value
         if kind == "user_error":
             raise UserError(f"{value} (in {self._where})")
+        if kind in BROKEN:
+            raise BROKEN[kind](value)
         error = RuntimeError(f"{value.splitlines()[-1]} (in {self._where})")
         error.add_note(value)
         raise error
@@ -254,6 +259,8 @@ class _Guest:
 
     def __init__(self, config: SuiteConfig) -> None:
         self._config = config
+        self.name = config.name
+        self.module = config.name.partition(":")[0].partition(".")[0]
 
     @functools.cached_property
     def suite(self) -> Suite:
@@ -313,13 +320,22 @@ class _Guest:
 def answer(connection: Connection, sentinel: int) -> None:
     """The body of such a process: (kind, value or what was raised) for each question, until the line closes."""
     begin(sentinel)
+    # Late, since the registry imports this module.
+    from simplevla.suites.registry import missing_module
+
     guest = _Guest(connection.recv())
     with contextlib.suppress(EOFError):
         while True:
             method, *arguments = connection.recv()
             try:
                 connection.send(("value", getattr(guest, method)(*arguments)))
-            except UserError as error:
-                connection.send(("user_error", str(error)))
-            except Exception:
-                connection.send(("error", traceback.format_exc()))
+            except (EpisodeBroken, EnvironmentGone) as error:
+                connection.send((type(error).__name__, str(error)))
+            except Exception as error:
+                if (missing := missing_module(error)) and missing != guest.module:
+                    wanted = f"suite {guest.name!r} needs the module {missing!r}. Install the package that has it: "
+                    connection.send(("user_error", f"{wanted}{sys.executable} -m pip install NAME"))
+                elif isinstance(error, UserError):
+                    connection.send(("user_error", str(error)))
+                else:
+                    connection.send(("error", traceback.format_exc()))

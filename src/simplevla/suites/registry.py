@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable
 
 from simplevla.config import SuiteConfig
@@ -105,6 +106,15 @@ def _require_countable(suite: Suite) -> None:
         )
 
 
+def missing_module(error: BaseException | None) -> str | None:
+    """Package whose absence led to `error`, if that is what did."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return error.name.partition(".")[0]
+        error = error.__cause__
+    return None
+
+
 def _said(error: Exception) -> str:
     return f"{type(error).__name__} ({error}). SIMPLEVLA_DEBUG=1 shows where"
 
@@ -114,7 +124,13 @@ def _load(location: str, extra: str) -> Callable[[SuiteConfig], Suite]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        remedy = f"install it with: pip install 'simplevla[{extra}]'" if extra else "is it on PYTHONPATH?"
+        missing = missing_module(error)
+        if extra:
+            remedy = f"install it with: pip install 'simplevla[{extra}]'"
+        elif missing is None or missing == module_name.partition(".")[0]:
+            remedy = "is it on PYTHONPATH?"
+        else:
+            remedy = f"it needs {missing}, which {sys.executable} hasn't got"
         raise UserError(f"suite {location!r} can't be imported ({error}); {remedy}") from error
     except Exception as error:  # anybody's code, or no name of a module
         raise UserError(f"suite {location!r} can't be imported: it raised {_said(error)}") from error

@@ -93,7 +93,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
             data=tuple(f"{task}={hub.pinned(folder, 'dataset')}" for task, folder in config.folders.items()),
         )
         if resume:
-            require_same(run, config)
+            require_same(run, config, {"train.suite.python": ""})
         else:
             _check_effect(config)
         write_config(run, config)

@@ -154,10 +154,13 @@ def _sft(
     return run / "policy"
 
 
+FREE = ("validate_every", "eval_episodes_per_task", "memory_gb", "tracker", "suite.python")
+
+
 def _extending(config: SFTConfig) -> dict[str, str]:
     """Settings that may change when a run goes on, and why `batches` may not where the learning rate depends on it."""
     depends = "" if config.schedule == "constant" else " (the cosine schedule's learning rates depend on it)"
-    return {"batches": depends, "validate_every": "", "eval_episodes_per_task": "", "memory_gb": "", "tracker": ""}
+    return {"batches": depends, **dict.fromkeys(FREE, "")}
 
 
 def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:

@@ -59,11 +59,11 @@ class RunOutcome:
 EXTENDING = dict.fromkeys(
     (
         *("title", "updates", "stop_at", "eval_every", "eval_episodes_per_task"),
-        *("checkpoint_every", "keep_checkpoints", "tracker"),
+        *("checkpoint_every", "keep_checkpoints", "tracker", "suite.python"),
     ),
     "",
 )
-"""Settings that may change when a run is resumed: they say how long it lasts, and what is seen of it."""
+"""Settings that may change when a run is resumed: how long it lasts, what is seen of it, where its interpreter lies."""
 
 MakeEngine = Callable[[TrainConfig, Policy], Engine]
 MakeLearner = Callable[[Policy, TrainConfig], Trainer]

@@ -5,7 +5,7 @@ import numpy as np
 from simplevla.errors import UserError
 from simplevla.suites.base import Environment, execute
 from simplevla.suites.maniskill import catalog
-from simplevla.suites.maniskill.simulation import CAMERAS, Simulation
+from simplevla.suites.maniskill.simulation import CAMERAS, Simulation, render_device
 from simplevla.types import ChunkResult, Observation, Task
 
 ACTION_SIZE = 7
@@ -16,6 +16,12 @@ class ManiskillEnvironment(Environment):
     """Any of the seven tasks; a scene of each is kept once it is built."""
 
     def __init__(self, image_size: int, visuals: str) -> None:
+        """Builds no scene yet.
+
+        Raises:
+            UserError: nothing can draw.
+        """
+        render_device()
         self._image_size, self._visuals = image_size, visuals
         self._scenes: dict[str, Simulation] = {}
         self.simulation: Simulation | None = None

@@ -12,7 +12,6 @@ from mani_skill.utils.logging_utils import logger
 
 from simplevla.errors import UserError
 from simplevla.suites.maniskill.controller import Controller
-from simplevla.suites.maniskill.lite import lighten
 
 # It warns of the wrist camera's robot and of its own objects' poses, for each scene.
 logger.setLevel(logging.ERROR)
@@ -55,7 +54,7 @@ def render_device() -> sapien.Device:
             return device
     raise UserError(
         "ManiSkill's pictures need a Vulkan driver, and SAPIEN found none. Without a GPU install Mesa's lavapipe, 24.3 or newer "
-        "(Debian 12: scripts/vulkan_driver.sh; newer ones: apt-get install mesa-vulkan-drivers)"
+        "(Debian: scripts/system_packages.sh vulkan). With one, a container needs NVIDIA_DRIVER_CAPABILITIES=graphics,compute,utility"
     )
 
 
@@ -102,6 +101,8 @@ class Simulation:
             goal.show_visual()
         self.env._hidden_objects = []
         if visuals == "lite":
+            from simplevla.suites.maniskill.lite import lighten
+
             lighten(self.env.scene.sub_scenes[0])
         self._controller = Controller(self.env.agent)
         self._evaluate = self.env.evaluate
