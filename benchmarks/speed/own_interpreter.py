@@ -1,6 +1,6 @@
 """Rollouts with workers in an interpreter of their own beside local ones: `python -m benchmarks.speed.own_interpreter`, about ten minutes.
 
-Makes two virtual environments with NumPy and MuJoCo alone: of pyenv's Python 3.10, and of the Python that runs this. All three
+Makes virtual environments with NumPy and MuJoCo alone: two of pyenv's Python 3.10, and one of the Python that runs this. All
 kinds of workers roll the same episodes out, in turn, from a nano with random weights, which hardly ends an episode early.
 Writes docs/results/own_interpreter.json and .md.
 """
@@ -35,7 +35,8 @@ from simplevla.types import Episode
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PACKAGES = [f"{name}=={importlib.metadata.version(name)}" for name in ("mujoco", "numpy")]
-OLD = ["numpy<2", PACKAGES[0]]
+NUMPY = {1: "numpy<2", 2: "numpy"}
+"""Of Python 3.10: the newest of each."""
 
 
 def nano() -> Policy:
@@ -92,7 +93,10 @@ def main(rounds: int = 40, groups: int = 4) -> None:
         kinds = {
             "local": None,
             f"own Python {version}": make_interpreter(new, folder / "new", *PACKAGES),
-            "own Python 3.10, NumPy 1": make_interpreter(old, folder / "old", *OLD),
+            **{
+                f"own Python 3.10, NumPy {number}": make_interpreter(old, folder / f"old{number}", wanted, PACKAGES[0])
+                for number, wanted in NUMPY.items()
+            },
         }
         suites: dict[str, SuiteConfig] = {kind: replace(tabletop.SUITE, python=path) for kind, path in kinds.items()}
         engines = {
@@ -139,10 +143,10 @@ def page(result: dict) -> str:
             for m, low, high in (found["ratio"], found["cpu_ratio"])
         ]
         rows.append(f"| {kind} | {found['env_steps_per_s']:.0f} | {' | '.join(ratios)} |")
-    _, new, old = (100 * found["ratio"][0] for found in result["kinds"].values())
+    _, new, one, two = (100 * found["ratio"][0] for found in result["kinds"].values())
     return f"""# Workers in their own interpreter
 
-Workers in an interpreter of the same version roll out at {new:.1f} % of the speed of local ones, and in Python 3.10 at {old:.1f} %, the same episodes to the last bit.
+Workers in an interpreter of the same version roll out at {new:.1f} % of the speed of local ones, and in Python 3.10 at {two:.1f} % (NumPy 1: {one:.1f} %), the same episodes to the last bit.
 
 | workers | env steps/s | speed, % of local | env steps per CPU second, % of local |
 |---|---|---|---|
@@ -151,7 +155,7 @@ Workers in an interpreter of the same version roll out at {new:.1f} % of the spe
 - Command: `python -m benchmarks.speed.own_interpreter --rounds {result["rounds"]} --groups {result["groups"]}`. Machine: {result["machine"]}. Commit {result["commit"]}. Data: `own_interpreter.json`.
 - `tabletop`, nano with random weights, {result["episodes"]} episodes of each kind in {result["rounds"]} rounds. In a round all kinds roll the same episodes out, one after another in random order.
 - Percentages are medians over rounds of a round's ratio, with a 95 % bootstrap interval. CPU time is of the policy's process and all workers.
-- {", ".join(result["packages"])}; Python 3.10 has the newest NumPy 1.
+- {", ".join(result["packages"])}; Python 3.10 has the newest NumPy 1 and NumPy 2 that there are for it.
 """
 
 
