@@ -140,7 +140,10 @@ def child(work: Path, size: str, run: Run, precision: Precision) -> None:
         sft(imitation(work, size, precision, measured_of(size).batches), out)
         return
     if run == "export":
-        cli.main(["export", "lerobot", str(work / f"sft_{precision}" / "policy"), str(out)])
+        policy = work / f"sft_{precision}" / "policy"
+        # Its own words' tokenizer is one that LeRobot couldn't load, so this export would be refused.
+        shutil.copy(write_tokenizer(work / "tokenizer") / "tokenizer.json", policy)
+        cli.main(["export", "lerobot", str(policy), str(out)])
         return
     if run == "import":
         named = [f"{camera}=observation.images.{camera}" for camera in ("fixed", "wrist")]

@@ -1,16 +1,20 @@
 """An imported SmolVLA computes what LeRobot's own computes, and what is exported is what was imported."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import made_smolvla_checkpoint as made
+from adapted_tinyvla import disturb
 from simplevla import cli
+from simplevla.adapters.bank import AdapterBank
+from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.policies.smolvla.policy import SmolVLA
 from simplevla.policies.smolvla.published import export_lerobot, import_smolvla
@@ -73,6 +77,30 @@ def test_the_older_layout_is_the_same_policy(policy: SmolVLA, tmp_path: Path) ->
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)
 
 
+def test_older_statistics_may_have_the_arms_name(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone = made.write_backbone(tmp_path / "backbone")
+    file = made.write(tmp_path / "old", old=True) / "model.safetensors"
+    save_file({name.replace(".buffer_", ".so100-red_buffer_"): x for name, x in load_file(file).items()}, file)
+    import_smolvla(file.parent, tmp_path / "ours", cameras=made.NAMED, tokenizer=backbone)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)
+
+
+def test_the_state_is_normalised_as_before_the_model(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
+    file = folder / "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+    save_file({name: x + 1 if "state" in name else x for name, x in load_file(file).items()}, file)
+    import_smolvla(folder, tmp_path / "ours", cameras=made.NAMED, tokenizer=backbone)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)
+
+
+def test_as_many_actions_are_executed_as_one_asks_for(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
+    import_smolvla(folder, tmp_path / "ours", cameras=made.NAMED, tokenizer=backbone, action_steps=1)
+    torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy)[:, :1], atol=0, rtol=0)
+    with pytest.raises(UserError, match=r"n_action_steps\) is 9; expected at most 3"):
+        import_smolvla(folder, tmp_path / "more", cameras=made.NAMED, tokenizer=backbone, action_steps=9)
+
+
 def test_the_commands_import_and_export_and_what_comes_back_is_equal(
     policy: SmolVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +115,26 @@ def test_the_commands_import_and_export_and_what_comes_back_is_equal(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     import_smolvla(tmp_path / "back", tmp_path / "again", cameras=made.NAMED, tokenizer=backbone)
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "again")), actions(policy), atol=0, rtol=0)
+
+
+def test_an_adapter_is_exported_in_the_weights(
+    policy: SmolVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapted = deepcopy(policy)
+    bank = AdapterBank(adapted)
+    for seed, name in enumerate(("one", "two")):
+        bank.add(name)
+        disturb(bank, name, seed)
+    bank.activate("two", training=False)
+    adapted.save(tmp_path / "adapted")
+    arguments = ["export", "lerobot", str(tmp_path / "adapted"), str(tmp_path / "back"), "--adapter", "two"]
+    assert cli.main(arguments) == 0
+    assert "the adapter two is added" in capsys.readouterr().out
+    backbone = made.write_backbone(tmp_path / "backbone")
+    import_smolvla(tmp_path / "back", tmp_path / "again", cameras=made.NAMED, tokenizer=backbone)
+    got = actions(SmolVLA.load(tmp_path / "again"))
+    torch.testing.assert_close(got, actions(adapted), atol=1e-5, rtol=0)
+    assert (got - actions(policy)).abs().max() > 1e-3
 
 
 def test_the_exported_settings_are_those_that_lerobot_saved(policy: SmolVLA, tmp_path: Path) -> None:
@@ -111,4 +159,6 @@ def test_a_renamed_camera_may_be_called_by_either_name(policy: SmolVLA, tmp_path
     file.write_text(json.dumps(steps))
     named = ["front=observation.images.top", made.NAMED[1]]
     import_smolvla(folder, tmp_path / "ours", cameras=named, tokenizer=backbone)
+    export_lerobot(SmolVLA.load(tmp_path / "ours"), tmp_path / "back")
+    assert json.loads((tmp_path / "back" / file.name).read_text())["steps"][0] == steps["steps"][0]
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)

@@ -102,6 +102,7 @@ def test_cameras_that_the_policy_does_not_have(
         "policy_preprocessor_step_5_normalizer_processor.safetensors",
         "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
         "policy_postprocessor.json",
+        "policy_preprocessor.json",
     ],
 )
 def test_a_missing_file(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +114,48 @@ def test_an_older_folder_without_statistics(folder: Path, tmp_path: Path, capsys
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
         (folder / name).unlink()
     assert "has no observation.state.mean; its statistics are none" in run(tmp_path, capsys)
+
+
+def change_steps(name: str, change: Callable[[list[dict[str, object]]], object], folder: Path) -> None:
+    edit(folder / f"policy_{name}.json", lambda values: change(values["steps"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("preprocessor", lambda steps: steps[5]["config"]["norm_map"].update(STATE="MIN_MAX"), "has norm_map"),
+        ("postprocessor", lambda steps: steps[0]["config"]["norm_map"].update(ACTION="QUANTILES"), "has norm_map"),
+        ("preprocessor", lambda steps: steps.pop(2), "has no smolvla_new_line_processor"),
+        (
+            "postprocessor",
+            lambda steps: steps.append({"registry_name": "absolute_actions_processor"}),
+            "has the step absolute_actions_processor",
+        ),
+    ],
+)
+def test_processors_that_do_something_else(
+    name: str,
+    change: Callable[[list[dict[str, object]]], object],
+    problem: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change_steps(name, change, folder)
+    assert problem in run(tmp_path, capsys)
+
+
+def test_an_adapter_without_its_policy(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    assert "It is an adapter alone: merge it" in run(tmp_path, capsys)
+
+
+def test_older_statistics_of_two_robots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made.write_backbone(tmp_path / "backbone")
+    file = made.write(tmp_path / "lerobot", old=True) / "model.safetensors"
+    name = "normalize_inputs.so100_buffer_observation_state.mean"
+    edit_tensors(file, lambda values: values.update({name: torch.zeros(3)}))
+    assert "has the statistics of several robots" in run(tmp_path, capsys)
 
 
 def test_statistics_that_contradict_each_other(
@@ -154,10 +197,18 @@ def test_a_backbone_of_another_kind(folder: Path, tmp_path: Path, capsys: pytest
 def test_policies_that_lerobot_could_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_tinyvla.make().save(tmp_path / "tinyvla")
     small_smolvla.make().save(tmp_path / "own")
+    small_smolvla.make(backbone="somewhere").save(tmp_path / "named")
     adapted = small_smolvla.make(backbone="somewhere")
-    AdapterBank(adapted).add("task")
+    bank = AdapterBank(adapted)
+    bank.add("task")
+    bank.add("other")
     adapted.save(tmp_path / "adapted")
-    for name, problem in (("tinyvla", "is a TinyVLA"), ("own", "a tokenizer of its own"), ("adapted", "has adapters")):
+    for name, problem in (
+        ("tinyvla", "is a TinyVLA"),
+        ("own", "a tokenizer of its own"),
+        ("named", "a tokenizer of its own"),
+        ("adapted", "the adapters task, other; name the one to export"),
+    ):
         assert cli.main(["export", "lerobot", str(tmp_path / name), str(tmp_path / "out")]) == 2
         assert problem in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

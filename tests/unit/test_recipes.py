@@ -4,6 +4,7 @@ from simplevla import recipes
 from simplevla.evaluation.result import EvaluationResult, Outcome
 from simplevla.recipes.openvla_oft import PUBLISHED
 from simplevla.recipes.parity import parity
+from simplevla.suites.registry import make_suite
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -24,6 +25,18 @@ def test_the_papers_recipes_have_the_published_numbers(name: str) -> None:
     suite = {"spatial": "libero_spatial", "object": "libero_object", "goal": "libero_goal", "long": "libero_10"}
     assert config.suite.name == suite[name.split("_")[1]]
     assert (config.suite.visuals, config.suite.horizon_protocol, config.suite.image_size) == ("stock", "simplevla", 256)
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("spatial", 280), ("object", 280), ("goal", 300), ("long", 520)])
+def test_smolvla_is_evaluated_as_lerobot_does(name: str, horizon: int) -> None:
+    suite = make_suite(recipes.TRAIN[f"libero_{name}_smolvla"]().suite)
+    assert {task.horizon for task in suite.tasks} == {horizon}
+    assert (suite.spec.cameras, len(suite.spec.state_names)) == ({"fixed": (256, 256), "wrist": (256, 256)}, 8)
+    assert {key: suite.protocol[key] for key in ("visuals", "stepping", "sentences")} == {
+        "visuals": "stock",
+        "stepping": "stock",
+        "sentences": "published",
+    }
 
 
 def test_a_report_s_title_is_the_recipe() -> None:

@@ -67,6 +67,8 @@ class ImportSmolVLAArguments:
     policy that isn't named is missing, as LeRobot lets it be."""
     tokenizer: Path
     """Folder with the backbone's tokenizer.json, and its config.json unless it is SmolVLM2-500M."""
+    action_steps: int | None = None
+    """Actions of a chunk that are executed before the policy looks again. None: the folder's own `n_action_steps`."""
 
 
 def import_tinyvla_command(arguments: list[str]) -> int:
@@ -108,7 +110,13 @@ def import_smolvla_command(arguments: list[str]) -> int:
 
     from simplevla.policies.smolvla.published import import_smolvla
 
-    report = import_smolvla(parsed.folder, parsed.out, cameras=parsed.cameras, tokenizer=parsed.tokenizer)
+    report = import_smolvla(
+        parsed.folder,
+        parsed.out,
+        cameras=parsed.cameras,
+        tokenizer=parsed.tokenizer,
+        action_steps=parsed.action_steps,
+    )
     missing = report.config.missing
     print(
         f"the policy is in {parsed.out}: {report.tensors} tensors, {report.parameters / 1e6:.1f} million parameters"

@@ -145,6 +145,9 @@ class ActionSample:
 class Adapters(Protocol):
     """The adapters of a policy, as far as it knows them (adapters/bank.py)."""
 
+    @property
+    def names(self) -> list[str]: ...
+
     def save(self, folder: Path) -> None: ...
 
 

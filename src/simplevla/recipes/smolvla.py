@@ -28,6 +28,11 @@ def nano_train() -> TrainConfig:
     return replace(tabletop.flow_train(), title="tabletop_smolvla")
 
 
+def nano_noise_train() -> TrainConfig:
+    """RL as `tabletop_nano_flow_noise`."""
+    return replace(tabletop.flow_noise_train(), title="tabletop_smolvla_noise")
+
+
 def libero_nano_sft() -> SFTConfig:
     """Imitation as `libero_object_nano`."""
     return replace(libero.sft(), policy=NANO)
@@ -39,7 +44,7 @@ def libero_nano_train() -> TrainConfig:
 
 
 def suite(name: str) -> SuiteConfig:
-    """LeRobot's evaluation: stock pictures of 256 pixels, its horizons, the published sentences."""
+    """LeRobot's horizons and sentences, and stock pictures of 256 pixels, as its LIBERO datasets have them."""
     return SuiteConfig(
         name=SUITES[name], visuals="stock", horizon_protocol="lerobot", image_size=256, sentences="published"
     )
@@ -78,7 +83,7 @@ def train(name: str, title: str = "") -> TrainConfig:
 
 
 def rl_24gb() -> TrainConfig:
-    """RL on libero_spatial on a card of 24 GB, in quarter updates."""
+    """RL on libero_spatial on a card of 24 GB, with a quarter of the groups: updates come sooner and are noisier."""
     return replace(train("spatial", RL_24GB), sampling=SamplingConfig(groups=16), microbatch_decisions=8)
 
 

@@ -58,6 +58,8 @@ class SmolVLAConfig:
     """LeRobot's names of cameras that the training had and this policy does without; the published code masks them."""
     empty_cameras: Count = 0
     """Pictures that the published code adds and masks; only special tokens around them, if there are any, are seen."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """A robot's or dataset's name of a camera -> LeRobot's, where LeRobot's processor renames it."""
     state_dim: Annotated[int, Ge(1)]
     action_dim: Annotated[int, Ge(1)]
     chunk_length: Dimensions

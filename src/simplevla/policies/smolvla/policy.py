@@ -1,6 +1,7 @@
 """SmolVLA: pictures, instruction and state in, a chunk of actions out, along the expert's velocity from noise."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -147,7 +148,8 @@ class SmolVLA(Policy):
     ) -> "SmolVLA":
         """A randomly initialised policy of the size `preset`, which always has a flow head.
 
-        The same arguments give the same weights. It executes all that it predicts.
+        The same arguments give the same weights. It executes all that it predicts. A warning says that a backbone is
+        frozen as it is: random.
 
         Raises:
             UserError: another head is asked for.
@@ -164,6 +166,12 @@ class SmolVLA(Policy):
             predicted_length=chunk_length,
             **sizes,
         )
+        if config.frozen_backbone:
+            warnings.warn(
+                f"the backbone of a new {preset} is random, and frozen as the published one is: it learns nothing from pictures. "
+                "Import LeRobot's policy and give its folder instead",
+                stacklevel=2,
+            )
         tokenizer = train_tokenizer(instructions, config.language.vocab_size)
         if not config.backbone:
             rows = tokenizer.get_vocab_size()

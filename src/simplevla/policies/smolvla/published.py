@@ -4,8 +4,9 @@ A folder has `config.json`, `model.safetensors`, and the statistics: in files th
 `policy_postprocessor.json` name, or, in older folders, in the model file. The tokenizer is the backbone's.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,16 @@ from simplevla.storage import atomic_folder, read_as, write_json
 
 WEIGHTS = "model.safetensors"
 PRE, POST = "policy_preprocessor", "policy_postprocessor"
+STEPS = {
+    PRE: {
+        *("rename_observations_processor", "to_batch_processor", "smolvla_new_line_processor"),
+        *("tokenizer_processor", "device_processor", "normalizer_processor"),
+    },
+    POST: {"unnormalizer_processor", "device_processor"},
+}
+"""Steps of a published processor; each is there, in any order, and no other."""
+IMAGE = "<image>"
+"""A token that every backbone's tokenizer has, and none that is trained here."""
 BACKBONE = "model.vlm_with_expert.vlm."
 PARTS = (
     ("vision.", f"{BACKBONE}model.vision_model."),
@@ -58,6 +69,8 @@ OLD = {
     for measure in ("mean", "std")
 }
 """Names of the statistics in older model files."""
+ROBOT_OF_OLD = re.compile(r"\.so\d+(?:-[\w]+)?_buffer_")
+"""Part of these names in older fine-tunes of an SO-100 or SO-101 arm, instead of `.buffer_`."""
 
 
 @part(frozen=True, kw_only=True)
@@ -86,7 +99,9 @@ class ImportReport:
     parameters: int
 
 
-def import_smolvla(folder: Path, out: Path, *, cameras: Sequence[str], tokenizer: Path) -> ImportReport:
+def import_smolvla(
+    folder: Path, out: Path, *, cameras: Sequence[str], tokenizer: Path, action_steps: int | None = None
+) -> ImportReport:
     """Converts LeRobot's SmolVLA in `folder` into the new policy folder `out`, running no code from it.
 
     Args:
@@ -94,6 +109,7 @@ def import_smolvla(folder: Path, out: Path, *, cameras: Sequence[str], tokenizer
         out: must not exist; nothing is written unless everything fits.
         cameras: each `NAME=FEATURE`: our name of a camera, and LeRobot's.
         tokenizer: folder of the backbone, with its `tokenizer.json`, and its `config.json` unless it is the published.
+        action_steps: actions of a chunk that are executed; None: the folder's own `n_action_steps`.
 
     Raises:
         UserError: anything that is missing, left over, damaged, or of another kind.
@@ -102,18 +118,25 @@ def import_smolvla(folder: Path, out: Path, *, cameras: Sequence[str], tokenizer
         raise UserError(f"{out} exists already; name a new folder for the policy")
     file = folder / "config.json"
     published = read_published_config(file)
+    if action_steps is not None:
+        published = replace(published, n_action_steps=action_steps)
     vision, language, image_token = backbone_sizes(tokenizer, published.vlm_model_name)
     words = _read_tokenizer(tokenizer / "tokenizer.json", language.get("vocab_size", 49280), image_token)
     renamed, given = _renamed(folder), ReadingConfig(cameras=tuple(cameras)).cameras
     named = {name: renamed.get(feature, feature) for name, feature in camera_features(given).items()}
     try:
-        config = policy_config(published, named, vision, language)
+        config = policy_config(published, named, renamed, vision, language)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     files = weight_files(folder, (WEIGHTS,))
     if not files:
-        raise UserError(f"{folder} holds no model; expected {WEIGHTS}")
-    tensors = {name.replace("._orig_mod.", "."): tensor for name, tensor in read_tensors(files).items()}
+        adapted = (folder / "adapter_model.safetensors").is_file()
+        remedy = ". It is an adapter alone: merge it into its policy with LeRobot first" if adapted else ""
+        raise UserError(f"{folder} holds no model; expected {WEIGHTS}{remedy}")
+    found = read_tensors(files)
+    tensors = {ROBOT_OF_OLD.sub(".buffer_", name.replace("._orig_mod.", ".")): found[name] for name in found}
+    if len(tensors) < len(found):
+        raise UserError(f"{files[0]} has the statistics of several robots; expected those of one")
     statistics = _read_statistics(folder, tensors, config)
     policy = SmolVLA.unfilled(config, statistics, words)
     weights = _converted(tensors, policy.state_dict(), files[0])
@@ -136,7 +159,7 @@ def published_name(name: str) -> str:
 
 def _read_tokenizer(file: Path, vocab_size: int, image_token: int) -> Tokenizer:
     tokenizer = read_tokenizer(file)
-    got, size = tokenizer.token_to_id("<image>"), tokenizer.get_vocab_size()
+    got, size = tokenizer.token_to_id(IMAGE), tokenizer.get_vocab_size()
     if got != image_token or size > vocab_size:
         raise UserError(
             f"{file} knows {size} tokens, with <image> at {got}; expected the backbone's, of at most {vocab_size} with <image> at "
@@ -152,6 +175,26 @@ def _steps(folder: Path, name: str) -> tuple[Step, ...]:
     return read_as(file, Processor).steps if file.is_file() else ()
 
 
+def _check_steps(folder: Path) -> None:
+    """Refuses what LeRobot would do and this package doesn't."""
+    for name, expected in STEPS.items():
+        listed = _steps(folder, name)
+        kinds = {step.registry_name for step in listed}
+        if kinds != expected:
+            raise UserError(
+                f"{folder / name}.json has {_listed('no ', expected - kinds)}{_listed('the step ', kinds - expected)}; expected the "
+                f"steps {', '.join(sorted(expected))}, as published"
+            )
+        for step in listed:
+            modes = MODES | ((step.config or {}).get("norm_map") or {})
+            if modes != MODES:
+                raise UserError(f"{folder / name}.json has norm_map {brief(modes)}; expected {MODES}, as published")
+
+
+def _listed(before: str, names: set[str]) -> str:
+    return f" {before}{', '.join(sorted(names))}" if names else ""
+
+
 def _renamed(folder: Path) -> dict[str, str]:
     """The dataset's name of a camera -> the policy's, where LeRobot renames it."""
     for step in _steps(folder, PRE):
@@ -162,7 +205,11 @@ def _renamed(folder: Path) -> dict[str, str]:
 
 def _read_statistics(folder: Path, tensors: dict[str, Tensor], config: SmolVLAConfig) -> Statistics:
     """The statistics of state and action, in either layout; those in the model file are taken out of `tensors`."""
-    if (folder / f"{PRE}.json").is_file():
+    if (folder / f"{PRE}.json").is_file() or (folder / f"{POST}.json").is_file():
+        for name in STEPS:
+            if not (folder / f"{name}.json").is_file():
+                raise UserError(f"{folder / name}.json is missing; copy the whole folder again")
+        _check_steps(folder)
         found = _of_processor(folder, PRE, "normalizer_processor")
         after = _of_processor(folder, POST, "unnormalizer_processor")
         for measure in ("mean", "std"):
@@ -171,7 +218,7 @@ def _read_statistics(folder: Path, tensors: dict[str, Tensor], config: SmolVLACo
                 raise UserError(
                     f"{folder} has two {key}, in {PRE}.json's file and in {POST}.json's; expected equal ones"
                 )
-        found = {name: x for name, x in found.items() if not name.startswith(f"{ACTION}.")} | after
+        found |= {name: tensor for name, tensor in after.items() if name.startswith(f"{ACTION}.")}
     else:
         found = {}
         for old, (name, measure) in OLD.items():
@@ -255,7 +302,7 @@ def export_lerobot(policy: Policy, out: Path) -> int:
     """Writes the new folder `out`, which LeRobot loads and acts from as the policy does; returns the number of tensors.
 
     Raises:
-        UserError: the policy is no SmolVLA, has adapters, or a tokenizer of its own.
+        UserError: the policy is no SmolVLA, has adapters, or a tokenizer of its own instead of the backbone's.
     """
     if out.exists():
         raise UserError(f"{out} exists already; name a new folder")
@@ -263,9 +310,9 @@ def export_lerobot(policy: Policy, out: Path) -> int:
         raise UserError(
             f"the policy is a {type(policy).__name__}; LeRobot has SmolVLA of the policies that there are here"
         )
-    if policy.adapter_bank is not None:
+    if policy.adapter_bank is not None and policy.adapter_bank.names:
         raise UserError("the policy has adapters, which LeRobot would leave out; expected a policy without")
-    if not policy.config.backbone:
+    if not policy.config.backbone or policy.prompts.tokenizer.token_to_id(IMAGE) is None:
         raise UserError(
             "the policy was made here, with a tokenizer of its own instead of a backbone's that LeRobot could load; expected an "
             "imported one"
@@ -292,7 +339,7 @@ def export_lerobot(policy: Policy, out: Path) -> int:
         "truncation": True,
     }
     before: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("rename_observations_processor", {"rename_map": {}}),
+        ("rename_observations_processor", {"rename_map": dict(policy.config.renamed)}),
         ("to_batch_processor", {}),
         ("smolvla_new_line_processor", {}),
         ("tokenizer_processor", words),

@@ -148,12 +148,17 @@ def _language(config: Any) -> dict[str, Any]:
 
 
 def policy_config(
-    published: PublishedConfig, cameras: Mapping[str, str], vision: Mapping[str, Any], language: Mapping[str, Any]
+    published: PublishedConfig,
+    cameras: Mapping[str, str],
+    renamed: Mapping[str, str],
+    vision: Mapping[str, Any],
+    language: Mapping[str, Any],
 ) -> SmolVLAConfig:
     """The policy's settings.
 
     Args:
         cameras: our name -> LeRobot's, in any order.
+        renamed: the dataset's name of a camera -> LeRobot's.
         vision: sizes of the backbone, and so is `language`.
 
     Raises:
@@ -172,6 +177,7 @@ def policy_config(
         features=tuple(cameras[name] for name in ordered),
         missing=tuple(feature for feature in known if feature not in cameras.values()),
         empty_cameras=published.empty_cameras,
+        renamed=dict(renamed),
         state_dim=published.input_features[STATE].shape[0],
         action_dim=published.output_features[ACTION].shape[0],
         chunk_length=published.n_action_steps,
