@@ -34,7 +34,7 @@ def train() -> TrainConfig:
     return TrainConfig(
         title="maniskill_nano",
         suite=SUITE,
-        updates=30,
+        updates=40,
         sampling=SamplingConfig(groups=32, group_size=8, temperature=1.0),
         optimizer=OptimizerConfig(lr=2.5e-4, warmup_steps=5),
         rollout=RolloutConfig(workers=4, slots_per_worker=4),
