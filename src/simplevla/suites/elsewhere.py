@@ -26,7 +26,7 @@ OLDEST = (3, 10)
 PROBE = "import sys; print('%d %d' % sys.version_info[:2]); sys.stdout.flush(); import numpy"
 PROBE_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 5.0
-BROKEN = {kind.__name__: kind for kind in (EpisodeBroken, EnvironmentGone)}
+BROKEN = {"broken": EpisodeBroken, "gone": EnvironmentGone}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,8 +329,10 @@ def answer(connection: Connection, sentinel: int) -> None:
             method, *arguments = connection.recv()
             try:
                 connection.send(("value", getattr(guest, method)(*arguments)))
-            except (EpisodeBroken, EnvironmentGone) as error:
-                connection.send((type(error).__name__, str(error)))
+            except EnvironmentGone as error:
+                connection.send(("gone", str(error)))
+            except EpisodeBroken as error:
+                connection.send(("broken", str(error)))
             except Exception as error:
                 if (missing := missing_module(error)) and missing != guest.module:
                     wanted = f"suite {guest.name!r} needs the module {missing!r}. Install the package that has it: "
