@@ -113,8 +113,8 @@ def main(arguments: Arguments) -> None:
     if not kept.exists():
         config = EvalConfig(split="all", episodes_per_task=arguments.episodes)
         found = evaluate(policy, LARGE, RolloutConfig(workers=2, slots_per_worker=1), config)
-        write_json(kept, [[one.task, one.initial_state, one.success] for one in found.episodes])
-    ours = {(task, state): solved for task, state, solved in read_json(kept)}
+        write_json(kept, {"episodes": [[one.task, one.initial_state, one.success] for one in found.episodes]})
+    ours = {(task, state): solved for task, state, solved in read_json(kept)["episodes"]}
     theirs = in_harness(policy, arguments)
     assert ours.keys() == theirs.keys(), "the harness ran other states than we did"
     pairs = [(ours[key], theirs[key]) for key in ours]
