@@ -24,7 +24,7 @@ from simplevla.serving.settings import ServeConfig
 HEALTH = "/healthz"
 READERS = {"openpi": openpi.make_reader, "vla-eval": vla_eval.make_reader}
 TALKS = {"openpi": openpi.talk, "vla-eval": vla_eval.talk}
-SILENCE_S = 120.0
+SILENCE_S = 600.0
 """Seconds without an answer to a ping after which a client counts as gone: a simulator may be building its scene."""
 MEGABYTE = 2**20
 
