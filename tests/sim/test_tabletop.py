@@ -166,5 +166,5 @@ def test_layouts_leave_room_for_the_gripper() -> None:
 
 
 def test_a_protocol_that_tabletop_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="horizon_protocol='openvla'"):
+    with pytest.raises(ValueError, match="horizon_protocol is 'openvla'; tabletop has no choice"):
         make_suite(SuiteConfig(name="tabletop", horizon_protocol="openvla"))
