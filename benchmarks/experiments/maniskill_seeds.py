@@ -4,7 +4,7 @@
 Writes docs/results/maniskill_nano.json, .md and .png. Runs that are finished in --runs are not run again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ def without_peg(run: Path) -> dict[str, list[int]]:
     """Side -> [how many, of all] solved episodes of PokeCube in which the peg is never grasped."""
     found, _ = read_novelty(run)
     found = found or novelty_of_run(run)
-    poked = {side: [one for one in found.sides[side].solved if one.task == POKE] for side in SIDES}
-    return {
-        side: [sum("grasps peg" not in (one.events or "") for one in solved), len(solved)]
-        for side, solved in poked.items()
-    }
+    rates = {}
+    for side, behaviour in found.sides.items():
+        poked = tuple(one for one in behaviour.solved if one.task == POKE)
+        rates[side] = replace(behaviour, solved=poked).without("grasps peg")
+    return {side: [rate.solved, rate.n] for side, rate in rates.items()}
 
 
 def main(arguments: Arguments) -> None:
@@ -48,14 +48,8 @@ def main(arguments: Arguments) -> None:
         for row in result["seeds"]
     ]
     write_json(RESULTS / f"{RECIPE}.json", rows)
-    page = (
-        (RESULTS / f"{RECIPE}.md")
-        .read_text()
-        .replace(
-            result["command"],
-            f"python -m benchmarks.experiments.maniskill_seeds --seeds {' '.join(map(str, arguments.seeds))}",
-        )
-    )
+    command = result["command"].replace(f"training_seeds {RECIPE}", "maniskill_seeds")
+    page = (RESULTS / f"{RECIPE}.md").read_text().replace(result["command"], command)
     lines = [
         "",
         "## How PokeCube is solved",

@@ -79,6 +79,8 @@ def served(policy: Path) -> Iterator[str]:
             except OSError:
                 assert server.poll() is None, "the server died"
                 time.sleep(1)
+        else:
+            raise SystemExit(f"the server isn't ready after {READY_S:.0f} s")
         yield f"ws://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -148,29 +150,25 @@ def page(result: dict, paired: Paired) -> str:
         f"| {name} | {rate.solved} | {rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%}) |"
         for name, rate in (("simplevla eval", paired.a), ("vla-eval", paired.b))
     ]
-    return (
-        "\n".join(
-            [
-                "# A policy in the harness vla-eval",
-                "",
-                f"The harness finds {paired.b.rate:.1%} success and `simplevla eval` {paired.a.rate:.1%}, on the same {paired.n} states.",
-                "",
-                f"| evaluation | solved of {paired.n} | success (95 % Wilson) |",
-                "|---|---|---|",
-                *rows,
-                "",
-                f"- Both solved {paired.both}, ours alone {paired.only_a}, the harness alone {paired.only_b}, neither {paired.neither}.",
-                f"- McNemar's exact test: p = {paired.p_value:.2f}. Left out, since they broke in the harness: {result['broken_in_harness']}.",
-                "- The same policy: nano, one training seed, "
-                f"SFT on {result['demos_per_task']} demonstrations of each task of libero_object, `stock` visuals.",
-                "- The same initial states: 0 to "
-                f"{result['episodes_per_task'] - 1} of each task, stock stepping, 256 pixels, 280 env steps, greedy.",
-                "- What differs is in [Deploy a policy](../deploy.md#in-the-harness-vla-eval).",
-                f"- Command: `python -m benchmarks.experiments.{NAME} --episodes {result['episodes_per_task']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Data: `{NAME}.json`.",
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        "# A policy in the harness vla-eval",
+        "",
+        f"The harness finds {paired.b.rate:.1%} success and `simplevla eval` {paired.a.rate:.1%}, on the same {paired.n} states.",
+        "",
+        f"| evaluation | solved of {paired.n} | success (95 % Wilson) |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"- Both solved {paired.both}, ours alone {paired.only_a}, the harness alone {paired.only_b}, neither {paired.neither}.",
+        f"- McNemar's exact test: p = {paired.p_value:.2f}. Left out, since they broke in the harness: {result['broken_in_harness']}.",
+        "- The same policy: nano, one training seed, "
+        f"SFT on {result['demos_per_task']} demonstrations of each task of libero_object, `stock` visuals.",
+        "- The same initial states: 0 to "
+        f"{result['episodes_per_task'] - 1} of each task, stock stepping, 256 pixels, 280 env steps, greedy.",
+        "- What differs is in [Deploy a policy](../deploy.md#in-the-harness-vla-eval).",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --episodes {result['episodes_per_task']}`. Machine: {result['machine']}. Commit {result['commit'][:12]}. Data: `{NAME}.json`.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

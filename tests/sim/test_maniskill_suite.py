@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("mani_skill", reason="needs the extra 'maniskill'")
+pytest.importorskip("mani_skill", reason="needs the extra 'maniskill' (docs/tests.md)")
 
 import gymnasium
 
@@ -25,7 +25,7 @@ from simplevla.suites.registry import make_suite
 try:
     render_device()
 except UserError as error:
-    pytest.skip(str(error), allow_module_level=True)
+    pytest.skip(f"{error} (docs/tests.md)", allow_module_level=True)
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (12, 7)).astype(np.float32)
 Made = tuple[Suite, ManiskillEnvironment]

@@ -49,20 +49,18 @@ def _fold(policy: "SmolVLA", adapter: str | None) -> str | None:
     """Adds the adapter to the policy's weights and returns its name; what it does is compared on pictures of noise."""
     import torch
 
-    from simplevla.adapters.bank import AdapterBank
+    from simplevla.adapters.bank import bank_of
     from simplevla.adapters.merging import fold
     from simplevla.policies.base import ObservationBatch
 
-    bank = policy.adapter_bank
-    names = bank.names if isinstance(bank, AdapterBank) else []
+    names = policy.adapter_bank.names if policy.adapter_bank else []
     if adapter is not None and adapter not in names:
         raise UserError(f"--adapter is {adapter!r}; the policy has the adapters {', '.join(names) or 'none'}")
     if adapter is None and len(names) > 1:
         raise UserError(f"the policy has the adapters {', '.join(names)}; name the one to export with --adapter")
     if not names:
         return None
-    assert isinstance(bank, AdapterBank)
-    name = adapter or names[0]
+    bank, name = bank_of(policy), adapter or names[0]
     for other in names:
         if other != name:
             bank.remove(other)

@@ -28,6 +28,7 @@ DOWN = np.diag([1.0, -1.0, -1.0])
 IN_REGION = {"PushCube-v1": "obj", "PullCube-v1": "obj", "PokeCube-v1": "cube"}
 """Task -> what must lie in the goal region, among other things. Before it does, the benchmark needn't be asked."""
 NEARLY_M = 1e-4
+"""Distance beyond the goal's radius at which it is asked all the same, so that rounding decides nothing."""
 
 _parse_backend = sapien_env.parse_sim_and_render_backend
 
