@@ -133,7 +133,8 @@ def load_files(folder: Path) -> PolicyFiles:
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     file = folder / "model.safetensors"
     try:
-        tensors = load_file(file)
+        # Copies lie where torch puts tensors; in the file they lie anywhere, and the same numbers would add up otherwise.
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
         with safe_open(file, framework="pt") as opened:
             metadata = (opened.metadata() or {}).get(METADATA, "{}")
     except SafetensorError as error:
