@@ -16,7 +16,7 @@ from simplevla.novelty.behaviour import Behaviour, Novelty, Reference, behaviour
 from simplevla.novelty.replay import Replay
 from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import FILE as TRAINED_ON
-from simplevla.policies.trained_on import read_stages
+from simplevla.policies.trained_on import read_stages, recorded_reading
 from simplevla.report import page
 from simplevla.report.evidence import gather_evidence
 from simplevla.report.novelty import FOLDER, write_novelty
@@ -106,17 +106,17 @@ def novelty_of_run(run: Path | str, demos: Path | str | None = None) -> Novelty:
         raise UserError(f"{run} has no policy yet; let the run finish: simplevla train --resume {run}")
     if read_json(run / "environment.json").get(START_SHA256) not in (None, policy_fingerprint(before)):
         raise UserError(f"{before} isn't the policy that {run} started from any more (its sha256 differs)")
-    demos = demos or _imitated(run, config)
+    dataset = LeRobotDataset(demos) if demos else _imitated(run, config)
     with FolderLock(run):
         return novelty_of(
-            before, after, demos, config.suite, run / FOLDER, config.rollout, config.device, config.precision
+            before, after, dataset, config.suite, run / FOLDER, config.rollout, config.device, config.precision
         )
 
 
 def novelty_of(
     before: Path | str,
     after: Path | str,
-    demos: Path | str,
+    demos: Path | str | LeRobotDataset,
     suite_config: SuiteConfig,
     out: Path | str,
     rollout: RolloutConfig | None = None,
@@ -127,14 +127,14 @@ def novelty_of(
 
     Args:
         before: folder of a policy, or `hf://OWNER/NAME` on the hub; so is `after`.
-        demos: folder of a LeRobotDataset, or `hf://OWNER/NAME`, of the suite's tasks.
+        demos: a LeRobotDataset of the suite's tasks, its folder, or `hf://OWNER/NAME`.
 
     Raises:
         UserError: the policies were trained on different suites or solve nothing, the demonstrations are of another
             suite or fewer than two of a task, or an environment keeps breaking.
     """
     suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
-    dataset = LeRobotDataset(demos)
+    dataset = demos if isinstance(demos, LeRobotDataset) else LeRobotDataset(demos)
     reference = Reference.of(dataset, suite)
     folders = {name: hub.local_folder(folder, "model") for name, folder in (("before", before), ("after", after))}
     stages = [read_stages(folder / TRAINED_ON) for folder in folders.values()]
@@ -167,15 +167,15 @@ def novelty_of(
     return found
 
 
-def _imitated(run: Path, config: TrainConfig) -> str:
-    """The dataset that the first policy of `run` was trained on, by the config of its run of `sft`."""
+def _imitated(run: Path, config: TrainConfig) -> LeRobotDataset:
+    """What the first policy of `run` was trained on, by the config of its run of `sft`."""
     file = Path(config.policy).parent / CONFIG
-    dataset = read_json(file).get("dataset") if file.is_file() else None
-    if not isinstance(dataset, str):
+    if not (file.is_file() and read_json(file).get("dataset")):
         raise UserError(
             f"{run} doesn't say what its first policy, {config.policy}, was trained on: name the dataset with --demos FOLDER"
         )
-    return dataset
+    imitation = load_config(SFTConfig, file.parent)
+    return LeRobotDataset(imitation.dataset, recorded_reading(imitation))
 
 
 def _engine(config: TrainConfig) -> loop.MakeEngine:

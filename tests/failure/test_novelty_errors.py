@@ -9,7 +9,7 @@ import torch
 
 from simplevla.adapters.load import load_policy
 from simplevla.cli import main
-from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SuiteConfig
+from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig, to_dict
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
 from simplevla.novelty.behaviour import Novelty, solved_episodes
@@ -17,7 +17,7 @@ from simplevla.policies.trained_on import TrainedOn
 from simplevla.report.contents import doubts, read_run
 from simplevla.report.novelty import novelty_table, read_novelty
 from simplevla.rollout.scheduler import RolloutEngine
-from simplevla.runs import novelty_of
+from simplevla.runs import novelty_of, novelty_of_run
 from simplevla.storage import write_json
 from simplevla.suites.registry import make_suite
 from small_tinyvla import for_fake_suite
@@ -114,6 +114,31 @@ def test_no_solved_episode(policy: Path, demos: Path, tmp_path: Path) -> None:
     ):
         compared(policy, demos, tmp_path / "out", suite("far"))
     assert not (tmp_path / "out").exists()
+
+
+def a_run(folder: Path, policy: Path, imitation: dict[str, object] | None) -> Path:
+    """A finished run of RL, and beside its first policy what its imitation was."""
+    for name in ("sft", "rl"):
+        shutil.copytree(policy, folder / name / "policy")
+    if imitation is not None:
+        write_json(folder / "sft" / "config.json", imitation)
+    config = TrainConfig(policy=str(folder / "sft" / "policy"), suite=suite("trivial"), rollout=ROLLOUT)
+    write_json(folder / "rl" / "config.json", to_dict(config))
+    write_json(folder / "rl" / "environment.json", {})
+    return folder / "rl"
+
+
+def test_a_run_is_compared_with_what_its_imitator_saw(policy: Path, tmp_path: Path) -> None:
+    generate(DemosConfig(suite=suite("trivial"), episodes=4, workers=1, noise=0.3), tmp_path / "demos", progress=False)
+    imitation = to_dict(SFTConfig(dataset=str(tmp_path / "demos"), episodes="0:3"))
+    found = novelty_of_run(a_run(tmp_path, policy, imitation))
+    assert found.demonstrations.episodes == 3
+
+
+@pytest.mark.parametrize("imitation", [None, {"policy": "nano"}])
+def test_a_run_that_knows_no_demonstrations(policy: Path, imitation: dict[str, object] | None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"was trained on: name the dataset with --demos FOLDER"):
+        novelty_of_run(a_run(tmp_path, policy, imitation))
 
 
 @pytest.mark.parametrize(

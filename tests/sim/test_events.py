@@ -66,13 +66,14 @@ def test_a_replay_meets_the_recorded_states_and_ends_as_they_did() -> None:
 
 
 def test_no_demonstration_of_pushcut_pushes(tmp_path) -> None:
-    """Each is touched, grasped and lifted; all 600 of each training seed are counted by benchmarks/experiments/pushcut.py."""
-    config = replace(pushcut.demos(), episodes=100)
+    """Each is touched, grasped and lifted; of the other training seeds benchmarks/experiments/pushcut.py counts all."""
+    config = pushcut.demos()
     generate(config, tmp_path / "demos", progress=False)
     dataset = LeRobotDataset(tmp_path / "demos")
-    assert dataset.num_episodes == config.episodes
+    assert dataset.num_episodes == config.episodes == 600
     assert dataset.events is not None
-    assert set(dataset.events) == {"touches blue > grasps blue > lifts blue"}
+    of_blue = {" > ".join(event for event in order.split(" > ") if "blue" in event) for order in dataset.events}
+    assert of_blue == {"touches blue > grasps blue > lifts blue"}
 
 
 @pytest.mark.parametrize(

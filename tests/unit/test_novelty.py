@@ -1,12 +1,14 @@
 """Distances of episodes from demonstrations, by hand-made trajectories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simplevla.errors import UserError
 from simplevla.novelty.behaviour import Behaviour, Novelty, Solved, shares
 from simplevla.novelty.measure import POINTS, Columns, Demonstrations
-from simplevla.report.novelty import paired_sentence
+from simplevla.report.novelty import caution, paired_sentence, rows_of
 from simplevla.suites.base import order_of
 
 NAMES = ("hand_x_m", "hand_y_m", "hand_z_m", "gripper_opening_10cm", "hand_rotation_rad")
@@ -60,7 +62,17 @@ def test_distance_by_hand() -> None:
     distance, number = reference.nearest(np.array([[0.1, 0.02]]))
     assert number == 0
     assert distance == pytest.approx(np.sqrt(0.02**2 / shrunk[1] / 2))
-    assert reference.apart[2] == pytest.approx(np.sqrt(0.02**2 / shrunk[1] / 2))
+
+
+def test_how_far_apart_demonstrations_are_by_hand() -> None:
+    """The third of four is measured by what the other three span: their covariance, without its own."""
+    paths = np.array([[[0.1, 0.0]], [[-0.1, 0.0]], [[0.0, 0.01]], [[0.0, -0.01]]])
+    others = np.cov(paths[[0, 1, 3], 0].T)
+    shrunk = 0.8 * others + 0.2 * np.trace(others) / 2 * np.eye(2)
+    difference = np.array([0.0, 0.02])
+    reference = Demonstrations("carry", paths)
+    assert reference.neighbours[2] == 3
+    assert reference.apart[2] == pytest.approx(np.sqrt(difference @ np.linalg.inv(shrunk) @ difference / 2))
 
 
 def test_where_demonstrations_agree_a_difference_counts_more() -> None:
@@ -96,6 +108,50 @@ def test_more_demonstrations_never_make_an_old_one_novel() -> None:
         assert not distance > many.threshold
 
 
+def noisy(rng: np.random.Generator) -> np.ndarray:
+    """A path as a person makes it: start, end, height and speed differ, and every moment a little."""
+    states = carried(rng.uniform(-0.1, 0.1), int(rng.integers(15, 25)), 0.08 + 0.01 * rng.normal())
+    states[:, :4] += 0.002 * rng.normal(size=(len(states), 4))
+    return COLUMNS.path(states)
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, 40])
+def test_another_demonstration_is_seldom_novel_however_few_there_are(count: int) -> None:
+    """Were each measured by a covariance that knows it, most were novel among few."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(10):
+        reference = Demonstrations("carry", np.array([noisy(rng) for _ in range(count)]))
+        found += [reference.nearest(noisy(rng))[0] > reference.threshold for _ in range(20)]
+    assert np.mean(found) <= 0.15
+
+
+def test_demonstrations_made_twice_do_not_make_their_copies_novel() -> None:
+    rng = np.random.default_rng(0)
+    once = np.array([noisy(rng) for _ in range(40)])
+    twice = np.concatenate([once, once + 1e-4 * rng.normal(size=once.shape)])
+    reference = Demonstrations("carry", twice)
+    assert reference.threshold > 0.5 * Demonstrations("carry", once).threshold
+    assert not any(reference.nearest(path)[0] > reference.threshold for path in once)
+
+
+def test_the_nearest_other_demonstration_is_of_another_initial_state() -> None:
+    rng = np.random.default_rng(0)
+    once = np.array([noisy(rng) for _ in range(20)])
+    paths = np.concatenate([once, once + 0.01 * rng.normal(size=once.shape)])
+    states = [*range(20)] * 2
+    reference = Demonstrations("carry", paths, states)
+    assert all(states[other] != states[number] for number, other in enumerate(reference.neighbours))
+    assert reference.threshold > Demonstrations("carry", paths).threshold
+
+
+@pytest.mark.parametrize("states", [None, [0, 0, 0]])
+def test_demonstrations_of_one_path_or_one_initial_state_are_refused(states: list[int] | None) -> None:
+    paths = np.zeros((3, POINTS, 4)) + (0 if states is None else np.arange(3)[:, None, None])
+    with pytest.raises(UserError, match="task 'carry' has 3 demonstrations, all of one initial state or one path"):
+        Demonstrations("carry", paths, states)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_demonstrations_are_refused(count: int) -> None:
     with pytest.raises(UserError, match=rf"task 'carry' has {count} demonstrations; novelty needs at least 2"):
@@ -120,9 +176,23 @@ def test_pairs_are_states_that_both_solve() -> None:
     assert paired_sentence(found).startswith(
         "Of the 3 states that both policies solve, 2 are solved in a novel way only after"
     )
+    assert found.change("env_steps") == (0.0, 0.0, 0.0, 1.0)
     assert found.after.novel.rate == 0.75
     assert found.before.mean("env_steps") == 11.5
     assert [episode.initial_state for episode in found.most_novel()] == [4]
+
+
+def test_changes_of_steps_and_paths_are_of_the_same_states() -> None:
+    before = [replace(solved(state, False), env_steps=30 + state) for state in range(8)]
+    after = [replace(solved(state, False), env_steps=20 + state) for state in range(1, 9)]
+    sides = [Behaviour(solved=tuple(side), episodes=9) for side in (before, before, after)]
+    found = Novelty(
+        suite="s", split="test", protocol={}, thresholds={"carry": 0.1}, demonstrations=sides[0], before=sides[1], after=sides[2]
+    )  # fmt: skip
+    assert found.change("env_steps") == (-10.0, -10.0, -10.0, 2 / 2**7)
+    assert "env steps to success by -10.0 [-10.0, -10.0], p = 0.016" in paired_sentence(found)
+    assert rows_of(found)[-2][1][2] == "24.5 [22.9, 26.1]"
+    assert caution(found) == "Task 'carry' has 8 demonstrations; below 10 little is called novel."
 
 
 def test_events_are_told_in_the_order_of_their_beginnings() -> None:

@@ -192,7 +192,9 @@ def test_a_saved_policy_comes_back_bit_for_bit_and_frozen(tmp_path: Path) -> Non
     loaded = load_policy(tmp_path / "policy")
     names = [{name for name, p in each.named_parameters() if p.requires_grad} for each in (policy, loaded)]
     assert names[0] == names[1]
-    assert not any(parameter.data_ptr() % 64 for parameter in loaded.parameters()), "sums would differ in the last digit"
+    assert not any(parameter.data_ptr() % 64 for parameter in loaded.parameters()), (
+        "sums would differ in the last digit"
+    )
     actions = [each.act(batch, Sampling(greedy=True), generators(1)).actions for each in (policy, loaded)]
     np.testing.assert_array_equal(*actions)
 

@@ -62,6 +62,15 @@ def mcnemar_exact(b: int, c: int) -> float:
     return float(binomtest(b, b + c, 0.5).pvalue)
 
 
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile bootstrap interval (low, high) of the mean of `values` [n], n at least 1."""
+    draw = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[draw].mean(axis=1), [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)
+
+
 def hierarchical_bootstrap(
     solved_ST: np.ndarray, n_ST: np.ndarray, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluation_pairs, evaluation_request
 from simplevla.evaluation.result import Rate
-from simplevla.evaluation.statistics import mcnemar_exact
+from simplevla.evaluation.statistics import mcnemar_exact, mean_interval
 from simplevla.novelty.measure import Columns, Demonstrations
 from simplevla.novelty.replay import Replay, replayed
 from simplevla.policies.base import Policy, Sampling
@@ -23,6 +23,7 @@ from simplevla.rollout.scheduler import Engine
 from simplevla.suites.base import Suite
 from simplevla.types import Episode, EpisodeStatus
 
+Quantity = Literal["env_steps", "hand_path_m", "distance"]
 State = tuple[str, int]
 """(task, initial state)."""
 
@@ -69,10 +70,14 @@ class Behaviour:
         known = [episode.events.split(" > ") for episode in self.solved if episode.events is not None]
         return Rate(solved=sum(event not in events for events in known), n=len(known))
 
-    def mean(self, quantity: str) -> float:
-        """Mean of `env_steps`, `hand_path_m` or `distance`; NaN without solved episodes."""
+    def mean(self, quantity: Quantity) -> float:
+        """Mean over solved episodes; NaN without one."""
         values = [getattr(episode, quantity) for episode in self.solved]
         return float(np.mean(values)) if values else float("nan")
+
+    def interval(self, quantity: Quantity) -> tuple[float, float]:
+        """95 % bootstrap interval of that mean, of at least one solved episode."""
+        return mean_interval(np.array([getattr(episode, quantity) for episode in self.solved], float))
 
 
 @checked.dataclass(frozen=True, kw_only=True)
@@ -95,14 +100,23 @@ class Novelty:
         return {"demonstrations": self.demonstrations, "before": self.before, "after": self.after}
 
     @property
+    def pairs(self) -> list[tuple[Solved, Solved]]:
+        """(before, after) of each initial state that both policies solve."""
+        after = {(episode.task, episode.initial_state): episode for episode in self.after.solved}
+        return [(e, after[e.task, e.initial_state]) for e in self.before.solved if (e.task, e.initial_state) in after]
+
+    @property
     def paired(self) -> tuple[int, int, int, float]:
         """(states that both solve, novel only before, novel only after, McNemar's exact p) of the same states."""
-        before, after = (
-            {(e.task, e.initial_state): e.novel for e in side.solved} for side in (self.before, self.after)
-        )
-        both = before.keys() & after.keys()
-        b, c = (sum(x[state] and not y[state] for state in both) for x, y in ((before, after), (after, before)))
-        return len(both), b, c, mcnemar_exact(b, c)
+        b, c = (sum(x.novel > y.novel for x, y in pairs) for pairs in (self.pairs, [pair[::-1] for pair in self.pairs]))
+        return len(self.pairs), b, c, mcnemar_exact(b, c)
+
+    def change(self, quantity: Quantity) -> tuple[float, float, float, float]:
+        """(mean difference after - before, its 95 % bootstrap interval low, high, the sign test's exact p) on the states
+        that both solve, at least one."""
+        values = np.array([getattr(after, quantity) - getattr(before, quantity) for before, after in self.pairs], float)
+        p = mcnemar_exact(int((values < 0).sum()), int((values > 0).sum()))
+        return float(values.mean()), *mean_interval(values), p
 
     def most_novel(self) -> list[Solved]:
         """The solved episode after RL, of each task, that is farthest from its demonstrations."""
@@ -141,11 +155,15 @@ class Reference:
         numbers = {
             task.name: np.array([i for i, name in enumerate(of_task) if name == task.name], int) for task in suite.tasks
         }
+        orders, starts = dataset.events, dataset.initial_states
         tasks = {
-            name: Demonstrations(name, np.array([columns.path(states[i]) for i in chosen]))
+            name: Demonstrations(
+                name,
+                np.array([columns.path(states[i]) for i in chosen]),
+                [starts[i] for i in chosen] if starts else None,
+            )
             for name, chosen in numbers.items()
         }
-        orders, starts = dataset.events, dataset.initial_states
         solved = [
             Solved(
                 task=name,

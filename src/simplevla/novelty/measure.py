@@ -1,6 +1,7 @@
 """Distance of episodes from demonstrations, by the path of hand and gripper over normalised time (docs/novelty.md)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ POINTS = 32
 SHRINKAGE = 0.2
 """Part of the covariance that is a sphere's: few demonstrations span few directions."""
 STILL_M = 0.001
-"""Least standard deviation, for demonstrations that are all the same."""
+"""Least standard deviation of demonstrations; two paths that differ by less, root mean square, are the same."""
 QUANTILE = 0.99
 """Share of demonstrations that are nearer to another one than the threshold."""
 LENGTH = re.compile(r"_(\d*)(mm|cm|m)$")
@@ -65,28 +66,36 @@ class Columns:
 
 
 class Demonstrations:
-    """The demonstrations of one task, as paths [M, P, D] in metres.
+    """The demonstrations of one task, as paths [M, P, D] in metres, and the initial state of each where it is known.
 
     Raises:
-        UserError: fewer than two, so that nothing says how far they are from each other.
+        UserError: fewer than two of different initial states and paths, so that nothing says how far they are from each
+            other.
     """
 
-    def __init__(self, task: str, paths: np.ndarray) -> None:
+    def __init__(self, task: str, paths: np.ndarray, initial_states: Sequence[int] | None = None) -> None:
         if len(paths) < 2:
             raise UserError(
                 f"task {task!r} has {len(paths)} demonstrations; novelty needs at least 2 to know how far they are from each other"
             )
         vectors = paths.reshape(len(paths), -1)
-        covariance = np.cov(vectors.T)
-        size = len(covariance)
-        floor = max(float(np.trace(covariance)) / size, STILL_M**2)
-        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * floor * np.eye(size)
-        self._whitening = np.linalg.inv(np.linalg.cholesky(shrunk)).T / np.sqrt(size)
+        self._whitening = _whitening(vectors)
         self._white = vectors @ self._whitening
-        between = np.stack([np.linalg.norm(self._white - white, axis=1) for white in self._white])
-        np.fill_diagonal(between, np.inf)
-        self.apart, self.neighbours = between.min(axis=1), between.argmin(axis=1)
-        """Distance of each to the nearest other one, and which that is."""
+        self.apart, self.neighbours = np.zeros(len(paths)), np.zeros(len(paths), int)
+        """Distance of each to the nearest of the others, by their own covariance, and which that is."""
+        for number, vector in enumerate(vectors):
+            differences = vectors - vector
+            other = (differences**2).mean(axis=1) >= STILL_M**2
+            if initial_states is not None:
+                other &= np.asarray(initial_states) != initial_states[number]
+            if other.any():
+                distances = np.linalg.norm(differences[other] @ _whitening(vectors[other]), axis=1)
+                self.apart[number], self.neighbours[number] = distances.min(), other.nonzero()[0][distances.argmin()]
+        if not self.apart.any():
+            raise UserError(
+                f"task {task!r} has {len(paths)} demonstrations, all of one initial state or one path; novelty needs at least 2 "
+                "different ones to know how far they are from each other"
+            )
         self.threshold = float(np.quantile(self.apart, QUANTILE, method="higher"))
         """Distance within which 99 % of demonstrations have another one."""
 
@@ -94,3 +103,12 @@ class Demonstrations:
         """(distance, number) of the demonstration nearest to `path` [P, D]."""
         found = np.linalg.norm(self._white - path.reshape(-1) @ self._whitening, axis=1)
         return float(found.min()), int(found.argmin())
+
+
+def _whitening(vectors: np.ndarray) -> np.ndarray:
+    """The matrix [K, K] that makes Euclidean distances between vectors [M, K] Mahalanobis's, divided by `sqrt(K)`."""
+    size = vectors.shape[1]
+    covariance = np.cov(vectors.T) if len(vectors) > 1 else np.zeros((size, size))
+    floor = max(float(np.trace(covariance)) / size, STILL_M**2)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * floor * np.eye(size)
+    return np.linalg.inv(np.linalg.cholesky(shrunk)).T / np.sqrt(size)

@@ -1,7 +1,9 @@
 """Change of behaviour by RL, for the report: the measured differences, and films of the most novel episodes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from rich.table import Table
 
 from simplevla.config import RolloutConfig, SuiteConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
-from simplevla.novelty.behaviour import Behaviour, Novelty, Solved, shares
+from simplevla.evaluation.result import Rate
+from simplevla.novelty.behaviour import Behaviour, Novelty, Quantity, Solved, shares
 from simplevla.novelty.replay import Replay, replayed
 from simplevla.progress import Progress
 from simplevla.report.videos import encode_video
@@ -17,6 +20,14 @@ from simplevla.storage import read_as, write_atomically, write_json
 from simplevla.suites.base import Suite
 
 FOLDER, FILE = "novelty", "novelty.json"
+SHOWN: dict[Quantity, tuple[str, float, int]] = {
+    "distance": ("distance to the nearest demonstration", 1, 2),
+    "env_steps": ("env steps to success", 1, 1),
+    "hand_path_m": ("way of the hand, cm", 100, 0),
+}
+"""Quantity -> (name, factor to what is shown, decimals)."""
+FEW = 10
+"""Demonstrations of a task below which the threshold misses most of what is novel."""
 FILM_SIDE = 256
 """Smallest side of a demonstration's film in pixels; its pictures are repeated up to that."""
 
@@ -78,8 +89,12 @@ def rows_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
     """Rows (what, [of the demonstrations, before RL, after RL]) of the table."""
     sides = list(novelty.sides.values())
 
-    def mean(side: Behaviour, quantity: str, scale: float, digits: int) -> str:
-        return f"{scale * side.mean(quantity):.{digits}f}" if side.solved else "none"
+    def mean(side: Behaviour, quantity: Quantity) -> str:
+        if not side.solved:
+            return "none"
+        _, scale, digits = SHOWN[quantity]
+        low, high = side.interval(quantity)
+        return f"{scale * side.mean(quantity):.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
     lost = [str(side.ended_otherwise) for side in sides]
     return [
@@ -91,16 +106,16 @@ def rows_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
             else []
         ),
         ("novel among the solved", [str(side.novel) if side.solved else "none" for side in sides]),
-        ("distance to the nearest demonstration, mean", [mean(side, "distance", 1, 2) for side in sides]),
-        ("env steps to success, mean", [mean(side, "env_steps", 1, 1) for side in sides]),
-        ("way of the hand, mean, cm", [mean(side, "hand_path_m", 100, 0) for side in sides]),
+        *((f"{name}, mean", [mean(side, quantity) for side in sides]) for quantity, (name, _, _) in SHOWN.items()),
     ]
 
 
 def orders_of(novelty: Novelty) -> list[tuple[str, list[str]]]:
     """Rows (order of events, its share on each side); empty where the suite tells no events."""
     found = shares(side.orders for side in novelty.sides.values())
-    return [(order, [f"{count / total:.1%}" if total else "none" for count, total in row]) for order, row in found]
+    return [
+        (order, [str(Rate(solved=count, n=total)) if total else "none" for count, total in row]) for order, row in found
+    ]
 
 
 def paired_sentence(novelty: Novelty) -> str:
@@ -108,16 +123,29 @@ def paired_sentence(novelty: Novelty) -> str:
     both, only_before, only_after, p = novelty.paired
     if not both:
         return "No initial state is solved by both policies."
+    changes = []
+    for quantity, (name, scale, digits) in SHOWN.items():
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in novelty.change(quantity)[:3])
+        changes.append(f"{name} by {mean} [{low}, {high}], p = {novelty.change(quantity)[3]:.2g}")
     return (
         f"Of the {both} states that both policies solve, {only_after} are solved in a novel way only after RL and {only_before} "
-        f"only before (McNemar's exact p = {p:.2g})."
+        f"only before (McNemar's exact p = {p:.2g}). On these, RL changes {'; '.join(changes)} (sign test)."
     )
+
+
+def caution(novelty: Novelty) -> str:
+    """A sentence where too few demonstrations say what is novel, or nothing."""
+    task, count = min(Counter(episode.task for episode in novelty.demonstrations.solved).items(), key=itemgetter(1))
+    if count >= FEW:
+        return ""
+    return f"Task {task!r} has {count} demonstrations; below {FEW} little is called novel."
 
 
 def novelty_table(novelty: Novelty) -> Table:
     """Table for the terminal."""
     orders = orders_of(novelty)
-    caption = paired_sentence(novelty) + ("" if orders else " The suite tells no events.")
+    said = [paired_sentence(novelty), caution(novelty), "" if orders else "The suite tells no events."]
+    caption = " ".join(sentence for sentence in said if sentence)
     table = Table(title=f"{novelty.suite}, {novelty.split} initial states", caption=caption)
     for heading in ("", "demonstrations", "before RL", "after RL"):
         table.add_column(heading)

@@ -10,7 +10,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.compare import Comparison, compare
 from simplevla.report.choice import KIND_RULE, KINDS, NEUTRAL_RULE, Choice, State, choose_states
 from simplevla.report.contents import Run, doubts, missing, read_run
-from simplevla.report.novelty import orders_of, paired_sentence, rows_of
+from simplevla.report.novelty import caution, orders_of, paired_sentence, rows_of
 from simplevla.report.plots import imitation_curves, learning_curves, number_of_updates, steps_plot
 from simplevla.report.rendering import render
 from simplevla.report.steps import steps_to_success
@@ -130,7 +130,7 @@ def _changed(run: Run) -> dict[str, Any]:
     return {
         "rows": rows_of(run.novelty),
         "orders": orders_of(run.novelty),
-        "sentence": paired_sentence(run.novelty),
+        "sentence": f"{paired_sentence(run.novelty)} {caution(run.novelty)}".strip(),
         "films": films,
     }
 
