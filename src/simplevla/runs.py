@@ -168,7 +168,7 @@ def novelty_of(
 
 
 def _imitated(run: Path, config: TrainConfig) -> LeRobotDataset:
-    """What the first policy of `run` was trained on, by the config of its run of `sft`."""
+    """The demonstrations that the first policy of `run` was trained on, by the config of its run of `sft`."""
     file = Path(config.policy).parent / CONFIG
     if not (file.is_file() and read_json(file).get("dataset")):
         raise UserError(

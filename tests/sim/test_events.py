@@ -1,7 +1,5 @@
 """Events by contacts on real physics, and replays."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 

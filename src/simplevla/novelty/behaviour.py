@@ -112,8 +112,7 @@ class Novelty:
         return len(self.pairs), b, c, mcnemar_exact(b, c)
 
     def change(self, quantity: Quantity) -> tuple[float, float, float, float]:
-        """(mean difference after - before, its 95 % bootstrap interval low, high, the sign test's exact p) on the states
-        that both solve, at least one."""
+        """(mean of after - before over `pairs`, its 95 % bootstrap interval low, high, the sign test's exact p)."""
         values = np.array([getattr(after, quantity) - getattr(before, quantity) for before, after in self.pairs], float)
         p = mcnemar_exact(int((values < 0).sum()), int((values > 0).sum()))
         return float(values.mean()), *mean_interval(values), p
