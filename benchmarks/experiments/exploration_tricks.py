@@ -138,7 +138,7 @@ def plot(file: Path, variants: Variants, runs: list[dict]) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, (name, (title, _)) in enumerate(variants.items()):
         for i, run in enumerate(run for run in runs if run["variant"] == name):
-            x, y = np.array(run["curve"]).T
+            x, y = np.array(run["curve"]).reshape(-1, 2).T
             axes.plot(x, 100 * y, f"C{number}", alpha=0.8, marker=".", label=title if i == 0 else None)
     axes.set(xlabel="RL episodes", ylabel="greedy success on train states, %", ylim=(0, 100))
     axes.legend()

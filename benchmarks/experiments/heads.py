@@ -27,7 +27,7 @@ def plot(results: dict[str, dict]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained", sharey=True)
     for number, (head, result) in enumerate(results.items()):
         for i, seed in enumerate(result["seeds"]):
-            minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).T
+            minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).reshape(-1, 2).T
             label = f"{head} head" if i == 0 else None
             axes[0].plot(minutes, 100 * success, "o-", color=f"C{number}", alpha=0.8, label=label)
         tasks = list(result["success_by_task"]["sft"])

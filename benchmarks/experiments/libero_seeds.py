@@ -5,7 +5,7 @@ Writes docs/results/libero_seeds.json after each run, and .md and .png at the en
 that are finished in --runs. --quick is the test's.
 """
 
-import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla import recipes
+from simplevla.novelty.behaviour import shares
 from simplevla.recipes.demo import demo
 from simplevla.report.novelty import read_novelty
 from simplevla.runs import novelty_of_run
@@ -29,6 +31,8 @@ from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "libero_seeds"
+MOST = 4
+"""Orders of events of each run that the page shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,11 @@ def change_recipes(arguments: Arguments, suite: str) -> str:
     return name
 
 
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """Arguments that change the figures, but for those that a row is found by."""
+    return {"quick": arguments.quick}
+
+
 def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
     """One run: success on all held-out states, and how it was solved."""
     run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}_seed{seed}"
@@ -79,10 +88,12 @@ def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
         "episodes": summary["episodes"],
         "unlifted": {side: unlifted(behaviour.solved) for side, behaviour in sides.items()},
         "novel": {side: [behaviour.novel.solved, behaviour.novel.n] for side, behaviour in sides.items()},
+        "orders": {side: dict(behaviour.orders.most_common()) for side, behaviour in sides.items()},
         "steps": {side: behaviour.mean("env_steps") for side, behaviour in sides.items()},
         "curve": [
             [row["elapsed_s"] / 60, row["train_success"]] for row in read_rows(run / "rl") if "train_success" in row
         ],
+        "settings": settings_of(arguments),
         "commit": summary["commit"],
         "machine": this_machine(),
     }  # fmt: skip
@@ -94,12 +105,14 @@ def unlifted(solved: tuple[Any, ...]) -> list[int]:
 
 
 def main(arguments: Arguments) -> None:
+    arguments = quick_apart(arguments, NAME)
     file = arguments.out / f"{NAME}.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    rows = read_recorded(file, settings_of(arguments))
     for suite in arguments.suites:
         for seed in arguments.seeds:
             key = (suite, seed, arguments.demos_per_task)
             if all((row["suite"], row["seed"], row["demos_per_task"]) != key for row in rows):
+                claim_runs(arguments.runs, settings_of(arguments))
                 rows.append(measured(arguments, suite, seed))
                 rows.sort(key=lambda row: (-row["demos_per_task"], row["suite"], row["seed"]))
                 write_json(file, rows)
@@ -149,6 +162,20 @@ def page(rows: list[dict[str, Any]]) -> str:
             )
             steps = ", ".join(f"{row['steps'][side]:.0f}" for side in sides)
             lines.append(f"| {row['suite']}, {row['seed']} | {' | '.join(counts)} | {steps} |")
+    ordered = [row for row in rows if row.get("orders")]
+    if ordered:
+        lines += [
+            "",
+            "The commonest orders of events in solved episodes:",
+            "",
+            "| suite, seed | order of events | demonstrations | SFT | RL |",
+            "|---|---|---|---|---|",
+        ]
+    for row in ordered:
+        found = shares(Counter(row["orders"][side]) for side in ("demonstrations", "before", "after"))
+        for order, counts in found[:MOST]:
+            cells = " | ".join(f"{count}/{total}" for count, total in counts)
+            lines.append(f"| {row['suite']}, {row['seed']} | {shortened(order)} | {cells} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
@@ -160,12 +187,18 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shortened(order: str) -> str:
+    """The first five events at most of an order."""
+    events = order.split(" > ")
+    return " > ".join(events[:5]) + (" …" if len(events) > 5 else "")
+
+
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Sampled success on train states, a line for each run."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, ((suite, demos), of) in enumerate(groups(rows).items()):
         for i, row in enumerate(of):
-            minutes, success = np.array(row["curve"]).T
+            minutes, success = np.array(row["curve"]).reshape(-1, 2).T
             label = f"{suite}, {demos} demonstrations a task" if i == 0 else None
             axes.plot(minutes, 100 * success, f"C{number}", alpha=0.8, label=label)
     axes.set(xlabel="minutes of RL on two cores", ylabel="sampled success on train states, %", ylim=(0, 100))

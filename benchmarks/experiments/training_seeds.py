@@ -144,7 +144,7 @@ def plot(result: dict) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained", width_ratios=(1, 1.2))
     for number, row in enumerate(result["seeds"]):
         for key, style in (("train_success", {"alpha": 0.35}), ("eval_success", {"marker": "o", "linewidth": 2})):
-            minutes, success = np.array(row["curves_of_minutes"][key]).T
+            minutes, success = np.array(row["curves_of_minutes"][key]).reshape(-1, 2).T
             left.plot(minutes, 100 * success, color=f"C{number}", **style)
         left.plot([], [], color=f"C{number}", label=f"seed {row['seed']}")
     left.plot([], [], color="grey", marker="o", label="greedy")
