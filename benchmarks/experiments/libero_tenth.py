@@ -5,7 +5,6 @@ Writes docs/results/libero_tenth.json after each run, and .md at the end. Rows t
 finished in --runs. --quick is the test's.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import tyro
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
@@ -51,6 +51,11 @@ def tasks(arguments: Arguments) -> list[str]:
     """Names of the tasks that are imitated."""
     names = [task.name for task in make_suite(libero.suite(libero.OBJECT)).tasks]
     return names[4:6] if arguments.quick else names
+
+
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """Arguments that change the figures, but for those that a row is found by."""
+    return {key: getattr(arguments, key) for key in ("updates", "quick")}
 
 
 def measured(arguments: Arguments, seed: int, tenth: int) -> dict[str, Any]:
@@ -96,16 +101,18 @@ def measured(arguments: Arguments, seed: int, tenth: int) -> dict[str, Any]:
             "only_rl": paired.only_b,
             "p": paired.p_value,
         }
-    return {**row, "commit": commit(), "machine": this_machine()}
+    return {**row, "settings": settings_of(arguments), "commit": commit(), "machine": this_machine()}
 
 
 def main(arguments: Arguments) -> None:
-    file = arguments.out / f"{NAME}.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    arguments = quick_apart(arguments, NAME)
+    file, settings = arguments.out / f"{NAME}.json", settings_of(arguments)
+    rows = read_recorded(file, settings)
     names = tasks(arguments)
     for seed in arguments.seeds:
         for tenth in arguments.tenths:
             if all((row["seed"], row["task"]) != (seed, names[tenth]) for row in rows):
+                claim_runs(arguments.runs, settings)
                 rows.append(measured(arguments, seed, tenth))
                 write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())

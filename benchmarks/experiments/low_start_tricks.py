@@ -5,7 +5,6 @@ Writes docs/results/low_start_tricks.json after each run, and .md and .png at th
 that are finished in --runs. --quick is the test's.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.support.machine import machines, this_machine
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig, SamplingConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -107,6 +107,11 @@ def trained(config: TrainConfig, run: Path, episodes: int) -> list[dict[str, Any
             return after
 
 
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """Arguments that change the figures, but for those that a row is found by."""
+    return {key: getattr(arguments, key) for key in ("groups", "updates", "episodes", "quick")}
+
+
 def measured(arguments: Arguments, head: str, name: str, seed: int) -> dict[str, Any]:
     """Held-out success of one variant: at the start, after equal updates, after equal episodes."""
     run = arguments.runs / f"{head}_{name.replace(' ', '_').replace('/', '')}_seed{seed}"
@@ -153,14 +158,16 @@ def measured(arguments: Arguments, head: str, name: str, seed: int) -> dict[str,
         "episodes": arguments.episodes,
         "first_sampled_success": next((row["train_success"] for row in rows if "train_success" in row), None),
         "curve": [[row["episodes_total"], row["train_success"]] for row in rows if "train_success" in row],
+        "settings": settings_of(arguments),
         "commit": commit(),
         "machine": this_machine(),
     }
 
 
 def main(arguments: Arguments) -> None:
-    file = arguments.out / f"{NAME}.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    arguments = quick_apart(arguments, NAME)
+    file, settings = arguments.out / f"{NAME}.json", settings_of(arguments)
+    rows = read_recorded(file, settings)
     wanted = [
         (head, name, seed)
         for head in arguments.heads
@@ -169,6 +176,7 @@ def main(arguments: Arguments) -> None:
     ]
     for key in wanted:
         if key not in {(row["head"], row["variant"], row["seed"]) for row in rows}:
+            claim_runs(arguments.runs, settings)
             rows.append(measured(arguments, *key))
             write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())

@@ -1,11 +1,10 @@
-"""Where does RL start to work? Imitators of five amounts of demonstrations, and what RL makes of each:
-`python -m benchmarks.experiments.start_against_gain --seeds 0 1 2`, about an hour on two cores.
+"""Where does RL start to work? Imitators of six amounts of demonstrations and one of a brisker demonstrator, and what RL makes of each:
+`python -m benchmarks.experiments.start_against_gain --seeds 0 1 2`, an hour and a half on two cores.
 
 Writes docs/results/start_against_gain.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
 that are finished in --runs; so it goes on in another session. --quick is the test's.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -32,8 +32,12 @@ from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "start_against_gain"
-AMOUNTS = (18, 60, 180, 450, 900)
-"""Demonstrations of all six tasks together; the recipe has 900."""
+RECIPE = tabletop.demos()
+STARTS = (*((amount, RECIPE.hesitation) for amount in (6, 18, 60, 180, 450, 900)), (900, 0.5))
+"""Demonstrations of all six tasks together, of which the recipe has 900, and how often the demonstrator hesitates.
+
+A hesitant one's imitator runs out of time, so that no amount of its demonstrations starts above 52 %.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +46,23 @@ class Arguments:
 
     runs: Path = Path("runs/start_against_gain")
     seeds: tuple[int, ...] = (0, 1, 2)
-    amounts: tuple[int, ...] = AMOUNTS
+    starts: tuple[tuple[int, float], ...] = STARTS
     updates: int = 20
     out: Path = RESULTS
     quick: bool = False
     """Ten SFT batches and one update of few groups; the figures mean nothing then."""
 
 
-def measured(arguments: Arguments, seed: int, amount: int) -> dict[str, Any]:
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """Arguments that change the figures, but for those that a row is found by."""
+    return {key: getattr(arguments, key) for key in ("updates", "quick")}
+
+
+def measured(arguments: Arguments, seed: int, amount: int, hesitation: float) -> dict[str, Any]:
     """One imitator before and after RL, on all held-out states."""
-    demos, run = arguments.runs / f"demos_seed{seed}", arguments.runs / f"demos{amount}_seed{seed}"
-    demos_config = replace(tabletop.demos(), seed=seed, episodes=max(arguments.amounts))
+    demos = arguments.runs / f"demos_hesitation{hesitation}_seed{seed}"
+    run = arguments.runs / f"demos{amount}_hesitation{hesitation}_seed{seed}"
+    demos_config = replace(RECIPE, seed=seed, hesitation=hesitation)
     sft_config = replace(
         tabletop.sft(), dataset=str(demos), episodes=f"0:{amount}", seed=seed, eval_episodes_per_task=0
     )
@@ -61,6 +71,7 @@ def measured(arguments: Arguments, seed: int, amount: int) -> dict[str, Any]:
     )
     evaluation = EvalConfig()
     if arguments.quick:
+        demos_config = replace(demos_config, episodes=max(amount for amount, _ in arguments.starts))
         sft_config = replace(sft_config, batches=10, batch_size=32)
         config = replace(config, minibatches=1, sampling=replace(config.sampling, groups=2, group_size=2))
         evaluation = EvalConfig(episodes_per_task=1)
@@ -79,6 +90,7 @@ def measured(arguments: Arguments, seed: int, amount: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "demos": amount,
+        "hesitation": hesitation,
         "n": rates["rl"].n,
         "sft_success": rates["sft"].rate,
         "rl_success": rates["rl"].rate,
@@ -86,49 +98,61 @@ def measured(arguments: Arguments, seed: int, amount: int) -> dict[str, Any]:
         "updates": rows[-1]["update"],
         "episodes": rows[-1].get("episodes_total", 0),
         "sft_batches": sft_config.batches,
+        "settings": settings_of(arguments),
         "commit": commit(),
         "machine": this_machine(),
     }
 
 
 def main(arguments: Arguments) -> None:
-    file = arguments.out / f"{NAME}.json"
-    rows = json.loads(file.read_text()) if file.exists() else []
+    arguments = quick_apart(arguments, NAME)
+    file, settings = arguments.out / f"{NAME}.json", settings_of(arguments)
+    rows = read_recorded(file, settings)
     for seed in arguments.seeds:
-        for amount in arguments.amounts:
-            if any((row["seed"], row["demos"]) == (seed, amount) for row in rows):
+        for start in arguments.starts:
+            if any((row["seed"], *start_of(row)) == (seed, *start) for row in rows):
                 continue
-            rows.append(measured(arguments, seed, amount))
-            write_json(file, sorted(rows, key=lambda row: (row["demos"], row["seed"])))
-    rows = json.loads(file.read_text())
+            claim_runs(arguments.runs, settings)
+            rows.append(measured(arguments, seed, *start))
+            rows.sort(key=lambda row: (-row["hesitation"], row["demos"], row["seed"]))
+            write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows, arguments).encode())
     plot(rows, arguments.out / f"{NAME}.png")
 
 
+def start_of(row: dict[str, Any]) -> tuple[int, float]:
+    """The row's entry of `STARTS`."""
+    return row["demos"], row["hesitation"]
+
+
+def named(start: tuple[int, float]) -> str:
+    """Number of demonstrations, and the demonstrator's hesitation where it isn't the recipe's."""
+    return f"{start[0]}" + (f", hesitation {start[1]}" if start[1] != RECIPE.hesitation else "")
+
+
 def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     """The result as Markdown."""
-    amounts = sorted({row["demos"] for row in rows})
-    of = {amount: [row for row in rows if row["demos"] == amount] for amount in amounts}
+    of = {start: [row for row in rows if start_of(row) == start] for start in dict.fromkeys(map(start_of, rows))}
     mean = {
-        amount: tuple(float(np.mean([row[f"{stage}_success"] for row in of[amount]])) for stage in ("sft", "rl"))
-        for amount in amounts
+        start: tuple(float(np.mean([row[f"{stage}_success"] for row in of[start]])) for stage in ("sft", "rl"))
+        for start in of
     }
-    most = max(amounts, key=lambda amount: mean[amount][1] - mean[amount][0])
-    low = amounts[0]
+    most = max(of, key=lambda start: mean[start][1] - mean[start][0])
+    low = min(of, key=lambda start: mean[start][0])
     seeds = len({row["seed"] for row in rows})
     lines = [
         "# Where RL starts to work",
         "",
-        f"From {low} demonstrations RL goes from {mean[low][0]:.0%} to {mean[low][1]:.0%}, and the most is gained from {most}: "
+        f"From {named(low)} demonstrations RL goes from {mean[low][0]:.0%} to {mean[low][1]:.0%}, and the most is gained from {named(most)}: "
         f"{mean[most][0]:.0%} to {mean[most][1]:.0%} ({seeds} training seeds, n = {rows[0]['n']} each).",
         "",
         "| demonstrations | after SFT, mean | after RL, mean | gain, per seed | sampled success at the start |",
         "|---|---|---|---|---|",
     ]
-    for amount in amounts:
-        gains = ", ".join(f"{100 * (row['rl_success'] - row['sft_success']):+.0f}" for row in of[amount])
-        sampled = np.mean([row["first_sampled_success"] or 0.0 for row in of[amount]])
-        lines.append(f"| {amount} | {mean[amount][0]:.1%} | {mean[amount][1]:.1%} | {gains} | {sampled:.1%} |")
+    for start, found in of.items():
+        gains = ", ".join(f"{100 * (row['rl_success'] - row['sft_success']):+.0f}" for row in found)
+        sampled = np.mean([row["first_sampled_success"] or 0.0 for row in found])
+        lines.append(f"| {named(start)} | {mean[start][0]:.1%} | {mean[start][1]:.1%} | {gains} | {sampled:.1%} |")
     lines += [
         "",
         f"![success before and after RL]({NAME}.png)",
@@ -138,13 +162,14 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     ]
     for row in rows:
         cells = " | ".join(interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
-        lines.append(f"| {row['demos']} | {row['seed']} | {cells} | {row['episodes']} |")
+        lines.append(f"| {named(start_of(row))} | {row['seed']} | {cells} | {row['episodes']} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
         "",
         f"- Command: `python -m benchmarks.experiments.{NAME} --updates {arguments.updates}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The nano policy, six table-top tasks, {rows[0]['sft_batches']} batches of SFT whatever the amount.",
         f"- RL is the recipe `tabletop_nano` with {arguments.updates} updates. Success is greedy, on held-out states.",
+        f"- The demonstrator moves at half speed in {RECIPE.hesitation:.0%} of its env steps, or in the share that is named as hesitation.",
         "- The paper's own figures on RoboTwin: 0 stays 0, 7.3 becomes 25.4, 28.2 becomes 50.4 (arXiv 2509.09674).",
     ]
     return "\n".join(lines) + "\n"
@@ -153,9 +178,9 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Success after RL against success before, a mark for each run."""
     figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
-    for number, amount in enumerate(sorted({row["demos"] for row in rows})):
-        marks = [(100 * row["sft_success"], 100 * row["rl_success"]) for row in rows if row["demos"] == amount]
-        axes.scatter(*np.array(marks).T, color=f"C{number}", label=f"{amount} demonstrations")
+    for number, start in enumerate(dict.fromkeys(map(start_of, rows))):
+        marks = [(100 * row["sft_success"], 100 * row["rl_success"]) for row in rows if start_of(row) == start]
+        axes.scatter(*np.array(marks).T, color=f"C{number}", label=f"{named(start)} demonstrations")
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="success after SFT, %", ylabel="success after RL, %", xlim=(0, 100), ylim=(0, 100))
     axes.legend(loc="lower right")

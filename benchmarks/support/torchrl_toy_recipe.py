@@ -66,8 +66,8 @@ def factories() -> ModuleType:
     return module
 
 
-def curve(seed: int, seconds: float) -> Iterator[dict[str, float]]:
-    """Greedy success each ten iterations, with env steps and minutes of training; until `seconds` are over."""
+def untrained(seed: int) -> tuple[ModuleType, SimpleNamespace, Any, Any, Any]:
+    """The factories, their settings, a policy with random weights, and environments for training and for tests."""
     utils, cfg, cpu = factories(), settings(seed), torch.device("cpu")
     torch.manual_seed(seed)
     policy = utils.make_policy(cfg, cpu)
@@ -76,6 +76,17 @@ def curve(seed: int, seconds: float) -> Iterator[dict[str, float]]:
     tests = utils.make_env(cfg, tokenizer, seed=seed + 1)
     with torch.no_grad():
         policy(env.reset())  # its layers are lazy
+    return utils, cfg, policy, env, tests
+
+
+def parameters() -> int:
+    """Numbers that TorchRL's policy has."""
+    return sum(parameter.numel() for parameter in untrained(0)[2].parameters())
+
+
+def curve(seed: int, seconds: float) -> Iterator[dict[str, float]]:
+    """Greedy success each ten iterations, with env steps and minutes of training; until `seconds` are over."""
+    (utils, cfg, policy, env, tests), cpu = untrained(seed), torch.device("cpu")
     buffer, advantage = utils.make_replay_buffer(cfg, cpu)
     loss = utils.make_loss_module(cfg, policy)
     optimizer, scheduler = utils.make_optimizer(cfg, loss)

@@ -14,6 +14,7 @@ from simplevla.suites.registry import make_suite
 from small_tinyvla import plain_statistics
 
 ROOT = Path(__file__).parents[2]
+COUNTS = ("parameters", "their_parameters")
 
 
 def run(experiment: str, folder: Path, *more: str) -> list[dict]:
@@ -44,8 +45,8 @@ def test_pushcut(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_start_against_gain(tmp_path: Path) -> None:
-    rows = run("start_against_gain", tmp_path, "--amounts", "12", "24", "--updates", "1")
-    assert [(row["seed"], row["demos"], row["n"]) for row in rows] == [(0, 12, 6), (0, 24, 6)]
+    rows = run("start_against_gain", tmp_path, "--starts", "24", "0.6", "12", "0.6", "24", "0.5", "--updates", "1")
+    assert [(row["demos"], row["hesitation"], row["n"]) for row in rows] == [(12, 0.6, 6), (24, 0.6, 6), (24, 0.5, 6)]
 
 
 @pytest.mark.slow
@@ -63,6 +64,8 @@ def test_torchrl_toy(tmp_path: Path) -> None:
     (row,) = run("torchrl_toy", tmp_path)
     assert (row["seed"], row["n"], row["theirs"][0]["env_steps"]) == (0, 5, 0)
     assert [point["update"] for point in row["curve"]] == [0, 1]
+    recorded, *_ = json.loads((ROOT / "docs" / "results" / "torchrl_toy.json").read_text())
+    assert [row[key] for key in COUNTS] == [recorded[key] for key in COUNTS]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Rows of an experiment count for the settings that they were measured with, and pages cope with all rows that there are."""
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments import libero_pro, libero_seeds, training_seeds
+from benchmarks.experiments import libero_pro, libero_seeds, start_against_gain, training_seeds
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.errors import UserError
@@ -16,6 +17,8 @@ from simplevla.evaluation.result import EvaluationResult, Outcome
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
+EXPERIMENTS = ["libero_pro", "libero_seeds", "libero_tenth", "low_start_tricks", "start_against_gain", "torchrl_toy"]
+"""All with rows that are kept, and --quick."""
 
 
 def written(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -43,19 +46,53 @@ def test_a_folder_of_runs_has_one_kind_of_settings(tmp_path: Path) -> None:
         claim_runs(tmp_path / "runs", {"updates": 40})
 
 
-@pytest.mark.parametrize("experiment", [libero_seeds, libero_pro])
-def test_a_quick_run_has_folders_of_its_own(experiment: Any, tmp_path: Path) -> None:
-    policies = {"sft": "a", "rl": "b"} if experiment is libero_pro else {}
-    whole = experiment.Arguments(**policies)
-    assert quick_apart(whole, experiment.NAME) == whole
-    quick = quick_apart(replace(whole, quick=True, out=tmp_path), experiment.NAME)
-    assert (quick.runs, quick.out) == (Path("runs/quick") / experiment.NAME / "runs", tmp_path)
-    assert RESULTS not in quick_apart(replace(whole, quick=True), experiment.NAME).out.parents
+def experiment_and_defaults(name: str) -> tuple[Any, Any]:
+    """Its module, and its arguments where none is given that it can do without."""
+    if name == "torchrl_toy":
+        pytest.importorskip("torchrl", reason="needs TorchRL")
+    module = importlib.import_module(f"benchmarks.experiments.{name}")
+    return module, module.Arguments(**{"sft": "a", "rl": "b"} if name == "libero_pro" else {})
 
 
-def test_recorded_rows_are_those_of_the_defaults() -> None:
-    rows = read_recorded(RESULTS / "libero_seeds.json", libero_seeds.settings_of(libero_seeds.Arguments()))
-    assert rows
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_quick_run_has_folders_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    experiment, whole = experiment_and_defaults(name)
+    seen = []
+    monkeypatch.setattr(
+        experiment, "read_recorded", lambda file, settings: seen.append((file, settings["quick"])) or 1 / 0
+    )
+    for arguments in (whole, replace(whole, quick=True), replace(whole, quick=True, out=tmp_path)):
+        with pytest.raises(ZeroDivisionError):
+            experiment.main(arguments)
+    apart = Path("runs/quick") / name
+    folders = ((RESULTS, False), (apart / "out", True), (tmp_path, True))
+    assert seen == [(folder / f"{name}.json", quick) for folder, quick in folders]
+    assert quick_apart(whole, name) == whole
+    assert quick_apart(replace(whole, quick=True), name).runs == apart / "runs"
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])
+def test_recorded_rows_are_those_of_the_defaults(name: str) -> None:
+    experiment, whole = experiment_and_defaults(name)
+    assert read_recorded(RESULTS / f"{name}.json", experiment.settings_of(whole))
+
+
+def test_rows_with_other_updates_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "start_against_gain.json").write_bytes((RESULTS / "start_against_gain.json").read_bytes())
+    with pytest.raises(UserError, match=r"demos 18, seed 0, was made with updates 20, expected 40\."):
+        start_against_gain.main(start_against_gain.Arguments(out=tmp_path, updates=40))
+
+
+def test_starts_differ_in_demonstrations_or_in_hesitation() -> None:
+    (row, *_) = rows = json.loads((RESULTS / "start_against_gain.json").read_text())
+    assert {start_against_gain.start_of(row) for row in rows} < set(start_against_gain.STARTS)
+    page = start_against_gain.page([row, {**row, "hesitation": 0.5}], start_against_gain.Arguments())
+    assert "| 18 | 0 |" in page
+    assert "| 18, hesitation 0.5 | 0 |" in page
+
+
+def test_the_page_of_rows_without_orders_of_events_has_no_table_of_them() -> None:
+    rows = json.loads((RESULTS / "libero_seeds.json").read_text())
     assert "orders of events" not in libero_seeds.page(
         [{k: v for k, v in row.items() if k != "orders"} for row in rows]
     )
