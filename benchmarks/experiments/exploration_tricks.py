@@ -49,7 +49,7 @@ def run_one(run: Path, name: str, variants: Variants, seed: int, arguments: Argu
     """One variant with one seed: curve on train states while training, success on the held-out states at the end."""
     config = variants[name][1](replace(tabletop.train(), updates=arguments.updates, seed=seed, eval_every=5))
     config = replace(config, policy=str(arguments.runs / f"tabletop_nano_seed{seed}" / "sft" / "policy"))
-    final = run / "eval" / "test.json"
+    final = run / "eval" / f"test_{arguments.updates}.json"
     if not final.exists():
         stopped = train(config, run, resume=(run / "config.json").exists())
         print(name, seed, stopped.message)

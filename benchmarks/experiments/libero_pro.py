@@ -1,8 +1,9 @@
 """Does what RL gained generalise? A policy before and after RL on LIBERO-PRO's suites, and told another sentence or none:
 `python -m benchmarks.experiments.libero_pro --sft DIR --rl DIR --suites libero_object`.
 
-Writes docs/results/libero_pro.json after each row, and .md at the end. Rows that are there are not measured again, nor evaluations
-that are finished in --runs; so it goes on in another session. --quick is the test's.
+Writes docs/results/libero_pro.json after each row, and .md at the end. Rows that are there are not measured again, nor evaluations that
+are finished in --runs; so it goes on in another session. Those that were made with other settings are refused. --quick is the test's, in
+folders of its own.
 """
 
 from dataclasses import dataclass, replace

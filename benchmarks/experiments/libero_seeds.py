@@ -2,7 +2,7 @@
 `python -m benchmarks.experiments.libero_seeds --suites libero_object --seeds 0 1 2`, 25 to 60 minutes a run on two cores.
 
 Writes docs/results/libero_seeds.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
-that are finished in --runs. --quick is the test's.
+that are finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
 """
 
 from collections import Counter

@@ -2,7 +2,7 @@
 `python -m benchmarks.experiments.libero_tenth --tenths 0 4 7`, about 15 minutes a choice on two cores.
 
 Writes docs/results/libero_tenth.json after each run, and .md at the end. Rows that are there are not measured again, nor runs that are
-finished in --runs. --quick is the test's.
+finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
 """
 
 from dataclasses import dataclass, replace

@@ -1,8 +1,8 @@
 """The exploration tricks from a start that solves 5 to 20 %, at equal updates and at equal episodes:
 `python -m benchmarks.experiments.low_start_tricks --seeds 0 1 2`, about an hour and a half on two cores.
 
-Writes docs/results/low_start_tricks.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
-that are finished in --runs. --quick is the test's.
+Writes docs/results/low_start_tricks.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor
+runs that are finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Where does RL start to work? Imitators of six amounts of demonstrations and one of a brisker demonstrator, and what RL makes of each:
 `python -m benchmarks.experiments.start_against_gain --seeds 0 1 2`, an hour and a half on two cores.
 
-Writes docs/results/start_against_gain.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
-that are finished in --runs; so it goes on in another session. --quick is the test's.
+Writes docs/results/start_against_gain.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor
+runs that are finished in --runs; so it goes on in another session. Those that were made with other settings are refused. --quick is the
+test's, in folders of its own.
 """
 
 from dataclasses import dataclass, replace

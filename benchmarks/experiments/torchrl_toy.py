@@ -1,7 +1,7 @@
 """RL on TorchRL's own toy environment: `python -m benchmarks.experiments.torchrl_toy --seeds 0 1 2`, minutes on two cores.
 
-Writes docs/results/torchrl_toy.json after each run, and .md and .png at the end. Rows that are there are not measured
-again, nor runs that are finished in --runs. --quick is the test's.
+Writes docs/results/torchrl_toy.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
+that are finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
 """
 
 import json

@@ -5,15 +5,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.experiments import libero_pro, libero_seeds, start_against_gain, training_seeds
+from benchmarks.experiments import exploration_tricks, libero_pro, libero_seeds, start_against_gain, training_seeds
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.errors import UserError
-from simplevla.evaluation.result import EvaluationResult, Outcome
+from simplevla.evaluation.result import EvaluationResult, Outcome, Rate
+from simplevla.storage import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -116,6 +118,22 @@ def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(training_seeds, "RESULTS", tmp_path)
     training_seeds.plot(result)
     assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_an_evaluation_after_other_updates_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trained = []
+    stopped = SimpleNamespace(message="done")
+    monkeypatch.setattr(
+        exploration_tricks, "train", lambda config, run, resume: trained.append(config.updates) or stopped
+    )
+    monkeypatch.setattr(exploration_tricks, "evaluate", lambda *arguments: "")
+    monkeypatch.setattr(exploration_tricks, "write_result", lambda file, result: write_json(file, {}))
+    monkeypatch.setattr(exploration_tricks, "read_result", lambda file: SimpleNamespace(overall=Rate(solved=1, n=2)))
+    monkeypatch.setattr(exploration_tricks, "read_rows", lambda run: [{"update": 1, "sampled_per_kept": 1.0}])
+    for updates in (20, 20, 40):
+        arguments = exploration_tricks.Arguments(runs=tmp_path, updates=updates)
+        exploration_tricks.run_one(tmp_path / "run", "recipe", exploration_tricks.VARIANTS, 0, arguments)
+    assert trained == [20, 40]
 
 
 @pytest.fixture
