@@ -200,21 +200,33 @@ def spread(rows: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean(values):.1%}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
+def consistent(of: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list[str]:
+    """Sentences with the variants that end on one side of the recipe with every seed, at equal updates and episodes."""
+    said = []
+    for key, what in zip(ENDS, ("updates", "episodes"), strict=True):
+        recipe, found = {row["seed"]: row[key] for row in of.get((head, "recipe"), [])}, []
+        for (its_head, name), rows in of.items():
+            gaps = [100 * (row[key] - recipe[row["seed"]]) for row in rows if row["seed"] in recipe]
+            if its_head == head and len(gaps) > 1 and (min(gaps) > 0 or max(gaps) < 0):
+                found.append(f"{name} ({np.mean(gaps):+.1f} points)")
+        listed = ", ".join(found) or "none"
+        said.append(f"At equal {what}, on one side of the recipe with every seed ({head} head): {listed}.")
+    return said
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
     of = grouped(rows)
     token = {name: found for (head, name), found in of.items() if head == rows[0]["head"]}
     lines = ["# The exploration tricks from a low start", ""]
-    best = {key: max(token, key=lambda name, key=key: mean(token[name], key)) for key in ENDS}
-    said = [
-        f"{best[key]} ({mean(token[best[key]], key):.0%}) at equal {what}"
-        for key, what in zip(ENDS, ("updates", "episodes"), strict=True)
-    ]
     seeds = sorted({row["seed"] for row in rows})
-    reference = "; ".join(f"{mean(token['recipe'], key):.0%}" for key in ENDS) if "recipe" in token else "not run"
+    reached = [f"{mean(token['recipe'], key):.0%}" if "recipe" in token else "an unmeasured rate" for key in ENDS]
     lines += [
-        f"From {mean(rows, 'sft_success'):.0%} greedy success the most is gained with {' and '.join(said)}; the recipe comes to "
-        f"{reference} ({len(seeds)} training {'seed' if len(seeds) == 1 else 'seeds'}, n = {rows[0]['n']} each).",
+        f"From {mean(rows, 'sft_success'):.0%} greedy success the recipe comes to {reached[0]} in {rows[0]['updates']} updates and to "
+        f"{reached[1]} in {rows[0]['episodes']} episodes ({len(seeds)} training {'seed' if len(seeds) == 1 else 'seeds'}, "
+        f"n = {rows[0]['n']} each).",
+        "",
+        *(f"- {sentence}" for head in dict.fromkeys(row["head"] for row in rows) for sentence in consistent(of, head)),
         "",
         f"| head, variant | after {rows[0]['updates']} updates | episodes until there | after {rows[0]['episodes']} episodes | updates until there |",
         "|---|---|---|---|---|",
