@@ -73,7 +73,8 @@ def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
     run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}_seed{seed}"
     summary = demo(run, seed, change_recipes(arguments, suite))
     found, _ = read_novelty(run / "rl")
-    found = found or (novelty_of_run(run / "rl") if arguments.demos_per_task > 1 else None)
+    solved = summary["sft_success"] or summary["rl_success"]
+    found = found or (novelty_of_run(run / "rl") if solved and arguments.demos_per_task > 1 else None)
     sides = found.sides if found else {}
     return {
         "suite": suite,
@@ -89,7 +90,9 @@ def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
         "unlifted": {side: unlifted(behaviour.solved) for side, behaviour in sides.items()},
         "novel": {side: [behaviour.novel.solved, behaviour.novel.n] for side, behaviour in sides.items()},
         "orders": {side: dict(behaviour.orders.most_common()) for side, behaviour in sides.items()},
-        "steps": {side: behaviour.mean("env_steps") for side, behaviour in sides.items()},
+        "steps": {
+            side: behaviour.mean("env_steps") if behaviour.solved else None for side, behaviour in sides.items()
+        },
         "curve": [
             [row["elapsed_s"] / 60, row["train_success"]] for row in read_rows(run / "rl") if "train_success" in row
         ],
@@ -160,7 +163,7 @@ def page(rows: list[dict[str, Any]]) -> str:
                 ", ".join(f"{row[key][side][0]}/{row[key][side][1]}" for side in sides[start:])
                 for key, start in (("unlifted", 0), ("novel", 1))
             )
-            steps = ", ".join(f"{row['steps'][side]:.0f}" for side in sides)
+            steps = ", ".join(f"{row['steps'][side]:.0f}" if row["steps"][side] else "none" for side in sides)
             lines.append(f"| {row['suite']}, {row['seed']} | {' | '.join(counts)} | {steps} |")
     ordered = [row for row in rows if row.get("orders")]
     if ordered:

@@ -15,6 +15,7 @@ from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.result import EvaluationResult, Outcome, Rate
+from simplevla.novelty.behaviour import Behaviour
 from simplevla.storage import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +108,22 @@ def test_the_page_shows_the_commonest_orders_of_events() -> None:
     page = libero_seeds.page([{**row, "orders": orders}])
     assert "| libero_object, 0 | lifts a | 3/3 | 1/2 | 0/2 |" in page
     assert f"| {' > '.join(many.split(' > ')[:5])} … | 0/3 | 1/2 | 2/2 |" in page
+
+
+@pytest.mark.parametrize("solved", [0.0, 0.1])
+def test_a_policy_that_solves_nothing_has_a_row(solved: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nothing = Behaviour(solved=(), episodes=100)
+    known = {"n": 100, "sft_success": 0.0, "rl_success": solved, "updates": 1, "episodes": 8, "commit": "c"}
+    summary = {**known, "minutes_rl": 1.0, "minutes_total": 1.0}
+    found = SimpleNamespace(sides=dict.fromkeys(("demonstrations", "before", "after"), nothing))
+    monkeypatch.setattr(libero_seeds, "demo", lambda run, seed, recipe: summary)
+    monkeypatch.setattr(libero_seeds, "read_novelty", lambda run: (None, []))
+    monkeypatch.setattr(libero_seeds, "novelty_of_run", lambda run: found if solved else pytest.fail("it refuses that"))
+    monkeypatch.setattr(libero_seeds, "read_rows", lambda run: [])
+    monkeypatch.setattr(libero_seeds, "change_recipes", lambda arguments, suite: "libero_object_nano")
+    libero_seeds.main(libero_seeds.Arguments(runs=tmp_path / "runs", out=tmp_path, seeds=(0,)))
+    page = (tmp_path / "libero_seeds.md").read_text()
+    assert ("| 0/0, 0/0 | none, none, none |" in page) == bool(solved)
 
 
 def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
