@@ -44,6 +44,14 @@ def test_the_table_says_an_equal_n_once_and_names_tasks_briefly() -> None:
     assert lines[3] == "| after 1: milk | **90** [60, 98] | 20 [6, 51] |"
 
 
+def test_the_table_has_the_intervals_that_it_is_given() -> None:
+    # columns as in the matrix: lift, push, press
+    given = [[(0.1 * i, 0.2), (0.3 * i, 0.4), (0.5 * i, 0.6)] for i in range(3)]
+    lines = matrix_table(RESULT, given).splitlines()
+    assert lines[2] == "| base | 20 [0, 40] n=10 | 10 [0, 20] n=10 | 30 [0, 60] n=10 |"
+    assert lines[3].startswith("| after 1: push | **80** [30, 40] n=10 | 30 [10, 20] n=10 | 30 [50, 60] n=10 |")
+
+
 def test_the_heat_map_shows_every_cell_and_frames_the_trained_ones() -> None:
     axes = Figure().subplots()
     draw_matrix(axes, MATRIX)

@@ -75,11 +75,14 @@ def _steps(run: Path, matrix: SuccessMatrix) -> tuple[Steps | None, dict[str, St
     return steps_to_success(*map(read_result, rows))
 
 
-def matrix_table(result: Mapping[str, Any]) -> str:
-    """The success matrix in markdown: a row per stage, a column per task, the 95 % Wilson interval in each cell.
+def matrix_table(result: Mapping[str, Any], intervals: Sequence[Sequence[tuple[float, float]]] | None = None) -> str:
+    """The success matrix in markdown: a row per stage, a column per task, an interval in each cell.
 
     Trained tasks come first, in the order of training; the task that a row has just trained is bold. Tasks have their
     short names. n is in the head, and in the cells where they differ.
+
+    Args:
+        intervals: (low, high) of each cell, rows and columns as in `result`; without them 95 % Wilson intervals.
 
     Raises:
         UserError: `result` isn't what continual.json holds.
@@ -98,7 +101,8 @@ def matrix_table(result: Mapping[str, Any]) -> str:
             text = f"{100 * rate.rate:.0f}"
             text = f"**{text}**" if i > 0 and task == matrix.order[i - 1] else text
             n = "" if len(same) == 1 else f" n={rate.n}"
-            cells.append(f"{text} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]{n}")
+            low, high = intervals[i][matrix.tasks.index(task)] if intervals else (rate.low, rate.high)
+            cells.append(f"{text} [{100 * low:.0f}, {100 * high:.0f}]{n}")
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
