@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 COUNTS = ("parameters", "their_parameters")
 
 
-def run(experiment: str, folder: Path, *more: str) -> list[dict]:
-    """The rows that `--quick` writes, after a second run that measures nothing again."""
+def run(experiment: str, folder: Path, *more: str) -> Any:
+    """The record that `--quick` writes, after a second run that measures nothing again."""
     command = [sys.executable, "-m", f"benchmarks.experiments.{experiment}", "--quick", "--seeds", "0"]
     command += ["--runs", str(folder / "runs"), "--out", str(folder / "out"), *more]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -66,6 +67,22 @@ def test_torchrl_toy(tmp_path: Path) -> None:
     assert [point["update"] for point in row["curve"]] == [0, 1]
     recorded, *_ = json.loads((ROOT / "docs" / "results" / "torchrl_toy.json").read_text())
     assert [row[key] for key in COUNTS] == [recorded[key] for key in COUNTS]
+
+
+@pytest.mark.slow
+def test_continual(tmp_path: Path) -> None:
+    rows = run("continual", tmp_path, "tabletop_continual", "--structures", "shared", "per_task")["runs"]
+    assert [(row["structure"], row["seed"], row["settings"]["updates"]) for row in rows] == [
+        ("shared", 0, 1),
+        ("per_task", 0, 1),
+    ]
+    for row in rows:
+        assert row["order"] == ["slide_lid", "push_to_strip"]
+        assert row["tasks"] == [*row["order"], "stack_blocks"]
+        assert row["n"] == [[2, 2, 2]] * 3
+    # Both went on from the base that was made once.
+    assert rows[0]["settings"] == rows[1]["settings"]
+    assert rows[0]["matrix"][0] == rows[1]["matrix"][0]
 
 
 @pytest.mark.slow
