@@ -161,6 +161,8 @@ def page(rows: list[dict[str, Any]]) -> str:
             sides = ("demonstrations", "before", "after")
             counts = (
                 ", ".join(f"{row[key][side][0]}/{row[key][side][1]}" for side in sides[start:])
+                if key in row
+                else "not measured"
                 for key, start in (("unlifted", 0), ("novel", 1))
             )
             steps = ", ".join(f"{row['steps'][side]:.0f}" if row["steps"][side] else "none" for side in sides)
