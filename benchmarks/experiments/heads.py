@@ -1,6 +1,6 @@
-"""Token head and diffusion head at the same budget: `python -m benchmarks.experiments.heads`, from what benchmarks/experiments/training_seeds.py recorded.
+"""Heads at the same budget: `python -m benchmarks.experiments.heads`, from what benchmarks/experiments/training_seeds.py recorded.
 
-Writes docs/results/heads.md and .png.
+Writes docs/results/heads.md and .png. Heads whose recipe has no result yet are left out.
 """
 
 from pathlib import Path
@@ -15,7 +15,14 @@ from simplevla.evaluation.statistics import wilson
 from simplevla.storage import read_json, write_atomically
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-HEADS = {"token": "tabletop_nano", "diffusion": "tabletop_nano_diffusion"}
+HEADS = {
+    "token": "tabletop_nano",
+    "diffusion": "tabletop_nano_diffusion",
+    "flow (Flow-SDE)": "tabletop_nano_flow",
+    "flow (Flow-Noise)": "tabletop_nano_flow_noise",
+    "SmolVLA (Flow-SDE)": "tabletop_smolvla",
+    "SmolVLA (Flow-Noise)": "tabletop_smolvla_noise",
+}
 
 
 def cell(rate: float, n: int) -> str:
@@ -25,28 +32,31 @@ def cell(rate: float, n: int) -> str:
 
 def plot(results: dict[str, dict]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained", sharey=True)
+    width = 0.8 / len(results)
     for number, (head, result) in enumerate(results.items()):
         for i, seed in enumerate(result["seeds"]):
             minutes, success = np.array(seed["curves_of_minutes"]["eval_success"]).reshape(-1, 2).T
-            label = f"{head} head" if i == 0 else None
+            label = head if i == 0 else None
             axes[0].plot(minutes, 100 * success, "o-", color=f"C{number}", alpha=0.8, label=label)
         tasks = list(result["success_by_task"]["sft"])
-        places = np.arange(len(tasks)) + 0.4 * number
+        places = np.arange(len(tasks)) + width * number
         for stage, alpha in (("rl", 1.0), ("sft", 0.85)):
             heights = [100 * result["success_by_task"][stage][task] for task in tasks]
             label = f"{head}, {'SFT + RL' if stage == 'rl' else 'SFT'}"
             axes[1].bar(
-                places, heights, 0.38, color=f"C{number}" if stage == "rl" else "0.75", alpha=alpha, label=label
+                places, heights, 0.95 * width, color=f"C{number}" if stage == "rl" else "0.75", alpha=alpha, label=label
             )
     axes[0].set(xlabel="minutes of RL on 2 cores", ylabel="greedy success, %", ylim=(0, 100), title="train states")
-    axes[1].set_xticks(np.arange(len(tasks)) + 0.2, [task.replace("_", "\n") for task in tasks], fontsize=8)
+    axes[1].set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, [task.replace("_", "\n") for task in tasks], fontsize=8)
     axes[1].set(title="held-out states (grey: before RL)")
     axes[0].legend(loc="lower right")
     figure.savefig(RESULTS / "heads.png", dpi=140)
 
 
 def main() -> None:
-    results = {head: read_json(RESULTS / f"{recipe}.json") for head, recipe in HEADS.items()}
+    files = {head: RESULTS / f"{recipe}.json" for head, recipe in HEADS.items()}
+    results = {head: read_json(file) for head, file in files.items() if file.exists()}
+    recipes = [result["recipe"] for result in results.values()]
     plot(results)
     rows, means = [], []
     for head, result in results.items():
@@ -65,13 +75,13 @@ def main() -> None:
         means.append(f"| {head} | {whole[0]} | {whole[1]} |")
     first = results["token"]
     commits = sorted({seed["commit"][:12] for result in results.values() for seed in result["seeds"]})
-    changes = " and ".join(
-        f"from {100 * result['over_seeds']['sft']['mean']:.1f} to {100 * result['over_seeds']['rl']['mean']:.1f} % with the {head} head"
-        for head, result in results.items()
-    )
-    text = f"""# Token head and diffusion head at the same budget
+    gains = {
+        head: 100 * (r["over_seeds"]["rl"]["mean"] - r["over_seeds"]["sft"]["mean"]) for head, r in results.items()
+    }
+    changes = ", ".join(f"{gain:.0f} ({head})" for head, gain in gains.items())
+    text = f"""# Heads at the same budget
 
-RL takes held-out success {changes} ({len(first["seeds"])} training seeds each).
+RL raises held-out success by so many points: {changes}; {len(first["seeds"])} training seeds each.
 
 | head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
 |---|---|---|
@@ -83,10 +93,10 @@ RL takes held-out success {changes} ({len(first["seeds"])} training seeds each).
 |---|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-- Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {" and ".join(f"`{recipe}`" for recipe in HEADS.values())}, then `python -m benchmarks.experiments.heads`.
-- Machine: {first["machine"]}. Commit {", ".join(commits)}. Data: {" and ".join(f"`{recipe}.json`" for recipe in HEADS.values())}.
-- Both heads have the same demonstrations, numbers of SFT batches and RL updates, and groups. The diffusion head's learning rate in RL is a third of the token head's.
-- Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head.
+- Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
+- Machine: {first["machine"]}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
+- All have the same demonstrations, numbers of SFT batches and RL updates, and groups. Learning rates in RL are the recipes'.
+- Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.
 """
     write_atomically(RESULTS / "heads.md", text.encode())
