@@ -130,11 +130,11 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"{opening if perturbed else 'Mean success goes'} from {before:.0%} to {after:.0%}.",
         "",
-        "| trained on | perturbation | n | after SFT (95 % Wilson) | after RL (95 % Wilson) | p |",
-        "|---|---|---|---|---|---|",
+        "| trained on, perturbation | n | after SFT (95 % Wilson) | after RL (95 % Wilson) | p |",
+        "|---|---|---|---|---|",
     ]
     lines += [
-        f"| `{row['suite']}` | `{row['perturbation']}` | {row['n']} | {percent(row, 'sft')} | {percent(row, 'rl')} | {row['p']:.3g} |"
+        f"| `{row['suite']}`, `{row['perturbation']}` | {row['n']} | {percent(row, 'sft')} | {percent(row, 'rl')} | {row['p']:.3g} |"
         for row in rows
     ]
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
