@@ -1,7 +1,8 @@
 """Does RL find a way without lifting where every demonstration lifts? `python -m benchmarks.experiments.pushcut --seeds 0 1 2`, 15 to
 40 minutes a seed on two cores.
 
-Writes docs/results/tabletop_pushcut.json, .md and .png. Runs that are finished in --runs are not run again. --quick is the test's.
+Writes docs/results/tabletop_pushcut.json, .md and .png. Runs that are finished in --runs are not run again. --quick is the test's, in
+folders of its own.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
+from benchmarks.support.recorded import quick_apart
 from simplevla import recipes
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -141,6 +143,7 @@ def novel_demonstrations(run: Path, seed: int) -> list[int]:
 
 
 def main(arguments: Arguments) -> None:
+    arguments = quick_apart(arguments, SUITE)
     if arguments.quick:
         quick_recipes()
     rows = [measured(arguments.runs / f"{SUITE}_seed{seed}", seed) for seed in arguments.seeds]

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiments import exploration_tricks, libero_pro, libero_seeds, start_against_gain, training_seeds
+from benchmarks.experiments import (
+    exploration_tricks,
+    libero_pro,
+    libero_seeds,
+    pushcut,
+    start_against_gain,
+    training_seeds,
+)
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
 from simplevla.errors import UserError
@@ -72,6 +79,15 @@ def test_a_quick_run_has_folders_of_its_own(name: str, monkeypatch: pytest.Monke
     assert seen == [(folder / f"{name}.json", quick) for folder, quick in folders]
     assert quick_apart(whole, name) == whole
     assert quick_apart(replace(whole, quick=True), name).runs == apart / "runs"
+
+
+def test_a_quick_pushcut_does_not_write_over_the_recorded_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(pushcut, "quick_recipes", lambda: None)
+    monkeypatch.setattr(pushcut, "measured", lambda run, seed: seen.append(run) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pushcut.main(pushcut.Arguments(quick=True))
+    assert seen == [Path("runs/quick/tabletop_pushcut/runs/tabletop_pushcut_seed0")]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])

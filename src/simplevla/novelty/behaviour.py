@@ -108,8 +108,10 @@ class Novelty:
     @property
     def paired(self) -> tuple[int, int, int, float]:
         """(states that both solve, novel only before, novel only after, McNemar's exact p) of the same states."""
-        b, c = (sum(x.novel > y.novel for x, y in pairs) for pairs in (self.pairs, [pair[::-1] for pair in self.pairs]))
-        return len(self.pairs), b, c, mcnemar_exact(b, c)
+        pairs = self.pairs
+        b = sum(before.novel and not after.novel for before, after in pairs)
+        c = sum(after.novel and not before.novel for before, after in pairs)
+        return len(pairs), b, c, mcnemar_exact(b, c)
 
     def change(self, quantity: Quantity) -> tuple[float, float, float, float]:
         """(mean of after - before over `pairs`, its 95 % bootstrap interval low, high, the sign test's exact p)."""

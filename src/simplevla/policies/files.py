@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from simplevla.errors import UserError, brief
 from simplevla.policies.normalization import Statistics
@@ -76,6 +76,15 @@ class PolicyFiles:
             )
         self._check_written()
 
+    def fill(self, policy: nn.Module) -> None:
+        """Gives a policy without numbers its tensors; they are checked first, as `check_tensors` does.
+
+        Copies lie where torch puts tensors. In the file they lie anywhere, and on some processors sums over the same
+        numbers differ in the last digit then.
+        """
+        self.check_tensors(policy.state_dict())
+        policy.load_state_dict({name: tensor.clone() for name, tensor in self.tensors.items()}, assign=True)
+
     def _check_written(self) -> None:
         for name in BESIDE:
             file = self.folder / name
@@ -133,8 +142,7 @@ def load_files(folder: Path) -> PolicyFiles:
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     file = folder / "model.safetensors"
     try:
-        # Copies lie where torch puts tensors; in the file they lie anywhere, and the same numbers would add up otherwise.
-        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        tensors = load_file(file)
         with safe_open(file, framework="pt") as opened:
             metadata = (opened.metadata() or {}).get(METADATA, "{}")
     except SafetensorError as error:

@@ -125,8 +125,9 @@ def paired_sentence(novelty: Novelty) -> str:
         return "No initial state is solved by both policies."
     changes = []
     for quantity, (name, scale, digits) in SHOWN.items():
-        mean, low, high = (f"{scale * value:+.{digits}f}" for value in novelty.change(quantity)[:3])
-        changes.append(f"{name} by {mean} [{low}, {high}], p = {novelty.change(quantity)[3]:.2g}")
+        *values, p_sign = novelty.change(quantity)
+        mean, low, high = (f"{scale * value:+.{digits}f}" for value in values)
+        changes.append(f"{name} by {mean} [{low}, {high}], p = {p_sign:.2g}")
     return (
         f"Of the {both} states that both policies solve, {only_after} are solved in a novel way only after RL and {only_before} "
         f"only before (McNemar's exact p = {p:.2g}). On these, RL changes {'; '.join(changes)} (sign test)."

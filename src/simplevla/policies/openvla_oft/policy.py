@@ -155,8 +155,7 @@ class OpenVLAOFT(Policy):
     def load(cls, folder: Path) -> "OpenVLAOFT":
         files = load_files(folder)
         policy = cls.unfilled(read_as(folder / "config.json", OpenVLAOFTConfig), files.statistics, files.tokenizer)
-        files.check_tensors(policy.state_dict())
-        policy.load_state_dict(files.tensors, assign=True)
+        files.fill(policy)
         policy.trained_on = files.trained_on
         return policy
 

@@ -401,8 +401,7 @@ class SmolVLA(Policy):
     def load(cls, folder: Path) -> "SmolVLA":
         files = load_files(folder)
         policy = cls.unfilled(read_as(folder / "config.json", SmolVLAConfig), files.statistics, files.tokenizer)
-        files.check_tensors(policy.state_dict())
-        policy.load_state_dict(files.tensors, assign=True)
+        files.fill(policy)
         policy._freeze()
         policy.trained_on = files.trained_on
         return policy
