@@ -61,6 +61,10 @@ def encoded(**fields: Any) -> bytes:
         (encoded(data=b"", dtype="nonsense", shape=[0]), "an array has dtype 'nonsense', which NumPy doesn't know"),
         (encoded(data=b"", dtype=3, shape=[0]), "an array has dtype 3; expected one of NumPy's"),
         (encoded(data=b"123", dtype="|u1", shape=[2, 2]), "an array of '|u1' and shape [2, 2] has 3 bytes; expected 4"),
+        (
+            encoded(data=b"12345", dtype="|u1", shape=[2, 2]),
+            "an array of '|u1' and shape [2, 2] has 5 bytes; expected 4",
+        ),
         (encoded(data=b"", dtype="|u1", shape=[2**40, 2**40]), "has 0 bytes; expected 1208925819614629174706176"),
         (encoded(data=b"", dtype="|u1", shape=[-1]), "an array has shape [-1]; expected a list of whole numbers"),
         (encoded(dtype="|u1", shape=[1]), "has no bytes; expected 1"),

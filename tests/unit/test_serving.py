@@ -81,7 +81,9 @@ def test_arrays_are_encoded_as_openpi_client_does() -> None:
     assert unpack(theirs.packb({"n": np.float32(1.5)}))["n"] == np.float32(1.5)
 
 
-def test_clients_that_wait_share_the_next_forward_pass_and_get_their_own_answers() -> None:
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 12)])
+def test_clients_that_wait_share_the_next_forward_pass_and_get_their_own_answers(sizes: tuple[int, int]) -> None:
+    """Those with pictures of one size share it."""
     policy = SlowPolicy()
     policy.go_on.set()
     with served(policy) as port, ThreadPoolExecutor(8) as threads:
@@ -90,7 +92,7 @@ def test_clients_that_wait_share_the_next_forward_pass_and_get_their_own_answers
 
         def ask(seed: int) -> np.ndarray:
             with client(port) as connection:
-                return asked(connection, seen(seed))
+                return asked(connection, seen(seed, size=sizes[seed % 2]))
 
         answers = [threads.submit(ask, seed) for seed in range(8)]
         time.sleep(0.5)
@@ -99,7 +101,7 @@ def test_clients_that_wait_share_the_next_forward_pass_and_get_their_own_answers
         assert len(policy.batch_sizes) < 8
         assert sum(policy.batch_sizes) == 8
     for seed, actions in enumerate(found):
-        np.testing.assert_array_equal(actions, alone(policy, seen(seed)))
+        np.testing.assert_array_equal(actions, alone(policy, seen(seed, size=sizes[seed % 2])))
     assert len({actions.tobytes() for actions in found}) > 1
 
 
