@@ -215,6 +215,9 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
         lines.append(f"| {row['seed']} | {' | '.join(cells)} |")
     lines += [
         "",
+        f"Over the seeds, {percent(pooled(rows, 'novel_among_unlifted'))} of the solutions without lifting are novel, and "
+        f"{percent(pooled(rows, 'novel_demonstrations'))} of the new demonstrations. The goals were at least 90 % and at most 5 %.",
+        "",
         "Novel is farther from every demonstration than 99 % of them are from another one ([definition](../novelty.md)). New",
         "demonstrations are of held-out states. What RL still lifts may be novel by its path too, so the measure finds new ways",
         "of moving, and the events say which.",
