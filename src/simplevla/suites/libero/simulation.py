@@ -77,15 +77,24 @@ class Simulation:
         controller.update = lambda force=False: None
         self._site = self.model.site(controller.eef_name).id
         self._hand = self.model.body(robot.robot_model.eef_name).id
-        self._arm_dofs, self._arm_qpos = _as_slice(controller.qvel_index), _as_slice(controller.qpos_index)
         self._finger_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
-        self._arm_actuators = _as_slice(robot._ref_joint_actuator_indexes)
         self._torque_limits = robot.torque_limits
-        self._finger_actuators = np.asarray(robot._ref_joint_gripper_actuator_indexes)
-        low, high = self.model.actuator_ctrlrange[self._finger_actuators].T
+        fingers = _as_slice(robot._ref_joint_gripper_actuator_indexes)
+        low, high = self.model.actuator_ctrlrange[fingers].T
         self._finger_bias, self._finger_weight = 0.5 * (high + low), 0.5 * (high - low)
         self._jacobian = np.zeros((6, self.model.nv))
         self._mass = np.zeros((self.model.nv, self.model.nv))
+        # Views of arrays that stay where they are, made once and not in each physics step.
+        data, dofs = self.data, _as_slice(controller.qvel_index)
+        self._arm_control = data.ctrl[_as_slice(robot._ref_joint_actuator_indexes)]
+        self._finger_control, self._arm_bias = data.ctrl[fingers], data.qfrc_bias[dofs]
+        self._arm_jacobian, self._arm_mass = self._jacobian[:, dofs], self._mass[dofs, dofs]
+        self._arm = Arm(
+            (data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)),
+            np.ascontiguousarray(self._arm_jacobian),
+            np.ascontiguousarray(self._arm_mass),
+            (data.qpos[_as_slice(controller.qpos_index)], data.qvel[dofs]),
+        )
         self._arm_at_first: Arm | None = Arm(
             (controller.ee_pos, controller.ee_ori_mat),
             controller.J_full,
@@ -132,8 +141,10 @@ class Simulation:
         """
         model, data, controller, gripper = self.model, self.data, self._controller, self._gripper
         gains, rest = (controller.kp, controller.kd), controller.initial_joint
+        low, high = self._torque_limits
         closing = gripper.speed * np.array([-1.0, 1.0]) * np.sign(action[6:])
         fingers = np.clip(gripper.current_action + np.arange(1, SUBSTEPS + 1)[:, None] * closing, -1.0, 1.0)
+        finger_control = self._finger_bias + self._finger_weight * fingers
         for substep in range(SUBSTEPS):
             mujoco.mj_step1(model, data)
             for _ in range(0 if self._fast else 1 if self._arm_at_first else 2):
@@ -142,10 +153,10 @@ class Simulation:
             if substep == 0:
                 controller.ee_pos, controller.ee_ori_mat = arm.hand
                 controller.set_goal(action[:6])
-            goal, bias = (controller.goal_pos, controller.goal_ori), data.qfrc_bias[self._arm_dofs]
-            torques = arm_torques(arm, goal, gains, bias, rest)
-            data.ctrl[self._arm_actuators] = np.clip(torques, *self._torque_limits)
-            data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * fingers[substep]
+                goal = (controller.goal_pos, controller.goal_ori)
+            torques = arm_torques(arm, goal, gains, self._arm_bias, rest)
+            np.minimum(np.maximum(torques, low), high, out=self._arm_control)
+            self._finger_control[:] = finger_control[substep]
             mujoco.mj_step2(model, data)
         gripper.current_action = fingers[-1]
         self.scene._post_process()
@@ -215,13 +226,8 @@ class Simulation:
             mujoco.mj_fullM(model, data, self._mass)
         else:
             mujoco.mj_fullM(model, self._mass, data.qM)
-        dofs = self._arm_dofs
-        return Arm(
-            (data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)),
-            np.ascontiguousarray(jacobian[:, dofs]),
-            np.ascontiguousarray(self._mass[dofs, dofs]),
-            (data.qpos[self._arm_qpos], data.qvel[dofs]),
-        )
+        self._arm.jacobian[:], self._arm.mass[:] = self._arm_jacobian, self._arm_mass
+        return self._arm
 
 
 def _as_slice(indices: Sequence[int]) -> slice:
