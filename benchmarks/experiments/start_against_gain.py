@@ -181,10 +181,10 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
     for number, start in enumerate(dict.fromkeys(map(start_of, rows))):
         marks = [(100 * row["sft_success"], 100 * row["rl_success"]) for row in rows if start_of(row) == start]
-        axes.scatter(*np.array(marks).T, color=f"C{number}", label=f"{named(start)} demonstrations")
+        axes.scatter(*np.array(marks).T, color=f"C{number}", label=named(start))
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="success after SFT, %", ylabel="success after RL, %", xlim=(0, 100), ylim=(0, 100))
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", title="demonstrations")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
