@@ -98,7 +98,7 @@ def test_recorded_rows_are_those_of_the_defaults(name: str) -> None:
 
 def test_rows_with_other_updates_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "start_against_gain.json").write_bytes((RESULTS / "start_against_gain.json").read_bytes())
-    with pytest.raises(UserError, match=r"demos 18, seed 0, was made with updates 20, expected 40\."):
+    with pytest.raises(UserError, match=r"demos 6, seed 0, was made with updates 20, expected 40\."):
         start_against_gain.main(start_against_gain.Arguments(out=tmp_path, updates=40))
 
 
