@@ -91,8 +91,8 @@ class Simulation:
         self._arm_jacobian, self._arm_mass = self._jacobian[:, dofs], self._mass[dofs, dofs]
         self._arm = Arm(
             (data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)),
-            np.ascontiguousarray(self._arm_jacobian),
-            np.ascontiguousarray(self._arm_mass),
+            self._arm_jacobian.copy(),
+            self._arm_mass.copy(),
             (data.qpos[_as_slice(controller.qpos_index)], data.qvel[dofs]),
         )
         self._arm_at_first: Arm | None = Arm(
@@ -219,7 +219,7 @@ class Simulation:
         return self.model.site(name).id if name in self.scene.object_sites_dict else None
 
     def _read_arm(self) -> Arm:
-        """The arm at the current position and velocity."""
+        """The arm at the current position and velocity, in arrays that the next call overwrites."""
         model, data, jacobian = self.model, self.data, self._jacobian
         mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
         if FULL_MASS_READS_DATA:
