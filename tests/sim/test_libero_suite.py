@@ -241,6 +241,17 @@ def test_gripper_minus_one_opens_and_plus_one_closes(lite: tuple[Suite, LiberoEn
     assert np.abs(environment.step_chunk(-close).observation.state[6:]).min() > 0.03
 
 
+def test_mujoco_limits_torques_as_robosuite_does(lite: tuple[Suite, LiberoEnvironment]) -> None:
+    suite, environment = lite
+    task = suite.task(KETCHUP)
+    environment.reset(task, suite.initial_states(task, "test")[0])
+    simulation = environment.simulation
+    robot = simulation.scene.robots[0]
+    arm = robot._ref_joint_actuator_indexes
+    assert simulation.model.actuator_ctrllimited[arm].all()
+    np.testing.assert_array_equal(simulation.model.actuator_ctrlrange[arm].T, robot.torque_limits)
+
+
 def test_plus_x_moves_the_hand_forward(lite: tuple[Suite, LiberoEnvironment]) -> None:
     suite, environment = lite
     start = environment.reset(suite.task(KETCHUP), 0).state

@@ -78,7 +78,6 @@ class Simulation:
         self._site = self.model.site(controller.eef_name).id
         self._hand = self.model.body(robot.robot_model.eef_name).id
         self._finger_qpos = np.asarray(robot._ref_gripper_joint_pos_indexes)
-        self._torque_limits = robot.torque_limits
         fingers = _as_slice(robot._ref_joint_gripper_actuator_indexes)
         low, high = self.model.actuator_ctrlrange[fingers].T
         self._finger_bias, self._finger_weight = 0.5 * (high + low), 0.5 * (high - low)
@@ -141,7 +140,6 @@ class Simulation:
         """
         model, data, controller, gripper = self.model, self.data, self._controller, self._gripper
         gains, rest = (controller.kp, controller.kd), controller.initial_joint
-        low, high = self._torque_limits
         closing = gripper.speed * np.array([-1.0, 1.0]) * np.sign(action[6:])
         fingers = np.clip(gripper.current_action + np.arange(1, SUBSTEPS + 1)[:, None] * closing, -1.0, 1.0)
         finger_control = self._finger_bias + self._finger_weight * fingers
@@ -154,8 +152,8 @@ class Simulation:
                 controller.ee_pos, controller.ee_ori_mat = arm.hand
                 controller.set_goal(action[:6])
                 goal = (controller.goal_pos, controller.goal_ori)
-            torques = arm_torques(arm, goal, gains, self._arm_bias, rest)
-            np.minimum(np.maximum(torques, low), high, out=self._arm_control)
+            # MuJoCo limits them to what the actuators can, which are robosuite's limits.
+            self._arm_control[:] = arm_torques(arm, goal, gains, self._arm_bias, rest)
             self._finger_control[:] = finger_control[substep]
             mujoco.mj_step2(model, data)
         gripper.current_action = fingers[-1]
