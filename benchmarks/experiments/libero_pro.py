@@ -1,7 +1,7 @@
 """Does what RL gained generalise? A policy before and after RL on LIBERO-PRO's suites, and told another sentence or none:
-`python -m benchmarks.experiments.libero_pro --sft DIR --rl DIR --suites libero_object`.
+`python -m benchmarks.experiments.libero_pro --sft DIR --rl DIR --seed 0 --suites libero_object`.
 
-Writes docs/results/libero_pro.json after each row, and .md at the end. Rows that are there are not measured again, nor evaluations that
+Writes docs/results/libero_pro.json after each row, and .md and .png at the end. Rows that are there are not measured again, nor evaluations that
 are finished in --runs; so it goes on in another session. Those that were made with other settings are refused. --quick is the test's, in
 folders of its own.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
+from benchmarks.support.before_after import plot_before_after
 from benchmarks.support.machine import machines, this_machine
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, require_settings
 from simplevla import hub
@@ -21,13 +21,16 @@ from simplevla.evaluation.compare import Paired, compare
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit, policy_fingerprint
 from simplevla.evaluation.result import Rate, read_result, write_result
+from simplevla.evaluation.statistics import mcnemar_exact
 from simplevla.recipes import libero
 from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "libero_pro"
-KINDS = ("none", "swap", "object", "lan", "task", "other_sentence", "no_sentence")
+PERTURBATIONS = ("swap", "object", "lan", "task")
+"""LIBERO-PRO's."""
+KINDS = ("none", *PERTURBATIONS, "other_sentence", "no_sentence")
 """`none` is the base suite; the last two are the base suite with another task's sentence in every task, and with none."""
 
 
@@ -39,11 +42,13 @@ class Arguments:
     """Policy before RL."""
     rl: str
     """The same after RL."""
+    seed: int
+    """Their training seed, which the page names."""
     suites: tuple[str, ...] = ("libero_object",)
     kinds: tuple[str, ...] = KINDS
     runs: Path = Path("runs/libero_pro")
-    episodes_per_task: int = 10
-    """Held-out initial states of each of the ten tasks."""
+    episodes: int = 100
+    """Held-out initial states of all tasks together."""
     out: Path = RESULTS
     quick: bool = False
     """One state of one task; the figures mean nothing then."""
@@ -51,7 +56,7 @@ class Arguments:
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for the policies."""
-    return {"episodes_per_task": arguments.episodes_per_task, "quick": arguments.quick}
+    return {"episodes": arguments.episodes, "quick": arguments.quick}
 
 
 def fingerprints(arguments: Arguments) -> list[str]:
@@ -61,11 +66,13 @@ def fingerprints(arguments: Arguments) -> list[str]:
 
 def measured(arguments: Arguments, suite: str, kind: str) -> dict[str, Any]:
     """Both policies on the same held-out states."""
-    config = replace(libero.suite(libero.OBJECT), name=f"{suite}_{kind}" if kind in KINDS[1:5] else suite)
+    config = libero.suite(suite)
+    if kind in PERTURBATIONS:
+        config = replace(config, name=f"{suite}_{kind}", test_states=None)
     names = tuple(task.name for task in make_suite(config).tasks)
     # Tasks, and whose sentence they are told: no task its own.
     told = [(names[1:], names[0]), (names[:1], names[1])] if kind == "other_sentence" else [(names, "")]
-    rollout, episodes = libero.train().rollout, arguments.episodes_per_task
+    rollout, episodes = libero.train().rollout, arguments.episodes // len(names)
     if arguments.quick:
         told, rollout, episodes = [(names[:1], told[-1][1])], replace(rollout, workers=1), 1
     policies, pairs, held_out = fingerprints(arguments), [], set[str]()
@@ -83,6 +90,7 @@ def measured(arguments: Arguments, suite: str, kind: str) -> dict[str, Any]:
     paired = Paired(**counts)
     return {
         "suite": suite,
+        "seed": arguments.seed,
         "perturbation": kind,
         "n": paired.n,
         "sft_success": paired.a.rate,
@@ -111,24 +119,61 @@ def main(arguments: Arguments) -> None:
             rows.append(measured(arguments, suite, kind))
             write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
+    names = [f"{row['suite']}, {row['perturbation']}" for row in rows]
+    before, after = ([rate(row, stage) for row in rows] for stage in ("sft", "rl"))
+    plot_before_after(names, before, after, arguments.out / f"{NAME}.png")
+
+
+def rate(row: dict[str, Any], stage: str) -> Rate:
+    return Rate(solved=round(row[f"{stage}_success"] * row["n"]), n=row["n"])
 
 
 def percent(row: dict[str, Any], stage: str) -> str:
     """A rate with its 95 % Wilson interval."""
-    rate = Rate(solved=round(row[f"{stage}_success"] * row["n"]), n=row["n"])
-    return f"{rate.rate:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+    found = rate(row, stage)
+    return f"{found.rate:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def pooled(rows: list[dict[str, Any]], kind: str) -> tuple[float, float, float] | None:
+    """(success before, after, McNemar's exact p) of a perturbation over the suites; None if there is no row of it."""
+    of = [row for row in rows if row["perturbation"] == kind]
+    if not of:
+        return None
+    n = sum(row["n"] for row in of)
+    before, after = (sum(rate(row, stage).solved for row in of) / n for stage in ("sft", "rl"))
+    return before, after, mcnemar_exact(*(sum(row[f"only_{stage}"] for row in of) for stage in ("sft", "rl")))
+
+
+def findings(rows: list[dict[str, Any]]) -> list[str]:
+    """What generalises, and whether the policy listens, each in one sentence."""
+    found = {kind: rates for kind in KINDS if (rates := pooled(rows, kind))}
+    shown = {kind: f"`{kind}` ({found[kind][0]:.0%} to {found[kind][1]:.0%})" for kind in found}
+    gained = [
+        kind for kind in PERTURBATIONS if kind in found and found[kind][1] > found[kind][0] and found[kind][2] < 0.05
+    ]
+    others = [kind for kind in PERTURBATIONS if kind in found and kind not in gained]
+    said = [
+        f"{verdict} {' and '.join(shown[kind] for kind in kinds)}"
+        for kinds, verdict in ((gained, "RL's gain carries over to"), (others, "it is not significant on"))
+        if kinds
+    ]
+    carried = f"{said[0][0].upper()}{'; '.join(said)[1:]}." if said else ""
+    told = {"none": "its own sentence", "other_sentence": "another task's", "no_sentence": "none"}
+    heard = [
+        f"{words} in {found[kind][0]:.0%} before RL and {found[kind][1]:.0%} after"
+        for kind, words in told.items()
+        if kind in found
+    ]
+    listens = f"Does the policy listen? It solves its task when told {'; '.join(heard)}." if heard else ""
+    return list(filter(None, [carried, listens]))
 
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    perturbed = [row for row in rows if row["perturbation"] in KINDS[1:5]]
-    better = sum(row["rl_success"] > row["sft_success"] and row["p"] < 0.05 for row in perturbed)
-    before, after = (np.mean([row[f"{stage}_success"] for row in perturbed or rows]) for stage in ("sft", "rl"))
-    opening = f"Of {len(perturbed)} suites of LIBERO-PRO RL is significantly better on {better} (McNemar's p < 0.05), and mean success goes"
     lines = [
         "# Does what RL gained generalise?",
         "",
-        f"{opening if perturbed else 'Mean success goes'} from {before:.0%} to {after:.0%}.",
+        "\n\n".join(findings(rows)),
         "",
         "| trained on, perturbation | n | after SFT (95 % Wilson) | after RL (95 % Wilson) | p |",
         "|---|---|---|---|---|",
@@ -138,10 +183,14 @@ def page(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    policies = " and ".join(dict.fromkeys(f"{row['seed']} of `{row['suite']}`" for row in rows))
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
-        f"- Commits: {commits}. `lite` visuals, greedy, the same held-out initial states, McNemar's exact test.",
+        f"![success before and after RL]({NAME}.png)",
+        "",
+        f"- The policies are those of [libero_seeds](libero_seeds.md): seed {policies}, one each.",
+        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR --seed N --suites SUITE`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
+        f"- Commits: {commits}. `lite` visuals, greedy, the same held-out initial states. p, and what is significant (below 0.05, all suites together), is McNemar's exact test.",
         "- `none` is the suite itself. `other_sentence`: every task is told the first task's, and the first the second's; `no_sentence`: a blank.",
         "- LIBERO-PRO is arXiv 2510.03827; [what its suites are](../libero.md).",
     ]

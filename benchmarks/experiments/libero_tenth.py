@@ -1,7 +1,7 @@
 """RL on nine tasks of libero_object and success on the tenth, before and after:
 `python -m benchmarks.experiments.libero_tenth --tenths 0 4 7`, about 15 minutes a choice on two cores.
 
-Writes docs/results/libero_tenth.json after each run, and .md at the end. Rows that are there are not measured again, nor runs that are
+Writes docs/results/libero_tenth.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs that are
 finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from benchmarks.experiments.training_seeds import interval
+from benchmarks.support.before_after import plot_before_after
 from benchmarks.support.machine import machines, this_machine
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
 from simplevla.config import EvalConfig
@@ -19,7 +20,7 @@ from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
-from simplevla.evaluation.result import read_result, write_result
+from simplevla.evaluation.result import Rate, read_result, write_result
 from simplevla.evaluation.statistics import mcnemar_exact
 from simplevla.recipes import libero
 from simplevla.storage import write_atomically, write_json
@@ -116,6 +117,11 @@ def main(arguments: Arguments) -> None:
                 rows.append(measured(arguments, seed, tenth))
                 write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
+    shown = [(row["task"], row["tenth"]) for row in rows] + [("the nine others", row["nine"]) for row in rows]
+    before, after = (
+        [Rate(solved=round(of[f"{stage}_success"] * of["n"]), n=of["n"]) for _, of in shown] for stage in ("sft", "rl")
+    )
+    plot_before_after([name for name, _ in shown], before, after, arguments.out / f"{NAME}.png")
 
 
 def pooled(rows: list[dict[str, Any]], key: str) -> tuple[float, float, float]:
@@ -146,6 +152,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['task']} | {cells} | {row['nine']['p']:.2g} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
     lines += [
+        "",
+        f"![success before and after RL: each task without RL, and the nine others in the same order]({NAME}.png)",
         "",
         f"- Command: `python -m benchmarks.experiments.{NAME}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The recipe `libero_object_nano` with {rows[0]['updates']} updates; its imitator saw three demonstrations of all ten tasks.",

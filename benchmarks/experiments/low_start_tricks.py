@@ -200,18 +200,48 @@ def spread(rows: list[dict[str, Any]], key: str) -> str:
     return f"{np.mean(values):.1%}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def consistent(of: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list[str]:
-    """Sentences with the variants that end on one side of the recipe with every seed, at equal updates and episodes."""
-    said = []
+def gaps(of: dict[tuple[str, str], list[dict[str, Any]]], head: str, key: str) -> dict[str, list[float]]:
+    """Variant -> what it ends above the recipe with each seed, points."""
+    recipe = {row["seed"]: row[key] for row in of.get((head, "recipe"), [])}
+    return {
+        name: found
+        for (its_head, name), rows in of.items()
+        if (its_head, name != "recipe") == (head, True)
+        and (found := [100 * (row[key] - recipe[row["seed"]]) for row in rows if row["seed"] in recipe])
+    }
+
+
+def findings(of: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list[str]:
+    """Sentences on what the variants do to the recipe's result, at equal updates and at equal episodes."""
+    said, one_sided, compared, by_chance = [], 0, 0, 0.0
     for key, what in zip(ENDS, ("updates", "episodes"), strict=True):
-        recipe, found = {row["seed"]: row[key] for row in of.get((head, "recipe"), [])}, []
-        for (its_head, name), rows in of.items():
-            gaps = [100 * (row[key] - recipe[row["seed"]]) for row in rows if row["seed"] in recipe]
-            if its_head == head and len(gaps) > 1 and (min(gaps) > 0 or max(gaps) < 0):
-                found.append(f"{name} ({np.mean(gaps):+.1f} points)")
-        listed = ", ".join(found) or "none"
-        said.append(f"At equal {what}, on one side of the recipe with every seed ({head} head): {listed}.")
+        if found := gaps(of, head, key):
+            means, listed = [np.mean(of_seeds) for of_seeds in found.values()], []
+            for name, of_seeds in found.items():
+                if len(of_seeds) > 1 and (min(of_seeds) > 0 or max(of_seeds) < 0):
+                    listed.append(f"{name} ({np.mean(of_seeds):+.1f})")
+                by_chance += 2 ** (1 - len(of_seeds))
+            compared, one_sided = compared + len(found), one_sided + len(listed)
+            said.append(
+                f"{head}, equal {what}: changes of one setting end {min(means):+.1f} to {max(means):+.1f} points beside the "
+                f"recipe. On one side of it with every seed: {', '.join(listed) or 'none'}."
+            )
+    if compared:
+        said.append(
+            f"{head}: {one_sided} of {compared} comparisons are on one side with every seed; by chance {by_chance:.0f} would be."
+        )
     return said
+
+
+def verdict(of: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """What leaving out or changing one trick is worth at most, over all heads and both ends."""
+    means = [np.mean(f) for head in HEADS for key in ENDS for f in gaps(of, head, key).values()]
+    if not means:
+        return "Nothing was compared yet."
+    return (
+        f"Changing one trick costs {abs(min(*means, 0)):.1f} points at most and gains {max(*means, 0):.1f} at most "
+        "(the paper's ablations differ by 10 to 15)."
+    )
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -222,11 +252,13 @@ def page(rows: list[dict[str, Any]]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     reached = [f"{mean(token['recipe'], key):.0%}" if "recipe" in token else "an unmeasured rate" for key in ENDS]
     lines += [
+        verdict(of),
+        "",
         f"From {mean(rows, 'sft_success'):.0%} greedy success the recipe comes to {reached[0]} in {rows[0]['updates']} updates and to "
         f"{reached[1]} in {rows[0]['episodes']} episodes ({len(seeds)} training {'seed' if len(seeds) == 1 else 'seeds'}, "
         f"n = {rows[0]['n']} each).",
         "",
-        *(f"- {sentence}" for head in dict.fromkeys(row["head"] for row in rows) for sentence in consistent(of, head)),
+        *(f"- {sentence}" for head in dict.fromkeys(row["head"] for row in rows) for sentence in findings(of, head)),
         "",
         f"| head, variant | after {rows[0]['updates']} updates | episodes until there | after {rows[0]['episodes']} episodes | updates until there |",
         "|---|---|---|---|---|",

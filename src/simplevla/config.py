@@ -81,6 +81,9 @@ class SuiteConfig:
     sentences: str | None = None
     """Source of the instructions: LIBERO has `bddl` (the task's own file) and `published` (published demonstrations and
     checkpoints were told them; made from the file's name); None: the default."""
+    test_states: Positive | None = None
+    """Initial states of each task that are held out: LIBERO's are the last 10 of its 50 unless told otherwise; other
+    suites have no choice."""
     python: Annotated[Annotated[str, Len(1)] | None, BeforeValidator(_as_text)] = None
     """Interpreter that the simulator is installed for, such as `/opt/maniskill/bin/python`: it runs the suite's worker
     processes, and needs NumPy beside it and nothing of this package. None is the interpreter of the command."""

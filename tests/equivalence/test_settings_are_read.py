@@ -49,7 +49,7 @@ CONFIGS = (
 )
 ELSEWHERE = {
     (SuiteConfig, name): "a suite's own factory reads or refuses it; the embedded one does, below"
-    for name in ("image_size", "horizon_protocol", "visuals", "stepping", "sentences")
+    for name in ("image_size", "horizon_protocol", "visuals", "stepping", "sentences", "test_states")
 } | {
     (TrainConfig, "title"): "the report reads it",
 }

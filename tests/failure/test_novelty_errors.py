@@ -154,3 +154,28 @@ def test_what_the_command_refuses(
 ) -> None:
     assert main(["novelty", *(str(tmp_path) if word == "RUN" else word for word in arguments)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_compares_a_run_and_two_policies(policy: Path, demos: Path, tmp_path: Path) -> None:
+    run = a_run(tmp_path, policy, to_dict(SFTConfig(dataset=str(demos))))
+    assert main(["novelty", str(run), "--trust-suite"]) == 0
+    of_run, _ = read_novelty(run)
+    assert main(["novelty", *two(policy, demos, tmp_path / "apart" / "novelty", "trivial")]) == 0
+    assert read_novelty(tmp_path / "apart")[0] == of_run
+
+
+@pytest.mark.parametrize(("task", "said"), [("far", "neither policy solved one"), ("near", "needs at least 2")])
+def test_the_command_says_in_one_line_what_it_cannot_compare(
+    task: str, said: str, policy: Path, demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["novelty", *two(policy, demos, tmp_path / "out", task)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def two(policy: Path, demos: Path, out: Path, task: str) -> list[str]:
+    """The command's arguments that compare a policy with itself on one task."""
+    folders = {"before": policy, "after": policy, "demos": demos, "out": out}
+    settings = ["--suite.name", "fake_suite:make", "--suite.tasks", task, "--rollout.workers", "1"]
+    return [word for key, folder in folders.items() for word in (f"--{key}", str(folder))] + settings

@@ -27,7 +27,17 @@ from simplevla.storage import write_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
-EXPERIMENTS = ["libero_pro", "libero_seeds", "libero_tenth", "low_start_tricks", "start_against_gain", "torchrl_toy"]
+EXPERIMENTS = [
+    "libero_pro",
+    "libero_seeds",
+    "libero_tenth",
+    "low_start_tricks",
+    "pushcut",
+    "start_against_gain",
+    "torchrl_toy",
+]
+FILES = {"pushcut": "tabletop_pushcut"}
+"""Results that aren't called as their experiment is."""
 """All with rows that are kept, and --quick."""
 
 
@@ -61,39 +71,40 @@ def experiment_and_defaults(name: str) -> tuple[Any, Any]:
     if name == "torchrl_toy":
         pytest.importorskip("torchrl", reason="needs TorchRL")
     module = importlib.import_module(f"benchmarks.experiments.{name}")
-    return module, module.Arguments(**{"sft": "a", "rl": "b"} if name == "libero_pro" else {})
+    return module, module.Arguments(**{"sft": "a", "rl": "b", "seed": 0} if name == "libero_pro" else {})
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_quick_run_has_folders_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     experiment, whole = experiment_and_defaults(name)
     seen = []
+    monkeypatch.setattr(pushcut, "quick_recipes", lambda: None)
     monkeypatch.setattr(
         experiment, "read_recorded", lambda file, settings: seen.append((file, settings["quick"])) or 1 / 0
     )
     for arguments in (whole, replace(whole, quick=True), replace(whole, quick=True, out=tmp_path)):
         with pytest.raises(ZeroDivisionError):
             experiment.main(arguments)
-    apart = Path("runs/quick") / name
+    called = FILES.get(name, name)
+    apart = Path("runs/quick") / called
     folders = ((RESULTS, False), (apart / "out", True), (tmp_path, True))
-    assert seen == [(folder / f"{name}.json", quick) for folder, quick in folders]
-    assert quick_apart(whole, name) == whole
-    assert quick_apart(replace(whole, quick=True), name).runs == apart / "runs"
+    assert seen == [(folder / f"{called}.json", quick) for folder, quick in folders]
+    assert quick_apart(whole, called) == whole
+    assert quick_apart(replace(whole, quick=True), called).runs == apart / "runs"
 
 
-def test_a_quick_pushcut_does_not_write_over_the_recorded_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(pushcut, "quick_recipes", lambda: None)
-    monkeypatch.setattr(pushcut, "measured", lambda run, seed: seen.append(run) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        pushcut.main(pushcut.Arguments(quick=True))
-    assert seen == [Path("runs/quick/tabletop_pushcut/runs/tabletop_pushcut_seed0")]
+@pytest.mark.parametrize(("key", "at_least", "at_most"), [("among_unlifted", 0.9, 1.0), ("demonstrations", 0.0, 0.05)])
+def test_novelty_agrees_with_the_events_on_pushcut(key: str, at_least: float, at_most: float) -> None:
+    rows = json.loads((RESULTS / "tabletop_pushcut.json").read_text())
+    novel, of = pushcut.pooled(rows, f"novel_{key}")
+    assert of > 300
+    assert at_least <= novel / of <= at_most
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if (RESULTS / f"{FILES.get(name, name)}.json").exists()])
 def test_recorded_rows_are_those_of_the_defaults(name: str) -> None:
     experiment, whole = experiment_and_defaults(name)
-    assert read_recorded(RESULTS / f"{name}.json", experiment.settings_of(whole))
+    assert read_recorded(RESULTS / f"{FILES.get(name, name)}.json", experiment.settings_of(whole))
 
 
 def test_rows_with_other_updates_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
@@ -207,7 +218,9 @@ def run(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 
     def rows(rl: str, *kinds: str) -> list[dict[str, Any]]:
         folders = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
-        libero_pro.main(libero_pro.Arguments(sft=str(tmp_path / "sft"), rl=str(tmp_path / rl), kinds=kinds, **folders))
+        libero_pro.main(
+            libero_pro.Arguments(sft=str(tmp_path / "sft"), rl=str(tmp_path / rl), seed=0, kinds=kinds, **folders)
+        )
         return json.loads((tmp_path / "out" / "libero_pro.json").read_text())
 
     return rows
@@ -227,21 +240,23 @@ def test_rows_of_other_policies_are_refused(
     before = len(evaluated)
     run("rl", "none", "lan")
     assert len(evaluated) == before
-    with pytest.raises(UserError, match=r"suite libero_object, perturbation none, was made with policies"):
+    with pytest.raises(UserError, match=r"suite libero_object, perturbation none, seed 0, was made with policies"):
         run("other", "none", "lan")
     # Nor do its evaluations count, without the rows.
     (tmp_path / "out" / "libero_pro.json").unlink()
     assert run("other", "none")[0]["rl_success"] == 0.0
     page = (tmp_path / "out" / "libero_pro.md").read_text()
-    assert "Mean success goes from 0% to 0%." in page
+    assert "its task when told its own sentence in 0% before RL and 0% after." in page
 
 
-def test_the_opening_counts_the_perturbations_that_rl_is_better_on(
+def test_the_opening_says_where_the_gain_holds_and_whether_the_policy_listens(
     evaluated: list, run: Callable[..., list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    run("rl", "none", "lan", "swap")
+    recorded = run("rl", "none", "lan", "swap")
     page = (tmp_path / "out" / "libero_pro.md").read_text()
-    assert (
-        "Of 2 suites of LIBERO-PRO RL is significantly better on 2 (McNemar's p < 0.05), and mean success goes from 0% to 100%."
-        in page
-    )
+    assert "\nRL's gain carries over to `swap` (0% to 100%) and `lan` (0% to 100%).\n" in page
+    rows = [row | {"only_sft": row["only_rl"]} if row["perturbation"] == "lan" else row for row in recorded]
+    assert libero_pro.findings(rows) == [
+        "RL's gain carries over to `swap` (0% to 100%); it is not significant on `lan` (0% to 100%).",
+        "Does the policy listen? It solves its task when told its own sentence in 0% before RL and 100% after.",
+    ]

@@ -127,6 +127,13 @@ def test_splits_are_40_and_10_and_disjoint() -> None:
         suite.initial_states(suite.tasks[0], "validation")
 
 
+def test_more_states_can_be_held_out() -> None:
+    suite = make_suite(SuiteConfig(name="libero_goal", test_states=20))
+    train, test = (suite.initial_states(suite.tasks[0], split) for split in ("train", "test"))
+    assert (train, test) == (list(range(30)), list(range(30, 50)))
+    assert suite.protocol["split"] == "train: official initial states 0-29, test: 30-49"
+
+
 def test_initial_states_are_numbers_and_differ() -> None:
     states = catalog.load_initial_states("libero_object", "pick_up_the_ketchup_and_place_it_in_the_basket")
     assert states.shape == (50, 110)
@@ -165,9 +172,14 @@ def test_image_sizes_follow_the_visual_mode() -> None:
         ({"stepping": "quick"}, "'quick'; LIBERO has the stepping modes stock and fast"),
         ({"sentences": "name"}, "'name'; LIBERO has the sentences bddl and published"),
         ({"image_size": 4}, "image_size is 4; expected at least 16"),
+        ({"test_states": 50}, "test_states is 50; LIBERO has 50 initial states per task, give fewer"),
+        (
+            {"name": "libero_object_swap", "test_states": 10},
+            "test_states is 10; all 50 of libero_object_swap are held out",
+        ),
         ({"tasks": ("fly",)}, "no task 'fly'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_suite(SuiteConfig(name="libero_object", **settings))
+        make_suite(SuiteConfig(**{"name": "libero_object", **settings}))

@@ -18,11 +18,15 @@ from simplevla.suites.libero.conventions import PICK_AND_PLACE
 Config = TypeVar("Config", bound=DemosConfig | SFTConfig | TrainConfig)
 
 OBJECT = "libero_object"
+HELD_OUT = 100
+"""Initial states of all tasks together."""
 
 
 def suite(name: str) -> SuiteConfig:
     """All tasks that the expert solves; small pictures, since the nano policy looks at 64 pixels."""
-    return SuiteConfig(name=name, tasks=PICK_AND_PLACE[name], visuals="lite", stepping="fast", image_size=64)
+    tasks = PICK_AND_PLACE[name]
+    test_states = HELD_OUT // len(tasks) if tasks else None
+    return SuiteConfig(name=name, tasks=tasks, visuals="lite", stepping="fast", image_size=64, test_states=test_states)
 
 
 def demos(name: str = OBJECT) -> DemosConfig:

@@ -11,8 +11,7 @@ from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
 from simplevla.errors import UserError
 from simplevla.suites.libero.conventions import published_instruction
-from simplevla.suites.settings import split_seeds
-from simplevla.types import Split, Task
+from simplevla.types import Task
 
 PERTURBATIONS = ("swap", "object", "lan", "task")
 """LIBERO-PRO's kinds (arXiv 2510.03827): moved objects, other looks, other words, another task in the same scene."""
@@ -26,8 +25,8 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero
 
 INITIAL_STATES = 50
 """Official initial states per task."""
-TRAIN_STATES = 40
-"""The first 40 are for training, the last 10 are held out; published systems train and test on all 50
+TEST_STATES = 10
+"""The last ones, held out unless told otherwise; published systems train and test on all 50
 (PRIME-RL/SimpleVLA-RL, issue 34)."""
 
 OPENVLA_HORIZONS = {
@@ -97,14 +96,23 @@ def problem_language(suite: str, task_name: str) -> str:
     return found[1]
 
 
-def split_states(suite: str, split: Split) -> list[int]:
-    """Indices of the official initial states in `split`; a suite of LIBERO-PRO has no train states.
+def test_states(suite: str, wanted: int | None) -> int:
+    """Number of each task's official initial states that are held out; of a suite of LIBERO-PRO all are.
 
     Raises:
-        UserError: unknown split.
+        UserError: none would be left for training, or LIBERO-PRO is to have fewer.
     """
-    train = 0 if suite in BASES else TRAIN_STATES
-    return split_seeds(split, train, INITIAL_STATES - train)
+    if suite in BASES:
+        if wanted not in (None, INITIAL_STATES):
+            raise UserError(
+                f"suite.test_states is {wanted}; all {INITIAL_STATES} of {suite} are held out, leave it out"
+            )
+        return INITIAL_STATES
+    if wanted is not None and wanted >= INITIAL_STATES:
+        raise UserError(
+            f"suite.test_states is {wanted}; LIBERO has {INITIAL_STATES} initial states per task, give fewer"
+        )
+    return wanted or TEST_STATES
 
 
 def problem_file(suite: str, task_name: str) -> Path:

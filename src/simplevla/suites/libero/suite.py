@@ -9,7 +9,7 @@ from simplevla.suites.libero import catalog
 from simplevla.suites.libero.camera import CAMERAS
 from simplevla.suites.libero.conventions import ACTION_NAMES, CONTROL_HZ, PICK_AND_PLACE, STATE_NAMES
 from simplevla.suites.offscreen import renderer_name
-from simplevla.suites.settings import choose, image_side
+from simplevla.suites.settings import choose, image_side, split_seeds
 from simplevla.types import Split, Task
 
 TITLE = "LIBERO"
@@ -23,7 +23,9 @@ class LiberoSuite(Suite):
 
     one_environment_per_process = True
 
-    def __init__(self, name: str, horizon: str, visuals: str, image_size: int, stepping: str, sentences: str) -> None:
+    def __init__(
+        self, name: str, horizon: str, visuals: str, image_size: int, stepping: str, sentences: str, test_states: int
+    ) -> None:
         self.name = name
         self.tasks = catalog.tasks(name, horizon, sentences)
         self.spec = SuiteSpec(
@@ -36,7 +38,7 @@ class LiberoSuite(Suite):
         )
         self.task_change_is_slow = visuals == "stock"
         self._horizon, self._visuals, self._image_size, self._stepping = horizon, visuals, image_size, stepping
-        self._sentences = sentences
+        self._sentences, self._test_states = sentences, test_states
 
     @property
     def protocol(self) -> dict[str, str | int | float]:
@@ -61,11 +63,12 @@ class LiberoSuite(Suite):
     @property
     def _split(self) -> dict[str, str]:
         if self.name not in catalog.BASES:
-            return {"split": "train: official initial states 0-39, test: 40-49"}
+            last, first = catalog.INITIAL_STATES - 1, catalog.INITIAL_STATES - self._test_states
+            return {"split": f"train: official initial states 0-{first - 1}, test: {first}-{last}"}
         return {"base_suite": catalog.BASES[self.name], "split": "train: none, test: LIBERO-PRO's initial states 0-49"}
 
     def initial_states(self, task: Task, split: Split) -> list[int]:
-        return catalog.split_states(self.name, split)
+        return split_seeds(split, catalog.INITIAL_STATES - self._test_states, self._test_states)
 
     def make_environment(self) -> Environment:
         from simplevla.suites.libero.environment import LiberoEnvironment
@@ -84,7 +87,8 @@ def make(config: SuiteConfig) -> Suite:
     """The LIBERO suite that `config` names.
 
     Raises:
-        UserError: unknown suite, protocol, visual or stepping mode or sentences, or an image size that is too small.
+        UserError: unknown suite, protocol, visual or stepping mode or sentences, an image size that is too small, or
+            as many held-out states as there are.
     """
     if config.name not in catalog.SUITES:
         raise UserError(f"suite.name is {config.name!r}; LIBERO has {', '.join(catalog.SUITES)}")
@@ -92,4 +96,6 @@ def make(config: SuiteConfig) -> Suite:
     stepping = choose(config, TITLE, "stepping", STEPPING, "stepping modes")
     sentences = choose(config, TITLE, "sentences", catalog.SENTENCES, "sentences")
     image_size = image_side(config, IMAGE_SIZE[visuals])
-    return LiberoSuite(config.name, config.horizon_protocol or "openvla", visuals, image_size, stepping, sentences)
+    test_states = catalog.test_states(config.name, config.test_states)
+    horizon = config.horizon_protocol or "openvla"
+    return LiberoSuite(config.name, horizon, visuals, image_size, stepping, sentences, test_states)

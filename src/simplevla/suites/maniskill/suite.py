@@ -86,6 +86,6 @@ def make(config: SuiteConfig) -> Suite:
     Raises:
         UserError: unknown protocol or visual mode, a stepping mode or sentences, or an image size that is too small.
     """
-    refuse(config, TITLE, "stepping", "sentences")
+    refuse(config, TITLE, "stepping", "sentences", "test_states")
     visuals = choose(config, TITLE, "visuals", VISUALS, "visual modes")
     return ManiskillSuite(config.horizon_protocol or "maniskill", visuals, image_side(config, IMAGE_SIZE))

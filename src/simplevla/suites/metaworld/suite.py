@@ -78,6 +78,6 @@ def make(config: SuiteConfig) -> Suite:
     Raises:
         UserError: unknown protocol or visual mode, a stepping mode or sentences, or an image size that is too small.
     """
-    refuse(config, TITLE, "stepping", "sentences")
+    refuse(config, TITLE, "stepping", "sentences", "test_states")
     visuals = choose(config, TITLE, "visuals", VISUALS, "visual modes")
     return MetaworldSuite(config.horizon_protocol or "short", visuals, image_side(config, IMAGE_SIZE))

@@ -86,7 +86,7 @@ class TabletopSuite(Suite):
 
 def make(config: SuiteConfig) -> Suite:
     """The suite `config.name` at `config.image_size` (64 unless given)."""
-    refuse(config, config.name, "horizon_protocol", "visuals", "stepping", "sentences")
+    refuse(config, config.name, "horizon_protocol", "visuals", "stepping", "sentences", "test_states")
     if sys.platform.startswith("linux"):
         # Elsewhere MuJoCo has renderers of the system's.
         renderer_name()
