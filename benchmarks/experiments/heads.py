@@ -11,6 +11,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.support.machine import machines
 from simplevla.evaluation.statistics import wilson
 from simplevla.storage import read_json, write_atomically
 
@@ -94,7 +95,7 @@ RL raises held-out success by so many points: {changes}; {len(first["seeds"])} t
 {chr(10).join(rows)}
 
 - Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
-- Machine: {first["machine"]}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
+- Machine: {machines(list(results.values()))}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
 - All have the same demonstrations, numbers of SFT batches and RL updates, and groups. Learning rates in RL are the recipes'.
 - Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.

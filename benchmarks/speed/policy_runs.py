@@ -23,6 +23,7 @@ from benchmarks.speed.rollout_memory import tree_mb
 from benchmarks.support.machine import this_machine
 from simplevla import cli
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
+from simplevla.adapters.load import load_policy
 from simplevla.config import (
     DemosConfig,
     Head,
@@ -38,6 +39,7 @@ from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.provenance import commit
 from simplevla.planning.plan import plan
 from simplevla.planning.unfilled import add_trained_adapter, saved
+from simplevla.policies.smolvla.policy import SmolVLA
 from simplevla.runs import continual, sft, train
 from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.training.runlog import read_rows
@@ -140,10 +142,14 @@ def child(work: Path, size: str, run: Run, precision: Precision) -> None:
         sft(imitation(work, size, precision, measured_of(size).batches), out)
         return
     if run == "export":
-        policy = work / f"sft_{precision}" / "policy"
-        # Its own words' tokenizer is one that LeRobot couldn't load, so this export would be refused.
-        shutil.copy(write_tokenizer(work / "tokenizer") / "tokenizer.json", policy)
-        cli.main(["export", "lerobot", str(policy), str(out)])
+        policy, worded = load_policy(work / f"sft_{precision}" / "policy"), work / f"worded_{precision}"
+        # Its own words' tokenizer is one that LeRobot couldn't load, so its export would be refused.
+        assert isinstance(policy, SmolVLA)
+        policy.prompts.tokenizer = Tokenizer.from_file(str(write_tokenizer(work / "tokenizer") / "tokenizer.json"))
+        policy.save(worded)
+        del policy
+        cli.main(["export", "lerobot", str(worded), str(out)])
+        shutil.rmtree(worded)
         return
     if run == "import":
         named = [f"{camera}=observation.images.{camera}" for camera in ("fixed", "wrist")]

@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Sampling
 from simplevla.policies.smolvla.policy import SmolVLA
 from simplevla.policies.smolvla.published import export_lerobot, import_smolvla
+from simplevla.training.imitation import require_fits
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,16 @@ def test_a_renamed_camera_may_be_called_by_either_name(policy: SmolVLA, tmp_path
     export_lerobot(SmolVLA.load(tmp_path / "ours"), tmp_path / "back")
     assert json.loads((tmp_path / "back" / file.name).read_text())["steps"][0] == steps["steps"][0]
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy), atol=0, rtol=0)
+
+
+def test_any_dataset_of_its_dimensions_may_be_imitated(policy: SmolVLA) -> None:
+    """It neither clips nor bins actions, and older folders don't say how far theirs went."""
+    rows = SimpleNamespace(actions=np.full((9, policy.action_dim), 1e3, np.float32))
+    sizes = {"state_dim": policy.state_dim, "action_dim": policy.action_dim}
+    require_fits(policy, SimpleNamespace(folder="d", cameras=dict.fromkeys(policy.cameras), rows=rows, **sizes))  # type: ignore[arg-type]
+
+
+def test_an_exported_folder_has_the_statistics_that_were_measured(policy: SmolVLA, tmp_path: Path) -> None:
+    export_lerobot(policy, tmp_path / "out")
+    for file in (tmp_path / "out").glob("policy_*.safetensors"):
+        assert load_file(file).keys() == made.statistics().keys()

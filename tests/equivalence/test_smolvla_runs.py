@@ -59,6 +59,7 @@ def test_an_update_with_kept_reads_begins_at_ratio_1(tmp_path: Path) -> None:
 
 
 def test_tasks_are_learned_one_after_another_each_with_its_adapter(tmp_path: Path) -> None:
+    """With Flow-Noise, which has a parameter of its own beside the adapter's."""
     base = tmp_path / "base"
     small_smolvla.make(chunk_length=4).save(base)
     train = TrainConfig(
@@ -69,6 +70,7 @@ def test_tasks_are_learned_one_after_another_each_with_its_adapter(tmp_path: Pat
         sampling=SamplingConfig(groups=2, group_size=4),
         optimizer=OptimizerConfig(lr=1e-2),
         rollout=RolloutConfig(workers=1, slots_per_worker=4),
+        denoising=DenoisingConfig(flow="noise"),
         eval_every=0,
     )
     tasks = ContinualConfig(train=train, tasks=("reach", "far"), adapter=AdapterConfig(rank=2, alpha=2.0))

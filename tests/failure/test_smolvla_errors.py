@@ -53,7 +53,10 @@ CONFIGS = [
     ({"use_delta_joint_actions_aloha": True}, "has use_delta_joint_actions_aloha"),
     ({"adapt_to_pi_aloha": True}, "has adapt_to_pi_aloha"),
     ({"max_state_dim": 2}, "state_dim is 3; expected at most 2"),
-    ({"normalization_mapping": {"ACTION": "MIN_MAX"}}, "normalization_mapping is"),
+    ({"normalization_mapping": {"STATE": "MEAN_STD", "ACTION": "MIN_MAX"}}, "normalization_mapping is"),
+    ({"normalization_mapping": {"ACTION": "MEAN_STD"}}, "normalization_mapping is"),
+    ({"normalization_mapping": {}}, "normalization_mapping is"),
+    ({"tokenizer_max_length": 8}, "has max_length 48 in its tokenizer_processor; expected 8"),
     ({"resize_imgs_with_padding": None}, "resize_imgs_with_padding"),
     ({"resize_imgs_with_padding": [16, 32]}, "expected a square"),
     ({"num_vlm_layers": 1}, "is unknown"),
@@ -94,6 +97,13 @@ def test_cameras_that_the_policy_does_not_have(
     assert problem in run(tmp_path, capsys, cameras)
 
 
+def test_a_camera_by_both_of_its_names(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed = {"observation.images.top": made.FEATURES[0]}
+    change_steps("preprocessor", lambda steps: steps[0]["config"].update(rename_map=renamed), folder)
+    both = (made.NAMED[0], "top=observation.images.top")
+    assert f"names a camera twice: front={made.FEATURES[0]}, top={made.FEATURES[0]}" in run(tmp_path, capsys, both)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -125,6 +135,25 @@ def change_steps(name: str, change: Callable[[list[dict[str, object]]], object],
     [
         ("preprocessor", lambda steps: steps[5]["config"]["norm_map"].update(STATE="MIN_MAX"), "has norm_map"),
         ("postprocessor", lambda steps: steps[0]["config"]["norm_map"].update(ACTION="QUANTILES"), "has norm_map"),
+        ("preprocessor", lambda steps: steps[5]["config"]["norm_map"].pop("STATE"), "has norm_map"),
+        ("preprocessor", lambda steps: steps[5]["config"].update(norm_map={}), "has norm_map"),
+        (
+            "preprocessor",
+            lambda steps: steps[5]["config"]["features"].pop("observation.state"),
+            "leaves observation.state",
+        ),
+        (
+            "preprocessor",
+            lambda steps: steps[5]["config"].update(normalize_observation_keys=[]),
+            "leaves observation.st",
+        ),
+        ("postprocessor", lambda steps: steps[0]["config"].update(features={}), "leaves action as it is"),
+        ("preprocessor", lambda steps: steps.append(steps[5]), "has more than once normalizer_processor"),
+        ("preprocessor", lambda steps: steps.insert(2, steps.pop(3)), "before they get their line break"),
+        ("preprocessor", lambda steps: steps[3]["config"].update(max_length=2), "has max_length 2"),
+        ("preprocessor", lambda steps: steps[3]["config"].update(tokenizer_name="other"), "has tokenizer_name 'other'"),
+        ("preprocessor", lambda steps: steps[3]["config"].update(truncation=False), "has truncation False"),
+        ("preprocessor", lambda steps: steps[3]["config"].update(padding_side="left"), "has padding_side 'left'"),
         ("preprocessor", lambda steps: steps.pop(2), "has no smolvla_new_line_processor"),
         (
             "postprocessor",

@@ -1,12 +1,15 @@
 """The flow head, on velocities that are written out again in NumPy's float64."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import small_smolvla
 import small_tinyvla as small
 from simplevla.config import DenoisingConfig, SamplingConfig, TrainConfig
 from simplevla.effect import check_train
@@ -258,17 +261,18 @@ def test_actions_of_tinyvla_are_in_range() -> None:
     assert float(sample.normalised.max()) == 1.0
 
 
-def test_an_adapter_s_run_leaves_the_std_as_it_is() -> None:
+@pytest.mark.parametrize("make", [lambda: small.make(head="flow"), small_smolvla.make], ids=["tinyvla", "smolvla"])
+def test_an_adapter_s_run_leaves_the_std_as_it_is(make: Callable[[], Any]) -> None:
     from simplevla.adapters.bank import AdapterBank
 
     config = TrainConfig(denoising=DenoisingConfig(flow="noise"))
-    policy = small.make(head="flow")
+    policy = make()
     policy.prepare_for_rl(config)
-    assert policy.head.spread.requires_grad  # type: ignore[union-attr]
-    adapted = small.make(head="flow")
+    assert policy.head.spread.requires_grad
+    adapted = make()
     AdapterBank(adapted)
     adapted.prepare_for_rl(config)
-    assert not adapted.head.spread.requires_grad  # type: ignore[union-attr]
+    assert not adapted.head.spread.requires_grad
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_positions_count_valid_tokens_alone() -> None:
     )
     with torch.no_grad():
         one, two = (policy.velocity(c, x, t) for c in (context, padded))
-    torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
 
 
 def test_the_backbone_runs_once_per_decision() -> None:
@@ -131,6 +132,32 @@ def test_the_backbone_runs_once_per_decision() -> None:
     policy.expert.layers[0].register_forward_hook(lambda *_: count.__setitem__(1, count[1] + 1))
     policy.act(observations([LONG, SHORT]), Sampling(), generators(2))
     assert count == [1, policy.config.steps]
+
+
+def test_an_update_passes_backbone_and_expert_once() -> None:
+    policy, count = small.make(), [0, 0]
+    batch = observations([LONG, SHORT])
+    trace = policy.act(batch, Sampling(), generators(2)).trace
+    policy.vision.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1))
+    policy.expert.layers[0].register_forward_hook(lambda *_: count.__setitem__(1, count[1] + 1))
+    policy.train().score(batch, trace, Sampling())
+    assert count == [1, 1]
+
+
+@pytest.mark.parametrize("flow", ["sde", "noise"])
+def test_log_probabilities_in_bfloat16_are_those_of_the_rollout(flow: Literal["sde", "noise"]) -> None:
+    policy, batch = small.make(), observations([LONG, SHORT, SHORT])
+    policy.prepare_for_rl(TrainConfig(precision="bfloat16", denoising=DenoisingConfig(flow=flow)))
+    seen = set()
+    policy.expert.layers[0].self_attn.o_proj.register_forward_hook(lambda *given: seen.add(given[-1].dtype))
+    sample = policy.act(batch, Sampling(), generators(3))
+    logprobs, _ = policy.train().score(batch, sample.trace, Sampling())
+    assert seen == {torch.bfloat16}
+    assert logprobs.dtype == sample.logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs.detach(), sample.logprobs, atol=1e-4, rtol=0)
+    exact = policy.train()
+    exact.compute_in("float32")
+    assert not torch.equal(exact.score(batch, sample.trace, Sampling())[0], logprobs)
 
 
 def test_a_trace_is_scored_as_it_was_drawn_in_any_batch() -> None:

@@ -79,7 +79,10 @@ class LearnerActor:
             return
         policy.prepare_for_rl(self._config)
         if policy.scores_from_trace:
-            raise UserError("denoising.frozen_backbone trains a small head alone; leave ray.learners at 0 for it")
+            raise UserError(
+                "denoising.frozen_backbone keeps what the backbone read beside each decision, which ray.learners can't have yet; "
+                "leave one of them out"
+            )
         divide(policy, settings.divide)
         self._learner = Learner(policy, self._config)
 

@@ -173,8 +173,8 @@ class Policy(nn.Module, ABC):
     """True if `act` and `score` take batches with an `index`, so that shared observations are computed once."""
     statistics: Statistics
     """Statistics by which the policy normalises, frozen; adapters record their fingerprint."""
-    action_bounds: tuple[str, str] = ("min", "max")
-    """The measures of its statistics between which its actions lie."""
+    action_bounds: tuple[str, str] | None = ("min", "max")
+    """The measures of its statistics between which its actions lie; None: nothing bounds them."""
     unused_settings: Mapping[str, str] = dict.fromkeys(
         (
             *("sampling.eta", "sampling.sigma_min"),

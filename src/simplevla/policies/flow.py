@@ -108,8 +108,12 @@ class FlowHead(nn.Module):
         self.register_buffer("spread", torch.zeros(steps, real_dims))
         self.denoising = DenoisingConfig()
 
-    def set_denoising(self, denoising: DenoisingConfig) -> None:
+    def set_denoising(self, denoising: DenoisingConfig, *, learned: bool = True) -> None:
         """Sets how noise is added from now on; with Flow-Noise `spread`, its standard deviation, is a parameter.
+
+        Args:
+            denoising: what a run sets.
+            learned: whether it trains; not under an adapter, whose files have no place for it.
 
         Raises:
             UserError: ratios of chunks.
@@ -123,7 +127,7 @@ class FlowHead(nn.Module):
         spread = self.spread.detach()
         del self.spread
         if denoising.flow == "noise":
-            self.spread = nn.Parameter(spread)
+            self.spread = nn.Parameter(spread, requires_grad=learned)
         else:
             self.register_buffer("spread", spread)
 

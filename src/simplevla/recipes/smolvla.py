@@ -1,7 +1,8 @@
 """SmolVLA: a nano on two cores, and the published 450 M on LIBERO with a GPU.
 
-Imitation at full size has the published settings (arXiv 2506.01844 and LeRobot's defaults). RL's learning rate there is
-a guess between our small policies' and pi_RL's 5e-6 (arXiv 2510.25889); nothing was tried on a GPU.
+Imitation at full size has the published settings (arXiv 2506.01844 and LeRobot's defaults), but for the cosine, which
+ends at 0 and not at 2.5e-6. RL's learning rate there is a guess between our small policies' and pi_RL's 5e-6
+(arXiv 2510.25889); nothing was tried on a GPU.
 """
 
 import functools

@@ -200,8 +200,9 @@ def require_fits(policy: Policy, dataset: LeRobotDataset) -> None:
     """
     cameras, where = list(dataset.cameras), f"the dataset {dataset.folder}"
     check_fits(policy, cameras, dataset.state_dim, dataset.action_dim, where, remedy(policy, dataset))
-    low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
-    check_actions_in_range(low, high, dataset.rows.actions)
+    if policy.action_bounds is not None:
+        low, high = (np.array(policy.statistics.action[name]) for name in policy.action_bounds)
+        check_actions_in_range(low, high, dataset.rows.actions)
 
 
 def remedy(policy: Policy, dataset: LeRobotDataset) -> str:

@@ -70,6 +70,7 @@ class SmolVLA(Policy):
     """
 
     presets = tuple(PRESETS)
+    action_bounds = None
     not_decayed = ("embed_tokens.weight", "position_embedding.weight", "spread")
     shares_observations = True
     unused_settings = UNUSED_BY_FLOW
@@ -209,7 +210,7 @@ class SmolVLA(Policy):
             UserError: then, where something of the backbone trains.
         """
         super().prepare_for_rl(config)
-        self.head.set_denoising(config.denoising)
+        self.head.set_denoising(config.denoising, learned=self.adapter_bank is None)
         trained = self._trained_backbone()
         if config.denoising.frozen_backbone and trained:
             raise UserError(

@@ -28,7 +28,9 @@ from simplevla.policies.smolvla.published_config import (
     ACTION,
     MODES,
     STATE,
+    PublishedConfig,
     backbone_sizes,
+    is_published,
     policy_config,
     published_config,
     read_published_config,
@@ -45,7 +47,9 @@ STEPS = {
     },
     POST: {"unnormalizer_processor", "device_processor"},
 }
-"""Steps of a published processor; each is there, in any order, and no other."""
+"""Steps of a published processor; each is there once, and no other."""
+WORDS = {"task_key": "task", "padding_side": "right", "truncation": True}
+"""Settings of the published tokenizer step. How far it pads doesn't matter, since what it pads is masked."""
 IMAGE = "<image>"
 """A token that every backbone's tokenizer has, and none that is trained here."""
 BACKBONE = "model.vlm_with_expert.vlm."
@@ -137,7 +141,7 @@ def import_smolvla(
     tensors = {ROBOT_OF_OLD.sub(".buffer_", name.replace("._orig_mod.", ".")): found[name] for name in found}
     if len(tensors) < len(found):
         raise UserError(f"{files[0]} has the statistics of several robots; expected those of one")
-    statistics = _read_statistics(folder, tensors, config)
+    statistics = _read_statistics(folder, tensors, published, config)
     policy = SmolVLA.unfilled(config, statistics, words)
     weights = _converted(tensors, policy.state_dict(), files[0])
     policy.load_state_dict(weights, assign=True)
@@ -175,24 +179,45 @@ def _steps(folder: Path, name: str) -> tuple[Step, ...]:
     return read_as(file, Processor).steps if file.is_file() else ()
 
 
-def _check_steps(folder: Path) -> None:
+def _check_steps(folder: Path, published: PublishedConfig) -> None:
     """Refuses what LeRobot would do and this package doesn't."""
+    words = WORDS | {"max_length": published.tokenizer_max_length, "tokenizer_name": published.vlm_model_name}
     for name, expected in STEPS.items():
-        listed = _steps(folder, name)
-        kinds = {step.registry_name for step in listed}
-        if kinds != expected:
+        file, listed = f"{folder / name}.json", _steps(folder, name)
+        kinds = [step.registry_name for step in listed]
+        twice = {kind for kind in kinds if kinds.count(kind) > 1}
+        if set(kinds) != expected or twice:
             raise UserError(
-                f"{folder / name}.json has {_listed('no ', expected - kinds)}{_listed('the step ', kinds - expected)}; expected the "
-                f"steps {', '.join(sorted(expected))}, as published"
+                f"{file} has{_listed(' no ', expected - set(kinds))}{_listed(' the step ', set(kinds) - expected)}"
+                f"{_listed(' more than once ', twice)}; expected the steps {', '.join(sorted(expected))}, as published"
             )
+        if name == PRE and kinds.index("smolvla_new_line_processor") > kinds.index("tokenizer_processor"):
+            raise UserError(f"{file} reads the words before they get their line break; expected the published order")
         for step in listed:
-            modes = MODES | ((step.config or {}).get("norm_map") or {})
-            if modes != MODES:
-                raise UserError(f"{folder / name}.json has norm_map {brief(modes)}; expected {MODES}, as published")
+            given = step.config or {}
+            if step.registry_name == "tokenizer_processor":
+                for key, value in words.items():
+                    if given.get(key, value) != value:
+                        raise UserError(
+                            f"{file} has {key} {brief(given[key])} in its tokenizer_processor; expected {value!r}, as published or "
+                            "as config.json says"
+                        )
+            if step.registry_name.endswith("normalizer_processor"):
+                _check_normaliser(file, given, ACTION if name == POST else STATE)
+
+
+def _check_normaliser(file: str, given: Mapping[str, Any], feature: str) -> None:
+    """Refuses a step that doesn't normalise `feature`, or otherwise than by mean and std."""
+    modes = given.get("norm_map", MODES)
+    if not is_published(modes):
+        raise UserError(f"{file} has norm_map {brief(modes)}; expected {MODES}, as published")
+    keys = given.get("normalize_observation_keys")
+    if feature not in given.get("features", [feature]) or (keys is not None and feature == STATE and STATE not in keys):
+        raise UserError(f"{file} leaves {feature} as it is; expected it among the features that are normalised")
 
 
 def _listed(before: str, names: set[str]) -> str:
-    return f" {before}{', '.join(sorted(names))}" if names else ""
+    return f"{before}{', '.join(sorted(names))}" if names else ""
 
 
 def _renamed(folder: Path) -> dict[str, str]:
@@ -203,13 +228,15 @@ def _renamed(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _read_statistics(folder: Path, tensors: dict[str, Tensor], config: SmolVLAConfig) -> Statistics:
+def _read_statistics(
+    folder: Path, tensors: dict[str, Tensor], published: PublishedConfig, config: SmolVLAConfig
+) -> Statistics:
     """The statistics of state and action, in either layout; those in the model file are taken out of `tensors`."""
     if (folder / f"{PRE}.json").is_file() or (folder / f"{POST}.json").is_file():
         for name in STEPS:
             if not (folder / f"{name}.json").is_file():
                 raise UserError(f"{folder / name}.json is missing; copy the whole folder again")
-        _check_steps(folder)
+        _check_steps(folder, published)
         found = _of_processor(folder, PRE, "normalizer_processor")
         after = _of_processor(folder, POST, "unnormalizer_processor")
         for measure in ("mean", "std"):
@@ -250,7 +277,8 @@ def _of_processor(folder: Path, name: str, kind: str) -> dict[str, Tensor]:
 
 
 def _measures(folder: Path, found: Mapping[str, Tensor], name: str, size: int) -> dict[str, list[float]]:
-    """All measures of a feature. What isn't there nobody reads: extremes are set to three std around the mean."""
+    """All measures of a feature. Nothing depends on others than mean and std: missing extremes are set to three std
+    around the mean, and missing quantiles to the extremes."""
     got = {measure: found.get(f"{name}.{measure}") for measure in MEASURES}
     for measure in ("mean", "std"):
         tensor = got[measure]
@@ -327,16 +355,14 @@ def export_lerobot(policy: Policy, out: Path) -> int:
         f"{name}.{measure}": torch.tensor(values)
         for name, measures in ((STATE, policy.statistics.state), (ACTION, policy.statistics.action))
         for measure, values in measures.items()
+        if measure in ("mean", "std")
     }
     features = config["input_features"] | config["output_features"]
     normal = {"eps": EPSILON, "features": features, "norm_map": MODES}
-    words = {
+    words = WORDS | {
         "tokenizer_name": policy.config.backbone,
         "max_length": policy.config.max_instruction_tokens,
-        "task_key": "task",
-        "padding_side": "right",
         "padding": "longest",
-        "truncation": True,
     }
     before: tuple[tuple[str, dict[str, Any]], ...] = (
         ("rename_observations_processor", {"rename_map": dict(policy.config.renamed)}),

@@ -17,6 +17,11 @@ MODES = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
 """Normalisation of the published code."""
 
 
+def is_published(modes: Mapping[str, Any]) -> bool:
+    """True if these modes are those of the published code. LeRobot leaves what isn't named as it is."""
+    return {name: modes.get(name, "IDENTITY") for name in MODES} == MODES
+
+
 @part(frozen=True, kw_only=True)
 class Feature:
     """One input or output."""
@@ -56,8 +61,7 @@ class PublishedConfig:
     def __post_init__(self) -> None:
         if len(set(self.resize_imgs_with_padding)) != 1:
             raise UserError(f"resize_imgs_with_padding is {self.resize_imgs_with_padding}; expected a square")
-        modes = MODES | (self.normalization_mapping or {})
-        if {name: modes[name] for name in MODES} != MODES:
+        if not is_published(MODES if self.normalization_mapping is None else self.normalization_mapping):
             raise UserError(f"normalization_mapping is {self.normalization_mapping}; expected {MODES}, as published")
         for features, name in ((self.input_features, STATE), (self.output_features, ACTION)):
             if name not in features or len(features[name].shape) != 1:
@@ -170,6 +174,9 @@ def policy_config(
         raise UserError(
             f"--cameras names {', '.join(unknown)}; the policy has the cameras {', '.join(known) or 'none'}"
         )
+    if len(set(cameras.values())) < len(cameras):
+        named = ", ".join(f"{name}={feature}" for name, feature in cameras.items())
+        raise UserError(f"--cameras names a camera twice: {named}, as the folder renames them; expected each once")
     ordered = sorted(cameras, key=lambda name: known.index(cameras[name]))
     layers = published.num_vlm_layers if published.num_vlm_layers > 0 else language.get("layers", 32)
     return SmolVLAConfig(

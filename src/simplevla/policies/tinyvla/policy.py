@@ -186,10 +186,10 @@ class TinyVLA(Policy):
         """
         super().prepare_for_rl(config)
         denoising = config.denoising
-        self.head.set_denoising(denoising)
-        if isinstance(self.head, UnetFlow) and self.adapter_bank is not None:
-            # An adapter's files have no place for it.
-            self.head.spread.requires_grad_(False)
+        if isinstance(self.head, UnetFlow):
+            self.head.set_denoising(denoising, learned=self.adapter_bank is None)
+        else:
+            self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
             trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
