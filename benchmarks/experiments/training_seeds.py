@@ -1,11 +1,13 @@
 """The main job of a recipe with several training seeds: `python -m benchmarks.experiments.training_seeds tabletop_nano --seeds 0 1 2`.
 
-Writes docs/results/RECIPE.json, .md and .png. Runs that are finished in --runs are not run again.
+Writes docs/results/RECIPE.json after each seed, and .md and .png at the end. Seeds that are there are not measured again, nor runs that
+are finished in --runs.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,7 +16,8 @@ import tyro
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.support.machine import this_machine
+from benchmarks.support.machine import machines, this_machine
+from simplevla.errors import UserError
 from simplevla.evaluation.result import read_result
 from simplevla.evaluation.statistics import hierarchical_bootstrap, wilson
 from simplevla.recipes.demo import demo
@@ -24,6 +27,8 @@ from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 GOAL = 0.9
+STAGES = {"sft": "before", "rl": "after"}
+"""Stage -> name of its evaluation in a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +53,70 @@ def curve(run: Path, key: str) -> list[list[float]]:
     return [[row.get("elapsed_s", 0.0) / 60, row[key]] for row in read_rows(run) if key in row]
 
 
-def main(arguments: Arguments) -> None:
-    rows, tables = [], {"sft": ([], []), "rl": ([], [])}
-    for seed in arguments.seeds:
-        run = arguments.runs / f"{arguments.recipe}_seed{seed}"
-        summary = demo(run, seed, arguments.recipe)
-        curves = {key: curve(run / "rl", key) for key in ("train_success", "eval_success")}
-        rows.append({**summary, **first_at_goal(run / "rl"), "curves_of_minutes": curves})
-        for stage, name in (("sft", "before"), ("rl", "after")):
-            evaluated = read_result(run / "rl" / "eval" / f"{name}.json")
-            by_task = evaluated.by_task
-            tables[stage][0].append([rate.solved for rate in by_task.values()])
-            tables[stage][1].append([rate.n for rate in by_task.values()])
-    tasks = list(by_task)
-    over_seeds = {
-        stage: dict(zip(("mean", "low", "high"), hierarchical_bootstrap(np.array(s), np.array(n)), strict=True))
-        for stage, (s, n) in tables.items()
-    }
-    result = {
-        "command": f"python -m benchmarks.experiments.training_seeds {arguments.recipe} --seeds {' '.join(map(str, arguments.seeds))}",
-        "recipe": arguments.recipe,
-        "machine": this_machine(),
-        "protocol": evaluated.protocol,
-        "seeds": rows,
-        "over_seeds": over_seeds,
-        "success_by_task": {
-            stage: {task: (np.array(s).sum(0) / np.array(n).sum(0)).tolist()[i] for i, task in enumerate(tasks)}
-            for stage, (s, n) in tables.items()
+def measured(run: Path, recipe: str, seed: int) -> dict[str, Any]:
+    """One training seed: the whole main job."""
+    summary = demo(run, seed, recipe)
+    stages = {stage: read_result(run / "rl" / "eval" / f"{name}.json") for stage, name in STAGES.items()}
+    return {
+        **summary,
+        **first_at_goal(run / "rl"),
+        "curves_of_minutes": {key: curve(run / "rl", key) for key in ("train_success", "eval_success")},
+        "by_task": {
+            stage: {task: [rate.solved, rate.n] for task, rate in evaluated.by_task.items()}
+            for stage, evaluated in stages.items()
         },
+        "protocol": dict(stages["rl"].protocol),
+        "machine": this_machine(),
     }
-    write_json(RESULTS / f"{arguments.recipe}.json", result)
+
+
+def main(arguments: Arguments) -> None:
+    file = RESULTS / f"{arguments.recipe}.json"
+    recorded = json.loads(file.read_text()) if file.exists() else []
+    # Once their rows didn't say how each task went.
+    listed = recorded["seeds"] if isinstance(recorded, dict) else recorded
+    rows = {row["seed"]: row for row in listed if "by_task" in row}
+    for seed in arguments.seeds:
+        if seed not in rows:
+            rows[seed] = measured(arguments.runs / f"{arguments.recipe}_seed{seed}", arguments.recipe, seed)
+        result = result_of(arguments.recipe, [rows[seed] for seed in sorted(rows)])
+        write_json(file, result)
     write_atomically(RESULTS / f"{arguments.recipe}.md", page(result).encode())
     plot(result)
-    print(json.dumps(over_seeds, indent=1))
+    print(json.dumps(result["over_seeds"], indent=1))
+
+
+def result_of(recipe: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of these seeds.
+
+    Raises:
+        UserError: their protocols differ.
+    """
+    protocol = rows[0]["protocol"]
+    for row in rows:
+        if row["protocol"] != protocol:
+            raise UserError(
+                f"{recipe}.json has seed {row['seed']} under {row['protocol']}, and seed {rows[0]['seed']} under {protocol}; "
+                "expected one protocol. Delete the row that isn't meant"
+            )
+    counts = {stage: np.array([list(row["by_task"][stage].values()) for row in rows]) for stage in STAGES}
+    return {
+        "command": f"python -m benchmarks.experiments.training_seeds {recipe} --seeds {' '.join(str(row['seed']) for row in rows)}",
+        "recipe": recipe,
+        "machine": machines(rows),
+        "protocol": protocol,
+        "seeds": rows,
+        "over_seeds": {
+            stage: dict(
+                zip(("mean", "low", "high"), hierarchical_bootstrap(solved[..., 0], solved[..., 1]), strict=True)
+            )
+            for stage, solved in counts.items()
+        },
+        "success_by_task": {
+            stage: dict(zip(rows[0]["by_task"][stage], (np.divide(*solved.sum(0).T)).tolist(), strict=True))
+            for stage, solved in counts.items()
+        },
+    }
 
 
 def page(result: dict) -> str:

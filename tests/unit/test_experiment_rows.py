@@ -164,6 +164,45 @@ def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch:
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+@pytest.fixture
+def seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The record of training_seeds after a call with these seeds, each of which solves as many of 10 as its number."""
+    (row, *_) = json.loads((RESULTS / "tabletop_nano_flow.json").read_text())["seeds"]
+
+    def measured(run: Path, recipe: str, seed: int) -> dict[str, Any]:
+        made.append(seed)
+        counts = {stage: {"push": [seed, 10], "lift": [seed + extra, 10]} for stage, extra in (("sft", 0), ("rl", 2))}
+        return row | {"seed": seed, "by_task": counts, "protocol": {"image_size": 64}, "machine": f"m{seed}"}
+
+    def record(*wanted: int) -> dict[str, Any]:
+        training_seeds.main(training_seeds.Arguments(recipe="some", seeds=wanted))
+        return json.loads((tmp_path / "some.json").read_text()) | {"made": made}
+
+    made: list[int] = []
+    monkeypatch.setattr(training_seeds, "RESULTS", tmp_path)
+    monkeypatch.setattr(training_seeds, "measured", measured)
+    return record
+
+
+def test_training_seeds_are_added_to_those_that_there_are(seeds: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    seeds(3)
+    result = seeds(1, 3)
+    assert result["made"] == [3, 1]
+    assert [row["seed"] for row in result["seeds"]] == [1, 3]
+    assert result["success_by_task"] == {"sft": {"push": 0.2, "lift": 0.2}, "rl": {"push": 0.2, "lift": 0.4}}
+    assert result["over_seeds"]["rl"]["mean"] == pytest.approx(0.3)
+    assert result["machine"] == "m1; m3"
+    assert "--seeds 1 3`" in (tmp_path / "some.md").read_text()
+
+
+def test_training_seeds_of_another_protocol_are_refused(seeds: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    seeds(3)
+    edited = (tmp_path / "some.json").read_text().replace('"image_size": 64', '"image_size": 32')
+    (tmp_path / "some.json").write_text(edited)
+    with pytest.raises(UserError, match=r"some.json has seed 3 under .*32.*; expected one protocol"):
+        seeds(1)
+
+
 def test_an_evaluation_after_other_updates_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trained = []
     stopped = SimpleNamespace(message="done")
