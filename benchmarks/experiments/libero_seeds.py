@@ -171,14 +171,16 @@ def page(rows: list[dict[str, Any]]) -> str:
     if ordered:
         lines += [
             "",
-            "The commonest orders of events in solved episodes:",
+            "The commonest orders of events in solved episodes; A is the thing that something happens to first, B the next:",
             "",
             "| suite, seed | order of events | demonstrations | SFT | RL |",
             "|---|---|---|---|---|",
         ]
     for row in ordered:
-        found = shares(Counter(row["orders"][side]) for side in ("demonstrations", "before", "after"))
-        for order, counts in found[:MOST]:
+        sides = [anonymous(row["orders"][side]) for side in ("demonstrations", "before", "after")]
+        found = shares(sides)
+        unseen = [(sum(side[order] for order in side if order not in sides[0]), side.total()) for side in sides]
+        for order, counts in [*found[:MOST], ("all that no demonstration has", unseen)]:
             cells = " | ".join(f"{count}/{total}" for count, total in counts)
             lines.append(f"| {row['suite']}, {row['seed']} | {shortened(order)} | {cells} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
@@ -190,6 +192,17 @@ def page(rows: list[dict[str, Any]]) -> str:
         "- Novel means farther from the demonstrations than 99 % of them are from another; with three a task it says little.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def anonymous(orders: dict[str, int]) -> Counter[str]:
+    """The same orders of events with A for the first thing in each, B for the next and so on."""
+    found: Counter[str] = Counter()
+    for order, count in orders.items():
+        events = [event.partition(" ") for event in order.split(" > ")]
+        names = list(dict.fromkeys(thing for _, _, thing in events if thing))
+        told = [f"{verb} {chr(ord('A') + names.index(thing))}" if thing else verb for verb, _, thing in events]
+        found[" > ".join(told)] += count
+    return found
 
 
 def shortened(order: str) -> str:

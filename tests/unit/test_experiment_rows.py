@@ -131,10 +131,17 @@ def test_the_page_of_rows_without_orders_of_events_has_no_table_of_them() -> Non
 def test_the_page_shows_the_commonest_orders_of_events() -> None:
     (row, *_) = json.loads((RESULTS / "libero_seeds.json").read_text())
     many = " > ".join(f"touches thing_{number}" for number in range(9))
-    orders = {"demonstrations": {"lifts a": 3}, "before": {"lifts a": 1, many: 1}, "after": {many: 2}}
+    orders = {
+        "demonstrations": {"lifts a": 2, "lifts b": 1},
+        "before": {"lifts a": 1, many: 1},
+        "after": {many: 2, "nothing": 1},
+    }
     page = libero_seeds.page([{**row, "orders": orders}])
-    assert "| libero_object, 0 | lifts a | 3/3 | 1/2 | 0/2 |" in page
-    assert f"| {' > '.join(many.split(' > ')[:5])} … | 0/3 | 1/2 | 2/2 |" in page
+    named = f"| {row['suite']}, {row['seed']} |"
+    assert f"{named} lifts A | 3/3 | 1/2 | 0/3 |" in page
+    assert f"{named} touches A > touches B > touches C > touches D > touches E … | 0/3 | 1/2 | 2/3 |" in page
+    assert f"{named} nothing | 0/3 | 0/2 | 1/3 |" in page
+    assert f"{named} all that no demonstration has | 0/3 | 1/2 | 3/3 |" in page
 
 
 @pytest.mark.parametrize("solved", [0.0, 0.1])
