@@ -163,7 +163,7 @@ def test_a_policy_that_solves_nothing_has_a_row(solved: float, monkeypatch: pyte
 def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (row, *_) = json.loads((RESULTS / "libero_seeds.json").read_text())
     libero_seeds.plot([{**row, "curve": []}, row], tmp_path / "curve.png")
-    result = json.loads((RESULTS / "libero_object_nano.json").read_text())
+    result = json.loads((RESULTS / "tabletop_nano.json").read_text())
     for seed in result["seeds"]:
         seed["curves_of_minutes"] = {"train_success": [], "eval_success": []}
     monkeypatch.setattr(training_seeds, "RESULTS", tmp_path)
