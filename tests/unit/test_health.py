@@ -264,7 +264,7 @@ def test_sampled_success_is_judged_by_the_evaluation_of_the_same_policy() -> Non
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.mark.parametrize("recipe", ["tabletop_nano", "tabletop_nano_diffusion", "metaworld_nano", "libero_object_nano"])
+@pytest.mark.parametrize("recipe", ["tabletop_nano", "tabletop_nano_diffusion", "metaworld_nano"])
 def test_recorded_healthy_runs_sample_well_enough(recipe: str) -> None:
     """They have rates alone: as if each had very many episodes, so that the intervals never meet."""
     n, ratios = 100_000, []

@@ -103,7 +103,7 @@ def test_moments_of_eight_bits_are_those_that_torchao_makes() -> None:
 
 
 def libero() -> LiberoSuite:
-    return LiberoSuite("libero_spatial", "simplevla", "stock", 256, "stock", "published")
+    return LiberoSuite("libero_spatial", "simplevla", "stock", 256, "stock", "published", 10)
 
 
 def test_the_published_policy_has_as_many_parameters_as_its_parts() -> None:
