@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.support.machine import this_machine
-from simplevla.config import ReadingConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.provenance import commit
+from simplevla.reading import ReadingConfig
 from simplevla.storage import write_atomically, write_json
 
 OUT = Path("docs/results/lerobot_formats.json")

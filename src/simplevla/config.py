@@ -28,16 +28,12 @@ from simplevla.checked import (
     also_read_as,
     dataclass,
 )
-from simplevla.errors import UserError, brief
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+from simplevla.errors import brief, require
+from simplevla.reading import ReadingConfig
 
 
 def _computes(device: str) -> str:
-    _require(
+    require(
         re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps", device) is not None,
         f"device is {brief(device)}; expected one that computes: cpu, cuda, cuda:N or mps",
     )
@@ -49,7 +45,7 @@ def _as_text(path: object) -> object:
 
 
 def _is_path(path: str) -> str:
-    _require("\0" not in path, f"{brief(path)} holds a zero byte; expected the path of a folder")
+    require("\0" not in path, f"{brief(path)} holds a zero byte; expected the path of a folder")
     return path
 
 
@@ -197,7 +193,7 @@ class SamplingConfig:
     """Most groups sampled per group wanted; then the update trains on what is mixed, or the run stops."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.filter_low <= self.filter_high,
             f"sampling.filter_low is {self.filter_low}; expected at most filter_high, {self.filter_high}",
         )
@@ -279,74 +275,6 @@ class EvalConfig:
     """Task of the suite whose instruction the policy is told in every task; empty: each task's own."""
 
 
-def _pairs(name: str, texts: tuple[str, ...], form: str) -> dict[str, str]:
-    """Left side -> right side of each `LEFT=RIGHT`."""
-    pairs: dict[str, str] = {}
-    for text in texts:
-        left, _, right = text.partition("=")
-        _require(bool(left.strip() and right.strip()), f"{name} is {brief(text)}; expected {form}")
-        _require(left not in pairs, f"{name} has {brief(left)} twice; expected it once")
-        pairs[left] = right
-    return pairs
-
-
-def camera_features(cameras: tuple[str, ...]) -> dict[str, str]:
-    """Camera -> feature, of `ReadingConfig.cameras`."""
-    return _pairs("cameras", cameras, "NAME=FEATURE, such as fixed=observation.images.image")
-
-
-def new_instructions(instructions: tuple[str, ...]) -> dict[str, str]:
-    """The dataset's sentence -> the one that the policy is told, of `ReadingConfig.instructions`."""
-    return _pairs("instructions", instructions, "'OLD SENTENCE=NEW SENTENCE'")
-
-
-def _names_cameras(cameras: tuple[str, ...]) -> tuple[str, ...]:
-    features = camera_features(cameras)
-    for name, feature in features.items():
-        _require(
-            re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name) is not None,
-            f"cameras names one {brief(name)}; expected letters, digits, '_', '.' and '-', as in fixed=FEATURE",
-        )
-        _require(
-            list(features.values()).count(feature) == 1,
-            f"cameras has the feature {brief(feature)} twice; expected each under one name",
-        )
-    return cameras
-
-
-def _replaces_instructions(instructions: tuple[str, ...]) -> tuple[str, ...]:
-    new_instructions(instructions)
-    return instructions
-
-
-def _are_episodes(episodes: str) -> str:
-    part = r"(\d{1,9}|\d{0,9}:\d{0,9})"
-    _require(
-        re.fullmatch(rf"({part}(,{part})*)?", episodes, re.ASCII) is not None,
-        f"episodes is {brief(episodes)}; expected numbers and ranges from 0 up, such as 0:100,130",
-    )
-    return episodes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadingConfig:
-    """Choice of what is read of a dataset, and the names that it has here; recorded with the policy."""
-
-    cameras: Annotated[tuple[str, ...], AfterValidator(_names_cameras)] = ()
-    """Cameras to read, each `NAME=FEATURE`, such as `fixed=observation.images.image`; no others are decoded. Empty:
-    all, by the names that the dataset gives them."""
-    state: str = "observation.state"
-    """Feature that is the state."""
-    actions: str = "action"
-    """Feature that is the action."""
-    instructions: Annotated[tuple[str, ...], AfterValidator(_replaces_instructions)] = ()
-    """Instructions to be told in other words, each `OLD SENTENCE=NEW SENTENCE`."""
-    episodes: Annotated[str, AfterValidator(_are_episodes)] = ""
-    """Episodes to read, such as `0:100,130`, ends exclusive; files of others may be missing. Empty: all."""
-    idle_frames: Literal["keep", "drop"] = "keep"
-    """`drop`: no sample begins at a frame whose state and action are those of the frame before."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(ReadingConfig):
     """Supervised fine-tuning on demonstrations."""
@@ -408,12 +336,12 @@ class SFTConfig(ReadingConfig):
     """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.device == "cpu" or not self.ray.learners or self.ray.learner_gpus > 0,
             f"device is {self.device!r}, and the {self.ray.learners} ray.learners have no GPU; give --ray.learner-gpus 1, or "
             "leave the device at cpu",
         )
-        _require(
+        require(
             not self.replay or 0 < self.replay_samples < self.batch_size,
             f"replay_share {self.replay_share} of batches of {self.batch_size} is {self.replay_samples} samples; expected at least "
             "one, and one of what is learned",
@@ -476,21 +404,21 @@ class TrainConfig:
     """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.minibatches <= self.sampling.groups,
             f"minibatches is {self.minibatches}; expected 1 to sampling.groups ({self.sampling.groups}), since groups stay whole",
         )
-        _require(
+        require(
             self.denoising.ratio == "entry" or max(self.loss.clip_low, self.loss.clip_high) <= CHUNK_CLIP,
             f"denoising.ratio is 'chunk' with loss clips {self.loss.clip_low} / {self.loss.clip_high}; expected at most "
             f"{CHUNK_CLIP}, such as 0.01 both, or ratio 'entry'",
         )
-        _require(
+        require(
             not (self.rollouts_ahead and self.rollout.bfloat16),
             "rollouts_ahead with rollout.bfloat16; expected one of them, since log-probabilities of a policy that is gone can't be "
             "computed again in another precision",
         )
-        _require(
+        require(
             self.stop_at is None or self.eval_every > 0,
             f"stop_at is {self.stop_at} with eval_every {self.eval_every}; expected None, or evaluations",
         )

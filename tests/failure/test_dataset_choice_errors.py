@@ -11,9 +11,10 @@ import pytest
 from made_dataset import write
 from simplevla.checked import from_dict
 from simplevla.cli import main
-from simplevla.config import ReadingConfig, SFTConfig
+from simplevla.config import SFTConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
+from simplevla.reading import ReadingConfig
 from simplevla.training.imitation import sft
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"

@@ -14,11 +14,12 @@ import pytest
 from made_dataset import INSTRUCTIONS, to_v21, to_videos, write
 from simplevla.adapters.load import load_policy
 from simplevla.checked import from_dict
-from simplevla.config import ReadingConfig, SFTConfig
+from simplevla.config import SFTConfig
 from simplevla.demonstrations import writer
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.outlook import outlook
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.reading import ReadingConfig
 from simplevla.training import chunks, imitation
 from simplevla.training.imitation import sft
 

@@ -12,11 +12,12 @@ from rich.console import Console
 import made_dataset
 import small_tinyvla as small
 from simplevla.adapters.load import load_policy
-from simplevla.config import EvalConfig, ReadingConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.config import EvalConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.result import EvaluationResult, result_table
 from simplevla.policies.trained_on import TrainedOn, differences, held_out, rl_stage, warn_of_differences, with_stage
+from simplevla.reading import ReadingConfig
 from simplevla.suites.base import Environment, Suite, SuiteSpec
 from simplevla.suites.registry import make_suite
 from simplevla.training.imitation import sft_stage

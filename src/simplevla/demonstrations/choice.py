@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from simplevla.config import ReadingConfig, new_instructions
 from simplevla.errors import UserError, brief
+from simplevla.reading import ReadingConfig, new_instructions
 
 
 def chosen_episodes(folder: Path, text: str, count: int) -> list[int]:

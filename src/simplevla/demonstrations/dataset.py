@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simplevla import hub
-from simplevla.config import ReadingConfig, camera_features
 from simplevla.demonstrations import metadata
 from simplevla.demonstrations.bounds import bounded_statistics, statistics_of, warn_of_other_statistics
 from simplevla.demonstrations.cameras import Camera, named_cameras
@@ -34,6 +33,7 @@ from simplevla.demonstrations.writer import DatasetWriter
 from simplevla.errors import UserError
 from simplevla.policies.normalization import Statistics
 from simplevla.progress import tracked
+from simplevla.reading import ReadingConfig, camera_features
 from simplevla.terminal import Console
 
 __all__ = ["DatasetWriter", "DemonstrationEpisode", "Frames", "LeRobotDataset"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from simplevla.checked import Above0, Count, Pixels, dataclass
-from simplevla.config import ReadingConfig, new_instructions
 from simplevla.errors import UserError
+from simplevla.reading import ReadingConfig, new_instructions
 from simplevla.storage import read_as
 from simplevla.types import Split, Task
 

@@ -27,7 +27,7 @@ from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import Stage, SuccessMatrix
 from simplevla.adapters.routing import RoutedPolicy, TaskRouter
 from simplevla.checked import from_dict
-from simplevla.config import EvalConfig, ReadingConfig, SuiteConfig, to_dict
+from simplevla.config import EvalConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.generate import generate
 from simplevla.demonstrations.joined import require_one_size
@@ -38,6 +38,7 @@ from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
 from simplevla.policies.base import ObservationBatch, Policy, Sampling
 from simplevla.policies.load import check_fits
+from simplevla.reading import ReadingConfig
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import atomic_folder, read_json, write_json
 from simplevla.suites.base import Suite

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simplevla.checked import part
-from simplevla.config import ReadingConfig, camera_features
 from simplevla.errors import UserError, brief
 from simplevla.policies.base import Policy
 from simplevla.policies.files import is_finite, read_tokenizer
@@ -36,6 +35,7 @@ from simplevla.policies.smolvla.published_config import (
     read_published_config,
 )
 from simplevla.policies.trained_on import TrainedOn
+from simplevla.reading import ReadingConfig, camera_features
 from simplevla.storage import atomic_folder, read_as, write_json
 
 WEIGHTS = "model.safetensors"
