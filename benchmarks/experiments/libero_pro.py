@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.before_after import plot_before_after
 from benchmarks.support.machine import machines, this_machine
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, require_settings
@@ -20,16 +21,15 @@ from simplevla.config import EvalConfig
 from simplevla.evaluation.compare import Paired, compare
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit, policy_fingerprint
-from simplevla.evaluation.result import Rate, read_result, write_result
+from simplevla.evaluation.result import read_result, write_result
 from simplevla.evaluation.statistics import mcnemar_exact
 from simplevla.recipes import libero
 from simplevla.storage import write_atomically, write_json
+from simplevla.suites.libero.conventions import PERTURBATIONS
 from simplevla.suites.registry import make_suite
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "libero_pro"
-PERTURBATIONS = ("swap", "object", "lan", "task")
-"""LIBERO-PRO's."""
 KINDS = ("none", *PERTURBATIONS, "other_sentence", "no_sentence")
 """`none` is the base suite; the last two are the base suite with another task's sentence in every task, and with none."""
 
@@ -119,19 +119,8 @@ def main(arguments: Arguments) -> None:
             rows.append(measured(arguments, suite, kind))
             write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
-    names = [f"{row['suite']}, {row['perturbation']}" for row in rows]
-    before, after = ([rate(row, stage) for row in rows] for stage in ("sft", "rl"))
-    plot_before_after(names, before, after, arguments.out / f"{NAME}.png")
-
-
-def rate(row: dict[str, Any], stage: str) -> Rate:
-    return Rate(solved=round(row[f"{stage}_success"] * row["n"]), n=row["n"])
-
-
-def percent(row: dict[str, Any], stage: str) -> str:
-    """A rate with its 95 % Wilson interval."""
-    found = rate(row, stage)
-    return f"{found.rate:.1%} ({found.low:.1%} to {found.high:.1%})"
+    shown = [(f"{row['suite']}, {row['perturbation']}", row) for row in rows]
+    plot_before_after(shown, arguments.out / f"{NAME}.png")
 
 
 def pooled(rows: list[dict[str, Any]], kind: str) -> tuple[float, float, float] | None:
@@ -140,7 +129,7 @@ def pooled(rows: list[dict[str, Any]], kind: str) -> tuple[float, float, float] 
     if not of:
         return None
     n = sum(row["n"] for row in of)
-    before, after = (sum(rate(row, stage).solved for row in of) / n for stage in ("sft", "rl"))
+    before, after = (sum(row[f"{stage}_success"] * row["n"] for row in of) / n for stage in ("sft", "rl"))
     return before, after, mcnemar_exact(*(sum(row[f"only_{stage}"] for row in of) for stage in ("sft", "rl")))
 
 
@@ -179,7 +168,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| `{row['suite']}`, `{row['perturbation']}` | {row['n']} | {percent(row, 'sft')} | {percent(row, 'rl')} | {row['p']:.3g} |"
+        f"| `{row['suite']}`, `{row['perturbation']}` | {row['n']} | {interval(row['sft_success'], row['n'])} | {interval(row['rl_success'], row['n'])} | {row['p']:.3g} |"
         for row in rows
     ]
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))

@@ -20,7 +20,7 @@ from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
 from simplevla.evaluation.evaluate import evaluate
 from simplevla.evaluation.provenance import commit
-from simplevla.evaluation.result import Rate, read_result, write_result
+from simplevla.evaluation.result import read_result, write_result
 from simplevla.evaluation.statistics import mcnemar_exact
 from simplevla.recipes import libero
 from simplevla.storage import write_atomically, write_json
@@ -118,10 +118,7 @@ def main(arguments: Arguments) -> None:
                 write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())
     shown = [(row["task"], row["tenth"]) for row in rows] + [("the nine others", row["nine"]) for row in rows]
-    before, after = (
-        [Rate(solved=round(of[f"{stage}_success"] * of["n"]), n=of["n"]) for _, of in shown] for stage in ("sft", "rl")
-    )
-    plot_before_after([name for name, _ in shown], before, after, arguments.out / f"{NAME}.png")
+    plot_before_after(shown, arguments.out / f"{NAME}.png")
 
 
 def pooled(rows: list[dict[str, Any]], key: str) -> tuple[float, float, float]:

@@ -206,7 +206,8 @@ def gaps(of: dict[tuple[str, str], list[dict[str, Any]]], head: str, key: str) -
     return {
         name: found
         for (its_head, name), rows in of.items()
-        if (its_head, name != "recipe") == (head, True)
+        if its_head == head
+        and name != "recipe"
         and (found := [100 * (row[key] - recipe[row["seed"]]) for row in rows if row["seed"] in recipe])
     }
 
@@ -218,10 +219,12 @@ def findings(of: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list
         if found := gaps(of, head, key):
             means, listed = [np.mean(of_seeds) for of_seeds in found.values()], []
             for name, of_seeds in found.items():
-                if len(of_seeds) > 1 and (min(of_seeds) > 0 or max(of_seeds) < 0):
+                if len(of_seeds) == 1:
+                    continue
+                if min(of_seeds) > 0 or max(of_seeds) < 0:
                     listed.append(f"{name} ({np.mean(of_seeds):+.1f})")
-                by_chance += 2 ** (1 - len(of_seeds))
-            compared, one_sided = compared + len(found), one_sided + len(listed)
+                compared, by_chance = compared + 1, by_chance + 2 ** (1 - len(of_seeds))
+            one_sided += len(listed)
             said.append(
                 f"{head}, equal {what}: changes of one setting end {min(means):+.1f} to {max(means):+.1f} points beside the "
                 f"recipe. On one side of it with every seed: {', '.join(listed) or 'none'}."

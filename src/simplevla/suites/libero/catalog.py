@@ -10,11 +10,9 @@ from libero.libero import get_libero_path
 from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
 from simplevla.errors import UserError
-from simplevla.suites.libero.conventions import published_instruction
+from simplevla.suites.libero.conventions import PERTURBATIONS, published_instruction
 from simplevla.types import Task
 
-PERTURBATIONS = ("swap", "object", "lan", "task")
-"""LIBERO-PRO's kinds (arXiv 2510.03827): moved objects, other looks, other words, another task in the same scene."""
 BASES = {
     f"{base}_{kind}": base
     for base in ("libero_spatial", "libero_object", "libero_goal", "libero_10")

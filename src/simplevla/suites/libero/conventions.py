@@ -33,6 +33,9 @@ PICK_AND_PLACE: dict[str, tuple[str, ...]] = {
 }
 """Suites with an expert, and their tasks that it solves; empty means all."""
 
+PERTURBATIONS = ("swap", "object", "lan", "task")
+"""LIBERO-PRO's kinds (arXiv 2510.03827): moved objects, other looks, other words, another task in the same scene."""
+
 
 def published_instruction(task_name: str) -> str:
     """Instruction of published demonstrations and checkpoints: the task's name without its scene, as words.
