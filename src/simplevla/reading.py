@@ -1,4 +1,4 @@
-"""What is read of a dataset, and the names that it has here."""
+"""Choice of what is read of a dataset, and the names that it has here."""
 
 import re
 from typing import Annotated, Literal
