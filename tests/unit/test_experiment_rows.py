@@ -14,6 +14,7 @@ from benchmarks.experiments import (
     exploration_tricks,
     libero_pro,
     libero_seeds,
+    low_start_tricks,
     pushcut,
     start_against_gain,
     training_seeds,
@@ -169,6 +170,21 @@ def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(training_seeds, "RESULTS", tmp_path)
     training_seeds.plot(result)
     assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_tricks_are_told_beside_what_chance_gives() -> None:
+    rows = [
+        {"head": "token", "variant": name, "seed": seed, **dict.fromkeys(low_start_tricks.ENDS, 0.1 * seed + gap)}
+        for name, gaps in (("recipe", (0, 0, 0)), ("T 1.3", (0.02, 0.01, 0.03)), ("groups of 4", (0.01, -0.04, 0)))
+        for seed, gap in enumerate(gaps)
+    ]
+    of = low_start_tricks.grouped(rows)
+    *ends, chance = low_start_tricks.findings(of, "token")
+    assert all("end -1.0 to +2.0 points" in end and end.endswith("every seed: T 1.3 (+2.0).") for end in ends)
+    assert chance == "token: 2 of 4 comparisons are on one side with every seed; by chance 1 would be."
+    assert low_start_tricks.verdict(of).startswith("Changing one trick costs 1.0 points at most and gains 2.0 at most")
+    alone = low_start_tricks.findings(low_start_tricks.grouped([row for row in rows if row["seed"] == 0]), "token")
+    assert not any("by chance" in sentence for sentence in alone)
 
 
 @pytest.fixture
