@@ -70,19 +70,21 @@ def main() -> None:
         whole = []
         for stage in ("sft", "rl"):
             row, rates = result["over_seeds"][stage], [seed[f"{stage}_success"] for seed in result["seeds"]]
-            whole.append(
-                f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}], {100 * np.std(rates, ddof=1):.1f}"
-            )
+            spread = f"{100 * np.std(rates, ddof=1):.1f}" if len(rates) > 1 else "one seed"
+            whole.append(f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}], {spread}")
         means.append(f"| {head} | {whole[0]} | {whole[1]} |")
-    first = results["token"]
     commits = sorted({seed["commit"][:12] for result in results.values() for seed in result["seeds"]})
     gains = {
         head: 100 * (r["over_seeds"]["rl"]["mean"] - r["over_seeds"]["sft"]["mean"]) for head, r in results.items()
     }
     changes = ", ".join(f"{gain:.0f} ({head})" for head, gain in gains.items())
+    numbers = {head: len(result["seeds"]) for head, result in results.items()}
+    most = max(numbers.values())
+    fewer = [f"{number} for {head}" for head, number in numbers.items() if number < most]
+    seeds = f"{most} training seeds each" + (f", but {' and '.join(fewer)}" if fewer else "")
     text = f"""# Heads at the same budget
 
-RL raises held-out success by so many points: {changes}; {len(first["seeds"])} training seeds each.
+RL raises held-out success by so many points: {changes}; {seeds}.
 
 | head | SFT: mean [95 % bootstrap over seeds, tasks, episodes], std over seeds | SFT + RL |
 |---|---|---|

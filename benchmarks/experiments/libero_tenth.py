@@ -14,7 +14,7 @@ import tyro
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.before_after import plot_before_after
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.compare import compare
@@ -56,7 +56,8 @@ def tasks(arguments: Arguments) -> list[str]:
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for those that a row is found by."""
-    return {key: getattr(arguments, key) for key in ("updates", "quick")}
+    chosen = recipe_digest(libero.demos(), libero.sft(), libero.train())
+    return {"recipe": chosen, **{key: getattr(arguments, key) for key in ("updates", "quick")}}
 
 
 def measured(arguments: Arguments, seed: int, tenth: int) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def main(arguments: Arguments) -> None:
     rows = read_recorded(file, settings)
     names = tasks(arguments)
     for seed in arguments.seeds:
-        for tenth in arguments.tenths:
+        for tenth in [number for number in arguments.tenths if number < len(names)]:
             if all((row["seed"], row["task"]) != (seed, names[tenth]) for row in rows):
                 claim_runs(arguments.runs, settings)
                 rows.append(measured(arguments, seed, tenth))

@@ -253,11 +253,12 @@ def page(rows: list[dict[str, Any]]) -> str:
     token = {name: found for (head, name), found in of.items() if head == rows[0]["head"]}
     lines = ["# The exploration tricks from a low start", ""]
     seeds = sorted({row["seed"] for row in rows})
+    start = [row for row in rows if row["head"] == rows[0]["head"]]
     reached = [f"{mean(token['recipe'], key):.0%}" if "recipe" in token else "an unmeasured rate" for key in ENDS]
     lines += [
         verdict(of),
         "",
-        f"From {mean(rows, 'sft_success'):.0%} greedy success the recipe comes to {reached[0]} in {rows[0]['updates']} updates and to "
+        f"From {mean(start, 'sft_success'):.0%} greedy success the recipe with a {rows[0]['head']} head comes to {reached[0]} in {rows[0]['updates']} updates and to "
         f"{reached[1]} in {rows[0]['episodes']} episodes ({len(seeds)} training {'seed' if len(seeds) == 1 else 'seeds'}, "
         f"n = {rows[0]['n']} each).",
         "",
@@ -304,8 +305,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         for place, found in enumerate(of.values()):
             values = [100 * row[key] for row in found]
             axes.barh(place, np.mean(values), color="0.85")
+            axes.plot([100 * mean(found, "sft_success")] * 2, [place - 0.4, place + 0.4], color="grey", linestyle=":")
             axes.plot(values, [place] * len(values), "o", color=f"C{list(VARIANTS).index(found[0]['head'])}")
-        axes.axvline(100 * mean(rows, "sft_success"), color="grey", linestyle=":")
         axes.set(xlabel=key.replace("_", " ") + ", %", xlim=(0, None))
     panels[0].set_yticks(range(len(of)), [f"{head}, {name}" for head, name in of])
     panels[0].invert_yaxis()

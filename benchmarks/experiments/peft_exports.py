@@ -18,12 +18,12 @@ from benchmarks.support.machine import this_machine
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.load import load_policy
+from simplevla.adapters.structures import first_observations
 from simplevla.checked import from_dict
 from simplevla.evaluation.provenance import commit
 from simplevla.policies.base import Policy, Sampling
 from simplevla.storage import read_json, write_atomically, write_json
 from simplevla.suites.registry import make_suite
-from simplevla.training.continual import first_observations
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "continual_exports"

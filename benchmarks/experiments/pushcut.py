@@ -125,7 +125,7 @@ def novel_among(found: Novelty, *, lifted: bool) -> list[int]:
 
 
 def dragged(found: Novelty) -> list[int]:
-    """[grasped, all] of the episodes that were solved after RL without lifting: it is dragged, not pushed."""
+    """[grasped, all] of the episodes that were solved after RL without lifting: it is dragged then, and not pushed."""
     orders = [(e.events or "").split(" > ") for e in found.after.solved]
     unlifted = [order for order in orders if EVENT not in order]
     return [sum("grasps blue" in order for order in unlifted), len(unlifted)]
@@ -203,7 +203,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"No demonstration moves the block without lifting it; after RL {shares['rl']:.0%} of solved episodes do, and success goes "
         f"from {sft:.0%} to {rl:.0%} ({len(rows)} training {'seed' if len(rows) == 1 else 'seeds'}, n = {rows[0]['n']} held-out states each).",
         "",
-        f"Of {of} such solutions {grasped} hold the block between the fingers and drag it; in the others it is never grasped. The goal was half of the",
+        f"Of {of} such solutions {grasped} hold the block between the fingers at the end of an env step, and drag it; the others push. The goal was half of the",
         f"solutions without lifting, at most 5 % after SFT, and 20 points of success. {reached} of {len(rows)} seeds "
         f"{'reaches' if reached == 1 else 'reach'} it.",
         "",

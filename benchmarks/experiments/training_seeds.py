@@ -73,9 +73,13 @@ def measured(run: Path, recipe: str, seed: int) -> dict[str, Any]:
 def main(arguments: Arguments) -> None:
     file = RESULTS / f"{arguments.recipe}.json"
     recorded = json.loads(file.read_text()) if file.exists() else []
-    # Once their rows didn't say how each task went.
     listed = recorded["seeds"] if isinstance(recorded, dict) else recorded
-    rows = {row["seed"]: row for row in listed if "by_task" in row}
+    if older := [str(row["seed"]) for row in listed if "by_task" not in row]:
+        raise UserError(
+            f"{file} has seeds {', '.join(older)} of an earlier version, without each task's success; others can't stand beside them. "
+            "Move the file away to measure all of them again"
+        )
+    rows = {row["seed"]: row for row in listed}
     for seed in arguments.seeds:
         if seed not in rows:
             rows[seed] = measured(arguments.runs / f"{arguments.recipe}_seed{seed}", arguments.recipe, seed)

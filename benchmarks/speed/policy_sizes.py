@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.support.machine import this_machine
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
+from simplevla.adapters.structures import first_observations
 from simplevla.algorithm.advantage import group_relative_advantages
 from simplevla.config import (
     DenoisingConfig,
@@ -41,7 +42,6 @@ from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import write_atomically, write_json
 from simplevla.suites.registry import make_suite
 from simplevla.training.chunks import ChunkBatch
-from simplevla.training.continual import first_observations
 from simplevla.training.imitator import Imitator
 from simplevla.training.learner import Learner
 from simplevla.training.learning_rate import with_learning_rate

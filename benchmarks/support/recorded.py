@@ -1,8 +1,9 @@
 """Rows of a result, and folders of runs, that belong to the settings that they were made with."""
 
+import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,27 @@ def quick_apart(arguments: Arguments, name: str) -> Arguments:
         return arguments
     folders = [key for key in ("runs", "out") if getattr(given, key) == getattr(type(given), key)]
     return replace(given, **{key: Path("runs/quick") / name / key for key in folders})
+
+
+def recipe_digest(*configs: Any) -> str:
+    """Twelve hex digits of what a recipe sets; a setting that is new, and at its default, changes nothing."""
+    chosen = [list(_chosen(config)) for config in configs]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _chosen(config: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(name, value) of the settings that differ from their defaults."""
+    plain = type(config)() if all(_has_default(one) for one in fields(config)) else None
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if is_dataclass(value):
+            yield from _chosen(value, f"{prefix}{one.name}.")
+        elif plain is None or value != getattr(plain, one.name):
+            yield prefix + one.name, value
+
+
+def _has_default(one: Any) -> bool:
+    return one.default is not MISSING or one.default_factory is not MISSING
 
 
 def read_recorded(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -51,7 +51,8 @@ def check_train(config: TrainConfig, unused_by_policy: Reasons) -> None:
     Raises:
         UserError: one that contradicts another.
     """
-    dynamic = {} if config.sampling.dynamic else {"sampling.max_oversampling": "sampling.dynamic is off"}
+    of_dynamic = ("sampling.max_oversampling", "sampling.filter_low", "sampling.filter_high")
+    dynamic = {} if config.sampling.dynamic else dict.fromkeys(of_dynamic, "sampling.dynamic is off")
     flow = (
         {}
         if config.denoising.flow == "sde"

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapted_tinyvla import disturb
+from simplevla.adapters import structures
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig, ContinualConfig, Structure
 from simplevla.adapters.files import read_card
@@ -42,6 +44,7 @@ from simplevla.training.health import Health
 from simplevla.training.learner import Learner
 from simplevla.training.runlog import read_rows
 from small_tinyvla import for_fake_suite, observations, rows
+from started import worker_processes
 
 TASKS = ("reach", "near", "far")
 ORDER = ("reach", "far")
@@ -203,7 +206,7 @@ def test_rows_are_evaluated_with_their_own_tasks_adapters(base: Path) -> None:
         disturb(bank, task, seed=number)
     bank.activate("far", training=True)
     suite = make_suite(config(base).train.suite)
-    deployed = room._as_deployed(config(base), policy, suite)
+    deployed = structures.as_deployed(config(base), policy, suite)
     used = {"reach": "reach", "far": "far", "near": None}
     batch = observations([f"do {task}" for task in used])
     logprobs, traces = [], []
@@ -219,7 +222,7 @@ def test_rows_are_evaluated_with_their_own_tasks_adapters(base: Path) -> None:
     last = policy.act(batch, Sampling(greedy=True), [np.random.default_rng(0)] * 3)
     assert ((last.logprobs - got.logprobs).abs().amax(dim=1) > 1e-3).tolist() == [True, False, True]
     for structure in ("shared", "merge_then_new", "full"):
-        assert room._as_deployed(config(base, structure=structure), policy, suite) is policy
+        assert structures.as_deployed(config(base, structure=structure), policy, suite) is policy
 
 
 def test_shared_merged_and_full(base: Path, tmp_path: Path) -> None:
@@ -309,6 +312,61 @@ def test_a_run_goes_on_wherever_it_was_stopped(
     monkeypatch.setattr(room, "commit", lambda: "a later one")
     assert continual(settings, cut, resume=True) == result
     assert calls["train"] == before
+
+
+def test_a_moved_run_goes_on_inside_a_task(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(base, tasks=("reach",), data=(demonstrations(tmp_path, "reach"),), warmup=IMITATION)
+    real_train, real_sft = room.train, room.sft
+    monkeypatch.chdir(tmp_path)
+
+    def cut(stage: Callable[..., Any], key: str) -> Callable[..., Any]:
+        def first_half(given: Any, run: Path, *more: Any) -> None:
+            stage(replace(given, **{key: 1}), run, *more)
+            written = json.loads((run / "config.json").read_text())
+            (run / "config.json").write_text(json.dumps({**written, key: getattr(given, key)}))
+            raise KeyboardInterrupt
+
+        return first_half
+
+    for name, real, key in (("sft", real_sft, "batches"), ("train", real_train, "updates")):
+        monkeypatch.setattr(room, name, cut(real, key))
+        with pytest.raises(KeyboardInterrupt):
+            # By another spelling than before, of another place.
+            continual(settings, Path("run") if name == "sft" else tmp_path / "moved" / "run", resume=name == "train")
+        monkeypatch.setattr(room, name, real)
+        if name == "sft":
+            (tmp_path / "moved").mkdir()
+            (tmp_path / "run").rename(tmp_path / "moved" / "run")
+    (tmp_path / "moved" / "run").rename(tmp_path / "again")
+    result = continual(settings, Path("again"), resume=True)
+    assert result["stages"][0]["updates"] == 2
+    # What was asked for is compared as ever.
+    other = replace(settings, train=replace(settings.train, updates=3))
+    with pytest.raises(ValueError, match="another config: train"):
+        continual(other, Path("again"), resume=True)
+
+
+def test_a_row_that_is_measured_again_stands_once(base: Path, from_base: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(from_base[0], run)
+    for lost in ("continual.json", "1_reach/row.json", "2_far/row.json"):
+        (run / lost).unlink()
+    result = continual(config(base), run, resume=True)
+    assert result["matrix"] == from_base[1]["matrix"]
+    assert [row["tasks_trained"] for row in read_rows(run)] == [0, 1, 2]
+
+
+def test_simulators_of_an_evaluation_end_before_training_has_its_own(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+
+    def learner(policy: Policy, settings: TrainConfig) -> Learner:
+        alive.append(len(worker_processes()))
+        return Learner(policy, settings)
+
+    continual(config(base, tasks=("reach",)), tmp_path / "run", makers=replace(room.LOCAL, learner=learner))
+    assert alive == [0]
 
 
 def test_a_warm_up_trains_the_adapter_alone(base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Rollouts for the next update while this one trains: which weights sampled what, and that nothing is lost or waits for ever."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 from fake_policy import FakePolicy
 from sampled_episodes import load_fake_policy, update_by
 from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.errors import UserError
 from simplevla.policies.base import Policy, Sampling
 from simplevla.rollout.collect import collect_groups
 from simplevla.rollout.scheduler import RolloutEngine, Sink, Source
@@ -20,6 +23,7 @@ from simplevla.rollout.states import make_sampler
 from simplevla.suites.registry import make_suite
 from simplevla.training import loop
 from simplevla.training.learner import Learner, UpdateRefused
+from simplevla.training.rollouts import Rollouts, RolloutsAhead
 from simplevla.training.runlog import read_rows
 from simplevla.types import Episode
 
@@ -131,6 +135,49 @@ def test_an_error_ends_the_rollouts_that_run_ahead(config: TrainConfig, tmp_path
         loop.train(endless, tmp_path / "run", make_engine=hopeless, make_learner=Failing)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.timeout(120)
+def test_an_error_of_the_rollouts_is_said_by_the_evaluation_that_waits_for_them(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    class Broken(RolloutEngine):
+        def run(self, *arguments: Any, **named: Any) -> None:
+            self.close()
+            raise UserError("the state has NaN")
+
+    def broken(config: TrainConfig, policy: Policy) -> RolloutEngine:
+        return Broken(config.suite, config.rollout, policy.chunk_length)
+
+    with pytest.raises(UserError, match="the state has NaN"):
+        loop.train(replace(config, eval_every=1), tmp_path / "run", make_engine=broken)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_trained_episodes_are_let_go_before_the_next_ones_come(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    trained: list[weakref.ref[Episode]] = []
+    alive: list[int] = []
+    collect, update = Rollouts.collect, Learner.update
+
+    def watched(self: Rollouts, number: int) -> Any:
+        gc.collect()
+        alive.append(sum(one() is not None for one in trained))
+        return collect(self, number)
+
+    def noted(self: Learner, groups: Sequence[Sequence[Episode]], *rest: Any) -> Any:
+        trained.extend(weakref.ref(episode) for group in groups for episode in group)
+        return update(self, groups, *rest)
+
+    monkeypatch.setattr(Learner, "update", noted)
+    monkeypatch.setattr(Rollouts, "collect", watched)
+    if ahead:
+        collect = RolloutsAhead.collect
+        monkeypatch.setattr(RolloutsAhead, "collect", watched)
+    loop.train(replace(config, rollouts_ahead=ahead), tmp_path / "run")
+    assert alive == [0, 0, 0]
+    assert len(trained) == 3 * 16
 
 
 def test_no_signal_ahead_ends_the_run_when_its_turn_comes(config: TrainConfig, tmp_path: Path) -> None:

@@ -146,6 +146,16 @@ def test_a_sound_suite_has_no_problems():
     assert check_suite(LineSuite(), states_per_task=0) == []
 
 
+def test_an_episode_that_ends_unsolved_before_the_horizon_is_sound():
+    def fails(self, actions):
+        result = LineEnvironment.step_chunk(self, actions[:1])
+        return changed(result, failed=not result.success)
+
+    suite = with_environment(step_chunk=fails)
+    suite.make_expert = lambda environment: None
+    assert check_suite(suite) == []
+
+
 def test_siblings_that_share_their_first_picture_are_sound():
     def reset_unseen(self, task, initial_state):
         LineEnvironment.reset(self, task, initial_state)

@@ -61,6 +61,8 @@ REFUSED: dict[str, tuple[Callable[[Any], None], Any]] = {
     "ray.learner_cpus is 3.0 and": (check_sft, SFTConfig(ray=LearnersConfig(learner_cpus=3))),
     "replay_share is 0.25 and has no effect: there is no replay": (check_sft, SFTConfig(replay_share=0.25)),
     "temperature is 1.6 and has no effect: greedy is on": (check_eval, EvalConfig(temperature=1.6)),
+    "sampling.filter_low is 0.3 and has no effect: sampling.dynamic is off": (lambda config: check_train(config, {}), TrainConfig(sampling=SamplingConfig(dynamic=False, filter_low=0.3))),
+    "sampling.filter_high is 0.7 and has no effect: sampling.dynamic is off": (lambda config: check_train(config, {}), TrainConfig(sampling=SamplingConfig(dynamic=False, filter_high=0.7))),
     "warmup.suite is of 'metaworld' and has no effect: train.suite holds there too": (_check_effect, continual(warmup=SFTConfig(suite=SuiteConfig(name="metaworld")))),
     "warmup.seed is 4 and has no effect: train.seed holds there too": (_check_effect, continual(warmup=SFTConfig(seed=4))),
     "warmup.precision is 'bfloat16' and": (_check_effect, continual(warmup=SFTConfig(precision="bfloat16"))),

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.experiments import (
     exploration_tricks,
+    heads,
     libero_pro,
     libero_seeds,
     low_start_tricks,
@@ -19,8 +20,8 @@ from benchmarks.experiments import (
     start_against_gain,
     training_seeds,
 )
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
-from simplevla.config import EvalConfig
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
+from simplevla.config import EvalConfig, SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.result import EvaluationResult, Outcome, Rate
 from simplevla.novelty.behaviour import Behaviour
@@ -224,6 +225,47 @@ def test_training_seeds_of_another_protocol_are_refused(seeds: Callable[..., dic
     (tmp_path / "some.json").write_text(edited)
     with pytest.raises(UserError, match=r"some.json has seed 3 under .*32.*; expected one protocol"):
         seeds(1)
+
+
+def test_training_seeds_of_an_earlier_version_are_not_dropped(
+    seeds: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    seeds(3)
+    result = json.loads((tmp_path / "some.json").read_text())
+    del result["seeds"][0]["by_task"]
+    (tmp_path / "some.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"some.json has seeds 3 of an earlier version"):
+        seeds(1)
+
+
+def test_heads_say_which_has_fewer_seeds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for recipe in ("tabletop_nano", "tabletop_nano_flow_noise"):
+        result = json.loads((RESULTS / "tabletop_nano_flow.json").read_text()) | {"recipe": recipe}
+        if recipe == "tabletop_nano_flow_noise":
+            result["seeds"] = result["seeds"][:1]
+        write_json(tmp_path / f"{recipe}.json", result)
+    monkeypatch.setattr(heads, "RESULTS", tmp_path)
+    heads.main()
+    page = (tmp_path / "heads.md").read_text()
+    assert "(flow (Flow-Noise)); 3 training seeds each, but 1 for flow (Flow-Noise)." in page
+    assert ", nan |" not in page
+    assert "], one seed |" in page
+
+
+def test_a_recipe_that_sets_something_else_has_another_digest() -> None:
+    config = TrainConfig(updates=5)
+    assert recipe_digest(config) == recipe_digest(TrainConfig(updates=5, minibatches=TrainConfig().minibatches))
+    for other in (replace(config, updates=6), replace(config, sampling=SamplingConfig(temperature=1.7))):
+        assert recipe_digest(config) != recipe_digest(other)
+    assert recipe_digest(config) != recipe_digest(config, config)
+
+
+def test_a_start_is_that_of_its_head() -> None:
+    rows = json.loads((RESULTS / "low_start_tricks.json").read_text())
+    of_token = [row for row in rows if row["head"] == "token"]
+    other = [row | {"head": "diffusion", "sft_success": 0.9} for row in of_token]
+    first, both = (low_start_tricks.page(some).split("\n\n")[2] for some in (of_token, of_token + other))
+    assert first == both
 
 
 def test_an_evaluation_after_other_updates_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

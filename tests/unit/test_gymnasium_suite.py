@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from simplevla.rollout.workers import Reset, SimulatorSlots, SlotArrays, Step
 from simplevla.suites.base import SuiteSpec
 from simplevla.suites.gymnasium import GymnasiumSuite
 from simplevla.types import Observation, Task
@@ -121,6 +122,17 @@ def test_a_flag_that_is_no_truth_value_is_refused():
     environment.reset(s.tasks[0], 0)
     with pytest.raises(ValueError, match=r"info\['is_success'\] is 0\.4; expected true or false"):
         environment.step_chunk(actions(1))
+
+
+@pytest.mark.parametrize("fault", [{"truncates": True}, {"flag_name": "solved"}])
+def test_a_worker_refuses_it_too(fault):
+    """As a crash it would take just the episodes that fail out of the rate."""
+    s = suite(type("Faulty", (Counter,), fault))
+    arrays = SlotArrays.over(bytearray(SlotArrays.nbytes(s.spec, slots=1, chunk_length=1)), s.spec, 1, 1)
+    server = SimulatorSlots(s, 1, arrays)
+    assert server.execute(Reset(0, s.tasks[0].name, 0)).kind == "done"
+    arrays.actions[:] = 0.0
+    assert server.execute(Step(0, 1, last=False)).kind == "suite_error"
 
 
 def test_an_environment_with_its_own_time_limit_is_refused():

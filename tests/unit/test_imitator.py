@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 import small_tinyvla as small
+from adapted_tinyvla import disturb
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
 from simplevla.config import Head, OptimizerConfig, SFTConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import ObservationBatch, Policy
@@ -60,6 +63,32 @@ def gradients(policy: Policy, config: SFTConfig, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer.optimizer, "step", look)
     trainer.update(batch(), 0)
     return seen
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_an_adapter_drops_out_while_it_imitates_and_only_then(kind: Literal["lora", "bottleneck"]) -> None:
+    def losses(dropout: float) -> list[float]:
+        policy = small.make()
+        bank = AdapterBank(policy)
+        bank.add("lift", AdapterConfig(kind=kind, rank=4, dropout=dropout))
+        disturb(bank, "lift", seed=1)
+        bank.activate("lift", training=True)
+        stats, _ = updated(policy, CONFIG, range(1))
+        again = [validation_metrics(policy, CONFIG, [batch(9)])["validation_loss"] for _ in range(2)]
+        assert again[0] == again[1]
+        assert not any(module.training for module in policy.modules())
+        repeated, _ = updated(policy, CONFIG, range(1))
+        return [stats[0]["loss"], repeated[0]["loss"]]
+
+    without, dropped = losses(0.0), losses(0.5)
+    assert abs(without[0] - dropped[0]) > 1e-5
+    # By the number of the batch, so that a resumed run drops the same.
+    assert losses(0.5) == dropped
+
+
+def test_the_largest_seed_is_one() -> None:
+    (stats,), _ = updated(small.make(), replace(CONFIG, seed=2**63 - 1), range(1))
+    assert math.isfinite(stats["loss"])
 
 
 @pytest.mark.parametrize("head", ["tokens", "diffusion", "flow"])

@@ -179,6 +179,17 @@ def test_stored_bytes_are_an_episode_s(head: str) -> None:
     assert 2 * sizes.stored_bytes == sum(array.nbytes for array in arrays)
     config = TrainConfig(sampling=SamplingConfig(groups=4, group_size=8))
     assert stored_episodes(sizes, config, 2) == 4 * 8 * 2 * sizes.stored_bytes
+    # Those of the update that trains, and of the next one.
+    assert stored_episodes(sizes, replace(config, rollouts_ahead=True), 2) == 2 * 4 * 8 * 2 * sizes.stored_bytes
+
+
+def test_rollouts_ahead_have_a_policy_and_a_batch_of_their_own() -> None:
+    sizes = sizes_of(small_tinyvla.make(), SPEC)
+    turns, ahead = (
+        device_memory(sizes, TrainConfig(rollouts_ahead=on), gpus=1, update_bytes=10**6, batch_bytes=10**5)
+        for on in (False, True)
+    )
+    assert ahead.total == turns.total + sizes.weight_bytes + 10**5
 
 
 def test_an_adapter_is_as_large_as_the_bank_makes_it(tmp_path: Path) -> None:

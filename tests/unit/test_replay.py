@@ -1,6 +1,9 @@
 """Earlier tasks' demonstrations in the batches of a later task's imitation."""
 
+import json
 import pickle
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from simplevla.config import OptimizerConfig, SFTConfig
 from simplevla.demonstrations import streaming
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.joined import joined
+from simplevla.policies.trained_on import layout_differences
 from simplevla.training.batches import Samples, chunk_batches
 from simplevla.training.chunks import ChunkBatches
 from simplevla.training.imitation import sft, sft_stage, validation_metrics
@@ -97,6 +101,31 @@ def test_what_is_replayed_is_not_forgotten(datasets: tuple[Path, Path], tmp_path
         assert policy.trained_on[-1] == sft_stage(LeRobotDataset(later))
         assert len(policy.trained_on) == 2
     assert after["replay"] < 0.5 * after["alone"]
+
+
+def test_numbers_that_mean_something_else_are_warned_of(datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    earlier, later = datasets
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* and this dataset differ")
+        base = sft(config(earlier, batches=1, validate_every=1), tmp_path / "base")
+        sft(config(later, policy=str(base), batches=1, validate_every=1), tmp_path / "same")
+    other = tmp_path / "faster"
+    shutil.copytree(earlier, other)
+    info = json.loads((other / "meta/info.json").read_text())
+    rate, (first, *rest) = info["fps"], info["features"]["action"]["names"]
+    info["features"]["action"]["names"] = [*rest, first]
+    (other / "meta/info.json").write_text(json.dumps(info))
+    short = {"batches": 1, "validate_every": 1}
+    for policy, dataset, replay, said in (
+        (base, other, (), rf"the policy in .*base.* differ: the action's dimensions were {first}, .*, now .*, {first}"),
+        (base, later, (str(other),), r"the replayed dataset .*faster and this dataset differ: the action's"),
+    ):
+        run = tmp_path / f"run{len(replay)}"
+        with pytest.warns(UserWarning, match=said):
+            sft(config(dataset, policy=str(policy), replay=replay, **short), run)
+    stage = sft_stage(LeRobotDataset(earlier))
+    (found,) = layout_differences([stage], stage.state_names, stage.action_names, 2 * rate)
+    assert found == f"it was trained at {rate:g} actions per second, this is {2 * rate:g}"
 
 
 def test_what_can_not_be_replayed_is_refused(datasets: tuple[Path, Path], tmp_path: Path) -> None:

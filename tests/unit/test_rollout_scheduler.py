@@ -229,6 +229,29 @@ def test_a_slot_stays_with_its_task_where_changing_it_is_slow(
     assert sum(a != b for one in tasks.values() for a, b in itertools.pairwise(one)) == changes
 
 
+def test_what_was_rolled_out_before_decides_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run has a new engine: if its slots took other episodes, its batches would have other last bits."""
+    monkeypatch.setattr(FakeSuite, "task_change_is_slow", True)
+    begun: list[tuple[int, int]] = []
+    reset = scheduler._Slot.reset
+
+    def log(slot: scheduler._Slot) -> None:
+        reset(slot)
+        assert slot.running is not None
+        begun.append((rollouts._slots.index(slot), slot.running.request.group))
+
+    monkeypatch.setattr(scheduler._Slot, "reset", log)
+    later = [request(task, number) for number, task in enumerate(["inspect", "inspect", "impossible", "impossible"])]
+    with engine(workers=1, slots=2) as rollouts:
+        roll_out(rollouts, later)
+        fresh = begun.copy()
+    with engine(workers=1, slots=2) as rollouts:
+        roll_out(rollouts, [request("impossible"), request("inspect")])
+        begun.clear()
+        roll_out(rollouts, later)
+    assert begun == fresh
+
+
 def test_a_free_slot_takes_another_slots_task_rather_than_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeSuite, "task_change_is_slow", True)
     with engine(workers=2, slots=1) as rollouts:

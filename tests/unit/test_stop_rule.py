@@ -1,7 +1,9 @@
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from simplevla.config import RolloutConfig, SamplingConfig, SuiteConfig, TrainCo
 from simplevla.rollout.collect import Collection, NoSignal
 from simplevla.training import loop
 from simplevla.training.checkpoint import list_checkpoints
+from simplevla.training.learner import Learner
 
 
 def config(folder: Path, task: str, stop_at: float | None) -> TrainConfig:
@@ -38,6 +41,43 @@ def test_a_run_stops_when_the_evaluation_is_as_good_as_asked(tmp_path: Path, mon
     # Never solved: the run goes on to its last update.
     finished = loop.train(config(tmp_path / "b", "impossible", 0.1), tmp_path / "finished")
     assert (finished.reason, finished.update) == ("finished", 1)
+
+
+def test_a_run_that_reached_its_goal_between_checkpoints_can_be_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    goal = replace(config(tmp_path / "a", "trivial", 1.0), updates=9, checkpoint_every=9, eval_every=2)
+    results = iter([False, False, False, True, True, True])
+    monkeypatch.setattr(loop, "_reached", lambda *_: next(results))
+    outcome = loop.train(goal, tmp_path / "run")
+    assert (outcome.reason, outcome.update) == ("reached", 2)
+    monkeypatch.setattr(loop, "_reached", lambda *_: False)
+    longer = replace(goal, updates=3, stop_at=None)
+    assert loop.train(longer, tmp_path / "run", resume=True).update == 3
+
+
+def test_checkpoints_are_missed_by_what_the_run_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_policy", load_fake_policy)
+    settings = replace(config(tmp_path / "a", "trivial", None), updates=3, checkpoint_every=9, eval_every=0)
+    update, killed = Learner.update, [True]
+
+    def stopped(self: Learner, groups: Any, advantages: Any, number: int) -> Any:
+        if number == 2 and killed.pop():
+            raise KeyboardInterrupt
+        return update(self, groups, advantages, number)
+
+    monkeypatch.setattr(Learner, "update", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(settings, tmp_path / "run")
+    # It never had one, so that nothing is lost by beginning again.
+    killed.append(False)
+    often = replace(settings, checkpoint_every=1)
+    assert loop.train(often, tmp_path / "run", resume=True).update == 3
+    # Now it had: less often from here on is no excuse.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        loop.train(replace(often, checkpoint_every=9, updates=4), tmp_path / "run", resume=True)
 
 
 def test_a_task_of_which_every_episode_broke_keeps_a_run_from_its_goal(

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.embedding import prototype
 from simplevla.adapters.files import BANK, CARD, UNKNOWN, AdapterCard, check_tensors, read_adapter, write_adapter
 from simplevla.adapters.fingerprint import statistics_sha256, tensors_sha256
-from simplevla.adapters.layers import KINDS, add_to_layer, parameter_shapes, parameters_of
+from simplevla.adapters.layers import KINDS, add_to_layer, check_name, parameter_shapes, parameters_of
 from simplevla.adapters.peft_layout import TARGETS, read_config
 from simplevla.adapters.targets import match_as_peft, match_modules
 from simplevla.effect import warn_of_idle
@@ -32,7 +31,6 @@ from simplevla.storage import atomic_folder, read_as
 
 LARGEST = 10**8
 """Parameters that an adapter may have on the smallest policy; on others it may have more."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +152,13 @@ class AdapterBank:
         known = tuple(dict.fromkeys([*entry.instructions, *instructions]))
         self._entries[name] = dataclasses.replace(entry, instructions=known)
 
+    def assign(self, name: str, instructions: Sequence[str]) -> None:
+        """The adapter `name` is for these tasks too, and no other one is any more."""
+        for other in self.names:
+            kept = tuple(text for text in self.entry(other).instructions if text not in instructions)
+            self._entries[other] = dataclasses.replace(self.entry(other), instructions=kept)
+        self.add_instructions(name, instructions)
+
     def activate(self, name: str | None, *, training: bool) -> None:
         """Lets the adapter `name` compute, or the base (None), and lets exactly its parameters be trained, or none.
 
@@ -181,6 +186,22 @@ class AdapterBank:
             yield
         finally:
             self._compute_with(self.active)
+
+    @contextlib.contextmanager
+    def dropping_out(self) -> Iterator[None]:
+        """Lets the trained adapter's dropout act inside the block."""
+        name = self.active if self.training else None
+        dropouts: list[nn.Module] = []
+        if name is not None:
+            kind = self.entry(name).config.kind
+            dropouts = [getattr(self.carrier(name, at), f"{kind}_dropout")[name] for at in self.entry(name).modules]
+        for dropout in dropouts:
+            dropout.train()
+        try:
+            yield
+        finally:
+            for dropout in dropouts:
+                dropout.eval()
 
     def freeze(self, name: str) -> None:
         """The adapter `name` may never be trained again; if it is being trained, it goes on for inference."""
@@ -359,11 +380,7 @@ class AdapterBank:
         return name
 
     def _check_new_name(self, name: str) -> None:
-        # peft keeps adapters in ModuleDicts, which can't hold the names of their own methods.
-        if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
-            raise UserError(
-                f"{name!r} can't be an adapter's name; expected letters, digits, _ and -, and no word that torch uses"
-            )
+        check_name(name)
         if name in self._entries:
             raise UserError(f"an adapter called {name!r} is there already; choose another name, or remove it first")
 

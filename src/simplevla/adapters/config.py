@@ -25,7 +25,7 @@ class AdapterConfig:
     alpha: Above0 = 32.0
     """lora: strength; alpha / rank scales the change. No meaning for bottleneck."""
     dropout: ShareBelow1 = 0.0
-    """Dropout on the adapter's input, in training mode only. RL acts, scores and updates in evaluation mode."""
+    """Dropout on the adapter's input while it imitates. RL acts, scores and updates without."""
     targets: Annotated[tuple[Annotated[str, Len(1)], ...], Len(1)] = ("language", "vision", "projector", "head")
     """Groups of the policy (all linear and convolution layers in them), names of modules, or patterns with `*` and `?`
     that stay within one group, such as `language.layers.*.attention.dense`. `sublayers` is where Houlsby puts
@@ -46,7 +46,8 @@ class ContinualConfig:
     """`shared`: one adapter, trained on through all tasks; `per_task`: a new one for each, chosen by the task;
     `merge_then_new`: each is folded into the base before the next begins; `full`: no adapter, all parameters train."""
     start_from: Literal["base", "previous"] = "base"
-    """per_task: a new adapter is the identity, or goes on from the last task's."""
+    """per_task: a new adapter goes on from what acts on its task, the base or an adapter of the given policy, or from
+    the last task's."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     stages: Literal["sft", "rl", "sft+rl"] | None = None
     """Ways to learn a task: imitation of its demonstrations, RL, or both; None: imitation where a task has

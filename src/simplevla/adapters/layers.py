@@ -1,5 +1,6 @@
 """The layers that carry adapters: peft's LoRA, and a bottleneck layer, which peft doesn't have."""
 
+import re
 from typing import Any
 
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simplevla.adapters.config import AdapterConfig
+from simplevla.errors import UserError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 KINDS = ("lora", "bottleneck")
 """Kinds of wrappers around a base layer, from the innermost to the outermost."""
+
+
+def check_name(name: str) -> None:
+    """Refuses what can't be an adapter's name.
+
+    Raises:
+        UserError: saying what a name holds.
+    """
+    # peft keeps adapters in ModuleDicts, which can't hold the names of their own methods.
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        raise UserError(
+            f"{name!r} can't be an adapter's name; expected letters, digits, _ and -, and no word that torch uses"
+        )
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

@@ -49,6 +49,8 @@ class Attempt:
             result = environment.step_chunk(disturb(label, suite.spec, self.config, rng)[None].copy())
             check_result(result, 1)
             success = bool(result.success)
+            if result.failed and not success:
+                return None
             events.append(environment.events())
             if not success:
                 if len(labels) == self.task.horizon:

@@ -53,7 +53,7 @@ class Replay:
             events.append(environment.events())
             if self.film:
                 pictures.append(environment.render().copy())
-            if success:
+            if success or result.failed:
                 break
         return Track(
             states=np.stack(states[:-1]),

@@ -129,11 +129,19 @@ def device_memory(sizes: Sizes, config: TrainConfig, gpus: int, update_bytes: in
         kept["a policy batch beside it"] = batch_bytes
         kept["two processes (assumed)"] = 2 * CONTEXT_BYTES
     else:
-        passing["a policy batch"] = batch_bytes
+        if config.rollouts_ahead:
+            kept["a copy that rolls out ahead"] = sizes.weight_bytes
+            kept["a policy batch beside it"] = batch_bytes
+        else:
+            passing["a policy batch"] = batch_bytes
         kept["process (assumed)" if gpus else "process"] = CONTEXT_BYTES if gpus else PROCESS_BYTES
     return Memory(kept={name: size for name, size in kept.items() if size}, passing=passing)
 
 
 def stored_episodes(sizes: Sizes, config: TrainConfig, decisions: int) -> int:
-    """Most bytes of the episodes that an update trains on, on the host: all have as many `decisions` as the horizon."""
-    return config.sampling.groups * config.sampling.group_size * decisions * sizes.stored_bytes
+    """Most bytes of the episodes that an update trains on, on the host: all have as many `decisions` as the horizon.
+
+    Those of the next update are there too where rollouts go ahead.
+    """
+    updates = 2 if config.rollouts_ahead else 1
+    return updates * config.sampling.groups * config.sampling.group_size * decisions * sizes.stored_bytes

@@ -59,7 +59,8 @@ class Plan:
             "stored episodes": stored_episodes(self.sizes, self.config, self.longest),
             "simulators": math.ceil(1e6 * worker_mb * self.actor.workers * max(1, gpus)),
         }
-        return found | ({"the driver's policy": self.sizes.weight_bytes} if gpus > 1 else {})
+        copies = 2 if self.config.rollouts_ahead else 1
+        return found | ({"the driver's policy": copies * self.sizes.weight_bytes} if gpus > 1 else {})
 
     def worker_memory(self) -> tuple[float, str]:
         """Memory of a simulator process in MB, whatever the image size, and the suite that it was measured on.

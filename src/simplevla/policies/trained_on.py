@@ -146,15 +146,7 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
             found.append(
                 f"camera {camera!r} had {then_size[0]} x {then_size[1]} pixels, now {now_size[0]} x {now_size[1]}"
             )
-    for what in ("state", "action"):
-        names = next((known for stage in newest if (known := getattr(stage, f"{what}_names"))), ())
-        if names and names != tuple(getattr(suite.spec, f"{what}_names")):
-            found.append(
-                f"the {what}'s dimensions were {', '.join(names)}, now {', '.join(getattr(suite.spec, f'{what}_names'))}"
-            )
-    rate = next((stage.control_hz for stage in newest if stage.control_hz is not None), None)
-    if rate is not None and abs(rate - suite.spec.control_hz) > 0.01 * rate:
-        found.append(f"it was trained at {rate:g} actions per second, this is {suite.spec.control_hz:g}")
+    found += layout_differences(stages, suite.spec.state_names, suite.spec.action_names, suite.spec.control_hz)
     known = {instruction for stage in stages for instruction in stage.instructions}
     strange = [repr(task.instruction) for task in suite.tasks if task.instruction not in known]
     # Where a stage doesn't say what it told the policy, nobody knows what it was never told.
@@ -167,6 +159,21 @@ def differences(stages: Sequence[TrainedOn], cameras: Iterable[str], suite: Suit
         for old, new in new_instructions(stage.reading.instructions).items() if stage.reading else ():
             if old not in known and old in {task.instruction for task in suite.tasks}:
                 found.append(f"it was told {new!r} where its demonstrations, as this suite, said {old!r}")
+    return found
+
+
+def layout_differences(
+    stages: Sequence[TrainedOn], state_names: Sequence[str], action_names: Sequence[str], control_hz: float | None
+) -> list[str]:
+    """Names what of state, action and control rate isn't as in the newest of `stages` that says its own."""
+    found, newest = [], list(reversed(stages))
+    for what, now in (("state", tuple(state_names)), ("action", tuple(action_names))):
+        names = next((known for stage in newest if (known := getattr(stage, f"{what}_names"))), ())
+        if names and now and names != now:
+            found.append(f"the {what}'s dimensions were {', '.join(names)}, now {', '.join(now)}")
+    rate = next((stage.control_hz for stage in newest if stage.control_hz is not None), None)
+    if rate is not None and control_hz is not None and abs(rate - control_hz) > 0.01 * rate:
+        found.append(f"it was trained at {rate:g} actions per second, this is {control_hz:g}")
     return found
 
 

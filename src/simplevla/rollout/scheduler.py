@@ -245,6 +245,9 @@ class RolloutEngine:
         try:
             with _evaluation_mode(policy), _threads(self._policy_threads()):
                 self._waiting = []
+                for slot in self._slots:
+                    # What was rolled out before leaves nothing: a resumed run has other slots with other tasks.
+                    slot.task, slot.away = "", 0
                 self._fill(source)
                 half = 0
                 while any(slot.running for slot in self._slots):

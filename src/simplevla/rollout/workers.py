@@ -243,6 +243,9 @@ class SimulatorSlots:
         except EpisodeBroken as error:
             kind: Literal["gone", "env_error"] = "gone" if isinstance(error, EnvironmentGone) else "env_error"
             return Reply(kind, slot, text=str(error), error=str(error))
+        except UserError as error:
+            # The suite is used wrongly, in every episode alike; as a crash it would take the episodes out of the rate.
+            return Reply("suite_error", slot, text=str(error))
         except Exception as error:
             text = traceback.format_exc()
             self.discard(slot)

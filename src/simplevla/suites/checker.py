@@ -199,11 +199,12 @@ def _chunk_problems(suite: Suite, environment: Environment, actions: np.ndarray)
         return
     if type(result.success) is not bool:
         yield f"step_chunk: success: expected a bool, got {result.success!r} ({type(result.success).__name__})"
-    fewest = 1 if result.success else length
+    over = bool(result.success or result.failed)
+    fewest = 1 if over else length
     if isinstance(result.executed, bool) or not isinstance(result.executed, int | np.integer):
         yield f"step_chunk: executed: expected an int, got {result.executed!r} ({type(result.executed).__name__})"
     elif not fewest <= result.executed <= length:
-        why = "1 to " if result.success else "without success "
+        why = "1 to " if over else "without success "
         yield f"step_chunk: executed: expected {why}{length} for {length} actions, got {result.executed}"
     yield from _observation_problems(suite, result.observation, "after a chunk")
 

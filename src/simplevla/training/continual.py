@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from simplevla import hub
-from simplevla.adapters.bank import AdapterBank, bank_of
+from simplevla.adapters.bank import bank_of
 from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.load import load_policy
-from simplevla.adapters.merging import fold
 from simplevla.adapters.metrics import Stage, SuccessMatrix
-from simplevla.adapters.routing import RoutedPolicy, TaskRouter
+from simplevla.adapters.structures import adapter_name, as_deployed, check_base, check_tasks, prepare
 from simplevla.checked import from_dict
 from simplevla.config import EvalConfig, SuiteConfig, to_dict
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -36,7 +35,7 @@ from simplevla.errors import UserError
 from simplevla.evaluation.evaluate import evaluate_with, showing_episodes
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import EvaluationResult, read_result, write_result
-from simplevla.policies.base import ObservationBatch, Policy, Sampling
+from simplevla.policies.base import Policy, Sampling
 from simplevla.policies.load import check_fits
 from simplevla.reading import ReadingConfig
 from simplevla.rollout.scheduler import RolloutEngine
@@ -52,10 +51,6 @@ from simplevla.training.loop import MakeEngine, MakeLearner, RunOutcome, local_e
 from simplevla.training.run_folder import CONFIG, open_run, require_same, write_config
 from simplevla.training.runlog import METRICS, MetricsFile, read_rows
 from simplevla.training.tracking import Tracker
-
-SHARED = "shared"
-FOLD_STATES = 4
-"""Initial states per task on which a folded adapter is compared with the unfolded one."""
 
 console = Console()
 
@@ -79,14 +74,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
         UserError: `run` exists (or has another config on resume) or is in use, unknown tasks, an unfit policy.
     """
     suite = make_suite(config.train.suite)
-    told: dict[str, str] = {}
-    for task in config.tasks:
-        other = told.setdefault(suite.task(task).instruction, task)
-        if config.structure == "per_task" and other != task:
-            raise UserError(
-                f"tasks {other!r} and {task!r} have the same instruction, {suite.task(task).instruction!r}: nobody could tell which of "
-                "their adapters is meant. Train one of them, or use the structure 'shared'"
-            )
+    check_tasks(config, suite)
     with open_run(run, resume, "continual"):
         config = replace(
             config,
@@ -106,6 +94,7 @@ def continual(config: ContinualConfig, run: Path, resume: bool = False, makers: 
 def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Makers) -> dict[str, Any]:
     policy = hub.local_folder(config.train.policy, "model")
     base = load_policy(policy)
+    check_base(config, base, suite)
     sizes = {
         demos: _checked_data(base, suite, task, demos, config.warmup).cameras for task, demos in config.folders.items()
     }
@@ -115,48 +104,59 @@ def _train_tasks(config: ContinualConfig, suite: Suite, run: Path, makers: Maker
         require_one_size(base.cameras, sizes)
     chunk_length = base.chunk_length
     del base
-    with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
 
-        def row(number: int, file: Path, folder: Path) -> EvaluationResult:
-            if not file.exists():
-                _release()
-                settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
-                deployed = _as_deployed(config, load_policy(folder, config.train.device), suite)
-                with showing_episodes("held-out evaluation", suite, settings) as show:
-                    result = evaluate_with(engine, deployed, suite, settings, show)
-                if result.unmeasured:
-                    raise UserError(
-                        f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
-                        "matrix needs all tasks: mend the environment, and go on with --resume"
-                    )
-                _record(config, run, number, result)
-                write_result(file, replace(result, policy=str(folder) if number else config.train.policy))
-            return read_result(file)
+    def row(number: int, file: Path, folder: Path) -> EvaluationResult:
+        if not file.exists():
+            _release()
+            result = _evaluated(config, suite, folder, chunk_length)
+            _record(config, run, number, result)
+            write_result(file, replace(result, policy=str(folder) if number else config.train.policy))
+        return read_result(file)
 
-        rows = [row(0, run / "row_0.json", policy)]
-        stages = []
-        for number, task in enumerate(config.tasks, start=1):
-            folder = run / f"{number}_{task}"
-            console.rule(f"{_place(config, task)} ({config.structure})")
-            rate = rows[0].by_task[task].rate
-            if rate == 0:
-                console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
-            stages.append(_stage(config, suite, task, number, policy, folder, makers))
-            policy = _trained(config, folder)
-            console.print(f"{_place(config, task)}: evaluating all tasks")
-            rows.append(row(number, folder / "row.json", policy))
-            _export(config, task, rows[-1], policy, folder / "adapter")
-            done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
-            console.print(f"held-out success after {task}: {done}")
+    rows = [row(0, run / "row_0.json", policy)]
+    stages = []
+    for number, task in enumerate(config.tasks, start=1):
+        folder = run / f"{number}_{task}"
+        console.rule(f"{_place(config, task)} ({config.structure})")
+        rate = rows[0].by_task[task].rate
+        if rate == 0:
+            console.print(f"warning: the base never solves {task}: RL may find no signal", style="yellow")
+        stages.append(_stage(config, suite, task, number, policy, folder, makers))
+        policy = _trained(config, folder)
+        console.print(f"{_place(config, task)}: evaluating all tasks")
+        rows.append(row(number, folder / "row.json", policy))
+        _export(config, task, rows[-1], policy, folder / "adapter")
+        done = ", ".join(f"{name} {rate.rate:.0%}" for name, rate in rows[-1].by_task.items())
+        console.print(f"held-out success after {task}: {done}")
     result = _result(config, run, rows, stages)
     write_json(run / "continual.json", result)
     return result
 
 
+def _evaluated(config: ContinualConfig, suite: Suite, folder: Path, chunk_length: int) -> EvaluationResult:
+    """Held-out success of the policy in `folder` on all tasks; its simulators end before RL has others.
+
+    Raises:
+        UserError: the environment broke every episode of a task.
+    """
+    settings = EvalConfig(episodes_per_task=config.eval_episodes_per_task, seed=config.train.seed)
+    with RolloutEngine(config.train.suite, config.train.rollout, chunk_length) as engine:
+        deployed = as_deployed(config, load_policy(folder, config.train.device), suite)
+        with showing_episodes("held-out evaluation", suite, settings) as show:
+            result = evaluate_with(engine, deployed, suite, settings, show)
+    if result.unmeasured:
+        raise UserError(
+            f"the environment broke every episode of {', '.join(result.unmeasured)}: {result.errors}. The success "
+            "matrix needs all tasks: mend the environment, and go on with --resume"
+        )
+    return result
+
+
 def _record(config: ContinualConfig, run: Path, number: int, result: EvaluationResult) -> None:
     """Appends the success after `number` tasks to metrics.jsonl, TensorBoard and the tracker."""
-    metrics = run / METRICS
-    kept = metrics.stat().st_size if number and metrics.exists() else 0
+    # A row that was recorded before, and then lost its file, is recorded once.
+    lines = (run / METRICS).read_bytes().splitlines(keepends=True) if (run / METRICS).exists() else []
+    kept = sum(map(len, lines[:number]))
     success = {task: (rate.solved, rate.n) for task, rate in result.by_task.items()}
     with (
         Tracker(config.train.tracker, run, to_dict(config), "tasks_trained") as tracker,
@@ -186,7 +186,7 @@ def _stage(
     if config.stages != "sft":
         console.print(f"{_place(config, task)}: reinforcement learning")
         settings = replace(config.train, suite=only, policy=str(start))
-        outcome = train(settings, rl, (rl / CONFIG).exists(), makers.engine, makers.learner)
+        outcome = train(settings, rl, _goes_on(rl, start), makers.engine, makers.learner)
         rows = read_rows(rl)
     last: dict[str, Any] = next((row for row in reversed(rows) if "episodes_total" in row), {})
     _release()
@@ -201,12 +201,34 @@ def _stage(
         "minutes": last.get("elapsed_s", 0.0) / 60,
         "curve": [row["eval_success"] for row in rows if "eval_success" in row],
         "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
-        "adapter_bytes": bank_of(trained).bytes(_adapter_name(config, task)) if config.structure != "full" else None,
+        "adapter_bytes": bank_of(trained).bytes(adapter_name(config, task)) if config.structure != "full" else None,
     }
     if outcome.reason == "no_signal":
         console.print(f"warning: {task}: {outcome.message}", style="yellow")
     write_json(folder / "stage.json", stage)
     return stage
+
+
+def _goes_on(stage: Path, start: Path) -> bool:
+    """True if the RL or imitation in `stage` was begun; its config then names the policy and data where they are now.
+
+    The folder of the whole run may have been moved since, or be spelled otherwise.
+    """
+    if not (stage / CONFIG).exists():
+        return False
+    settings = read_json(stage / CONFIG)
+    before, now = Path(settings["policy"]).parents[1], start.parents[1]
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(one) for one in value]
+        inside = isinstance(value, str) and Path(value).is_relative_to(before)
+        return str(now / Path(value).relative_to(before)) if inside else value
+
+    if before != now:
+        moved = {key: found(settings[key]) for key in ("policy", "dataset", "replay") if key in settings}
+        write_json(stage / CONFIG, settings | moved)
+    return True
 
 
 def _release() -> None:
@@ -218,7 +240,7 @@ def _write_start(config: ContinualConfig, suite: Suite, task: str, number: int, 
     """Writes the policy that learns `task`: the one before, with what is to be trained ready."""
     policy = load_policy(previous, config.train.device)
     if config.structure != "full":
-        _prepare(config, policy, suite, task, number)
+        prepare(config, policy, suite, task, number)
     with atomic_folder(start) as temporary:
         policy.save(temporary)
 
@@ -265,32 +287,12 @@ def _export(config: ContinualConfig, task: str, row: EvaluationResult, policy: P
         return
     rate = row.by_task[task]
     bank_of(load_policy(policy)).export(
-        _adapter_name(config, task),
+        adapter_name(config, task),
         folder,
         sampling=Sampling(greedy=True),
         seed=config.train.seed,
         success=(rate.solved, rate.n),
     )
-
-
-def _adapter_name(config: ContinualConfig, task: str) -> str:
-    return SHARED if config.structure == "shared" else task
-
-
-def _prepare(config: ContinualConfig, policy: Policy, suite: Suite, task: str, number: int) -> None:
-    """Lets exactly the adapter that learns `task` be trained."""
-    bank = AdapterBank(policy) if number == 1 and policy.adapter_bank is None else bank_of(policy)
-    name = _adapter_name(config, task)
-    instruction = suite.task(task).instruction
-    if config.structure == "merge_then_new" and number > 1:
-        fold(bank, config.tasks[number - 2], first_observations(suite))
-    if name in bank.names:
-        bank.add_instructions(name, [instruction])
-    else:
-        previous = config.tasks[number - 2] if number > 1 and config.start_from == "previous" else None
-        adapter = None if previous else config.adapter
-        bank.add(name, adapter, start_from=previous, instructions=[instruction], seed=config.train.seed)
-    bank.activate(name, training=True)
 
 
 def _imitate(
@@ -313,7 +315,7 @@ def _imitate(
         settings = replace(settings, seed=config.train.seed, device=config.train.device)
         settings = replace(settings, precision=config.train.precision, tracker=config.train.tracker)
         console.print(f"{_place(config, task)}: imitation")
-        sft(settings, run, (run / CONFIG).exists(), make_trainer)
+        sft(settings, run, _goes_on(run, start), make_trainer)
     return run / "policy"
 
 
@@ -338,35 +340,6 @@ def _checked_data(base: Policy, suite: Suite, task: str, folder: str, reading: R
             f"{folder}, the demonstrations of {task}, say {', '.join(map(repr, dataset.instructions))}; the suite says {told!r} for this task"
         )
     return dataset
-
-
-def _as_deployed(config: ContinualConfig, policy: Policy, suite: Suite) -> Policy:
-    """The policy as it would be used.
-
-    With `per_task` each row has its own task's adapter, or the base while there is none; otherwise what was trained
-    last serves all tasks.
-    """
-    policy.compute_in(config.train.precision)
-    if config.structure != "per_task" or policy.adapter_bank is None:
-        return policy
-    bank = bank_of(policy)
-    routes: dict[str, str | None] = {task.instruction: None for task in suite.tasks}
-    routes |= {text: name for name in bank.names for text in bank.entry(name).instructions}
-    return RoutedPolicy(bank, TaskRouter(routes))
-
-
-def first_observations(suite: Suite) -> ObservationBatch:
-    """First observations of a few train states of every task."""
-    environment = suite.make_environment()
-    seen, instructions = [], []
-    try:
-        for task in suite.tasks:
-            for state in suite.initial_states(task, "train")[:FOLD_STATES]:
-                seen.append(environment.reset(task, state))
-                instructions.append(task.instruction)
-    finally:
-        environment.close()
-    return ObservationBatch.stacked(seen, instructions)
 
 
 def _doubts(row: EvaluationResult) -> list[str]:

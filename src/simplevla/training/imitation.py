@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,7 +28,13 @@ from simplevla.evaluation.evaluate import Show, evaluate_with
 from simplevla.policies.base import Policy
 from simplevla.policies.load import check_fits, check_fits_suite, move_to_device
 from simplevla.policies.registry import with_preset
-from simplevla.policies.trained_on import TrainedOn, recorded_reading, warn_of_differences, with_stage
+from simplevla.policies.trained_on import (
+    TrainedOn,
+    layout_differences,
+    recorded_reading,
+    warn_of_differences,
+    with_stage,
+)
 from simplevla.progress import Progress
 from simplevla.rollout.scheduler import RolloutEngine
 from simplevla.storage import FolderLock, atomic_folder
@@ -39,7 +46,14 @@ from simplevla.training.chunks import ChunkBatch
 from simplevla.training.determinism import deterministic
 from simplevla.training.imitator import ImitationTrainer, Imitator, weighted_losses
 from simplevla.training.learning_rate import with_learning_rate
-from simplevla.training.run_folder import newest_checkpoint, open_run, record_facts, require_same, write_config
+from simplevla.training.run_folder import (
+    load_config,
+    newest_checkpoint,
+    open_run,
+    record_facts,
+    require_same,
+    write_config,
+)
 from simplevla.training.runlog import MetricsFile, environment_facts
 from simplevla.training.tracking import Tracker
 
@@ -78,11 +92,13 @@ def sft(config: SFTConfig, run: Path, resume: bool = False, make_trainer: MakeTr
             dataset=hub.pinned(config.dataset, "dataset"),
             replay=tuple(hub.pinned(source, "dataset") for source in config.replay),
         )
+        checkpoint = None
         if resume:
+            before = load_config(SFTConfig, run)
             config = require_same(run, config, _extending(config))
+            checkpoint = newest_checkpoint(run, "batch", min(before.validate_every, before.batches))
         else:
             check_sft(config)
-        checkpoint = newest_checkpoint(run, "batch", min(config.validate_every, config.batches)) if resume else None
         return _sft(config, run, folder, checkpoint, make_trainer)
 
 
@@ -96,12 +112,17 @@ def _sft(
     if config.adapter_rank and checkpoint is None:
         add_adapter(policy, config, dataset.instructions_met)
     move_to_device(policy, config.device)
+    stage = sft_stage(dataset)
     for earlier in replayed:
         require_fits(policy, earlier)
-        if (stage := sft_stage(earlier)) not in policy.trained_on:
-            policy.trained_on = (*policy.trained_on, stage)
+        warn_of_layout([sft_stage(earlier)], stage, f"the replayed dataset {earlier.folder}")
+    if checkpoint is None:
+        warn_of_layout(policy.trained_on, stage, f"the policy in {config.policy}")
+    for earlier in replayed:
+        if (other := sft_stage(earlier)) not in policy.trained_on:
+            policy.trained_on = (*policy.trained_on, other)
     require_one_size(policy.cameras, {str(read.folder): read.cameras for read in datasets})
-    policy.trained_on = with_stage(policy.trained_on, sft_stage(dataset))
+    policy.trained_on = with_stage(policy.trained_on, stage)
     config = replace(config, optimizer=with_learning_rate(config.optimizer, policy, "sft"))
     first = int(checkpoint.state["update"]) if checkpoint else 0
     if config.batches < first:
@@ -234,6 +255,15 @@ def add_adapter(policy: Policy, config: SFTConfig, instructions: Sequence[str]) 
     adapter = AdapterConfig(rank=config.adapter_rank, alpha=float(config.adapter_rank))
     bank.add(ADAPTER, adapter, instructions=instructions, seed=config.seed)
     bank.activate(ADAPTER, training=True)
+
+
+def warn_of_layout(stages: Sequence[TrainedOn], now: TrainedOn, what: str) -> None:
+    """Warns where the numbers of the dataset mean something else than those of `what`."""
+    if found := layout_differences(stages, now.state_names, now.action_names, now.control_hz):
+        warnings.warn(
+            f"{what} and this dataset differ: {'; '.join(found)}. If that isn't meant, use data of one layout and rate",
+            stacklevel=2,
+        )
 
 
 def sft_stage(dataset: LeRobotDataset) -> TrainedOn:

@@ -1,5 +1,6 @@
 """The SFT update: from a batch of demonstrated chunks to an optimizer step."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from simplevla.adapters.bank import bank_of
 from simplevla.config import SFTConfig
 from simplevla.policies.base import Policy
 from simplevla.training.chunks import ChunkBatch
@@ -45,22 +47,24 @@ class Imitator:
     def update(self, batch: ChunkBatch, number: int) -> dict[str, float]:
         """The optimizer step of batch `number` (from 0): its loss, gradient norm before clipping, and learning rate.
 
-        Neither the size of micro-batches nor the number of ranks changes more than the last bits.
+        Neither the size of micro-batches nor the number of ranks changes more than the last bits, unless an adapter has
+        dropout: what is dropped is drawn for each micro-batch.
 
         Raises:
             UpdateRefused: loss or gradient isn't finite.
         """
         config, place, ranks = self.config, f"batch {number + 1}", rank_and_count()[1]
-        torch.manual_seed(1_000_003 * config.seed + number)
+        torch.manual_seed((1_000_003 * config.seed + number) % 2**63)
         if config.gradient_checkpointing:
             self.policy.checkpoint_activations()
-        loss = 0.0
-        for part, share in weighted_losses(self.policy, config, batch):
-            # Several ranks average their gradients.
-            torch.autograd.backward(part * (share * ranks))
-            self.optimizer.collect_gradients()
-            # Last, since a GPU has to be waited for here.
-            loss += share * float(part.detach())
+        loss, bank = 0.0, self.policy.adapter_bank
+        with bank_of(self.policy).dropping_out() if bank is not None else contextlib.nullcontext():
+            for part, share in weighted_losses(self.policy, config, batch):
+                # Several ranks average their gradients.
+                torch.autograd.backward(part * (share * ranks))
+                self.optimizer.collect_gradients()
+                # Last, since a GPU has to be waited for here.
+                loss += share * float(part.detach())
         if config.gradient_checkpointing:
             self.policy.eval()
         loss = all_reduce_metrics({"loss": loss}, "sum")["loss"]

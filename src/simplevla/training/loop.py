@@ -34,6 +34,7 @@ from simplevla.training.learning_rate import with_learning_rate
 from simplevla.training.rollouts import Rollouts, RolloutsAhead
 from simplevla.training.run_folder import (
     Progress,
+    load_config,
     newest_checkpoint,
     open_run,
     record_facts,
@@ -97,9 +98,11 @@ def train(
     """
     with open_run(run, resume, "train") as folder:
         config = replace(config, policy=hub.pinned(config.policy, "model"))
+        checkpoint = None
         if resume:
+            every = load_config(TrainConfig, run).checkpoint_every
             config = require_same(run, config, EXTENDING)
-        checkpoint = newest_checkpoint(run, "update", config.checkpoint_every) if resume else None
+            checkpoint = newest_checkpoint(run, "update", every)
         outcome = _train(config, run, folder, checkpoint, make_engine, make_learner)
         record(outcome.message)
         return outcome
@@ -166,6 +169,8 @@ def _train(
             progress.update = update
             progress.episodes += collection.stats.episodes
             progress.env_steps += collection.stats.env_steps
+            # Their pictures fill as much memory as those of the rollouts to come.
+            del collection, advantages
             if config.eval_every and (update % config.eval_every == 0 or update == config.updates):
                 rollouts.settle()
                 row |= _evaluate(engine, policy, suite, config, run, update, log)
@@ -178,7 +183,8 @@ def _train(
             found = health.judge(row)
             log.warn(found)
             log.write({**row, "warnings": [warning.metric for warning in found]})
-            if update % config.checkpoint_every == 0 or update == config.updates:
+            ends = update == config.updates or _reached(config, run, update)
+            if update % config.checkpoint_every == 0 or ends:
                 log.stage(f"update {update} of {config.updates}: writing the checkpoint")
                 state = {
                     "progress": asdict(progress),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simplevla.config import TrainConfig
 from simplevla.policies.base import Policy
-from simplevla.rollout.collect import Collection, collect_groups
+from simplevla.rollout.collect import Collection, NoSignal, collect_groups
 from simplevla.rollout.scheduler import Engine, policy_threads
 from simplevla.rollout.states import StateSampler
 
@@ -119,8 +119,10 @@ class RolloutsAhead(Rollouts):
         return collection
 
     def settle(self) -> None:
-        # What went wrong is raised where the groups are asked for.
-        self._future.exception()
+        error = self._future.exception()
+        # That no group has signal is for who asks for the groups.
+        if error is not None and not isinstance(error, NoSignal):
+            raise error
 
     def sampler_state(self) -> dict[str, Any]:
         return self._state

@@ -32,6 +32,8 @@ def shared_model(heavy: bool) -> mujoco.MjModel:
     """One model per process: environments differ only in their data. In the `heavy` one the blue block is of steel."""
     model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("scene.xml")))
     if heavy:
+        # With the scene's ten the solver ends too early for this mass, and contacts throw the block.
+        model.opt.ls_iterations = 50
         blue = model.body("blue")
         blue.inertia *= STEEL_KG / blue.mass
         blue.mass = STEEL_KG
@@ -191,6 +193,13 @@ def _blue_on_strip(env: TabletopEnvironment) -> bool:
     return bool(block[0] > 0.13 and block[2] < 0.035)
 
 
+def _blue_inside_strip(env: TabletopEnvironment) -> bool:
+    x, y, z = env.block("blue")
+    half_x, half_y, _ = env.model.geom("strip").size
+    at_x, at_y, _ = env.model.geom("strip").pos
+    return bool(abs(x - at_x) < half_x and abs(y - at_y) < half_y and z < 0.035)
+
+
 def _red_lifted(env: TabletopEnvironment) -> bool:
     return bool(env.block("red")[2] > 0.1)
 
@@ -214,6 +223,6 @@ SUCCESS: dict[str, Callable[[TabletopEnvironment], bool]] = {
     "lift_block": _red_lifted,
     "place_on_plate": _blue_on_plate,
     "stack_blocks": _red_on_blue,
-    "carry_to_strip": _blue_on_strip,
+    "carry_to_strip": _blue_inside_strip,
 }
 """Task -> predicate on the state; it doesn't care how the task was solved."""
