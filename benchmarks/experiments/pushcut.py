@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
 from simplevla import recipes
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
@@ -68,7 +68,8 @@ def quick_recipes() -> None:
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for the seed."""
-    return {"quick": arguments.quick}
+    recipe = (kind[SUITE]() for kind in (recipes.DEMOS, recipes.SFT, recipes.TRAIN))
+    return {"quick": arguments.quick, "recipe": recipe_digest(*recipe)}
 
 
 def measured(arguments: Arguments, seed: int) -> dict[str, Any]:
@@ -203,9 +204,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"No demonstration moves the block without lifting it; after RL {shares['rl']:.0%} of solved episodes do, and success goes "
         f"from {sft:.0%} to {rl:.0%} ({len(rows)} training {'seed' if len(rows) == 1 else 'seeds'}, n = {rows[0]['n']} held-out states each).",
         "",
-        f"Of {of} such solutions {grasped} hold the block between the fingers at the end of an env step, and drag it; the others push. The goal was half of the",
-        f"solutions without lifting, at most 5 % after SFT, and 20 points of success. {reached} of {len(rows)} seeds "
-        f"{'reaches' if reached == 1 else 'reach'} it.",
+        f"Of {of} such solutions {grasped} hold the block between the fingers at the end of an env step, and drag it; the others push. The goal",
+        f"was half of the solutions without lifting, at most 5 % after SFT, and 20 points of success. {reached} of {len(rows)} {'seed' if len(rows) == 1 else 'seeds'} "
+        f"{'reaches' if 1 in (reached, len(rows)) else 'reach'} it.",
         "",
         "| seed | success after SFT | success after RL | solved without lifting, SFT | solved without lifting, RL |",
         "|---|---|---|---|---|",
@@ -235,7 +236,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"Over the seeds, {percent(pooled(rows, 'novel_among_unlifted'))} of the solutions without lifting are novel, and "
         f"{percent(pooled(rows, 'novel_demonstrations'))} of the new demonstrations. The goals were at least 90 % and at most 5 %. "
-        f"Taken alone, {both} of {len(rows)} seeds {'meets' if both == 1 else 'meet'} both.",
+        f"Taken alone, {both} of {len(rows)} {'seed' if len(rows) == 1 else 'seeds'} {'meets' if 1 in (both, len(rows)) else 'meet'} both.",
         "",
         "Novel is farther from every demonstration than 99 % of them are from another one ([definition](../novelty.md)). New",
         "demonstrations are of held-out states. What RL still lifts may be novel by its path too, so the measure finds new ways",
