@@ -59,11 +59,11 @@ def test_a_run_that_reached_its_goal_between_checkpoints_can_be_extended(
 
 def test_checkpoints_are_missed_by_what_the_run_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "load_policy", load_fake_policy)
-    settings = replace(config(tmp_path / "a", "trivial", None), updates=3, checkpoint_every=9, eval_every=0)
+    settings = replace(config(tmp_path / "a", "trivial", None), updates=4, checkpoint_every=9, eval_every=0)
     update, killed = Learner.update, [True]
 
     def stopped(self: Learner, groups: Any, advantages: Any, number: int) -> Any:
-        if number == 2 and killed.pop():
+        if number == 3 and killed.pop():
             raise KeyboardInterrupt
         return update(self, groups, advantages, number)
 
@@ -73,11 +73,11 @@ def test_checkpoints_are_missed_by_what_the_run_was_begun_with(tmp_path: Path, m
     # It never had one, so that nothing is lost by beginning again.
     killed.append(False)
     often = replace(settings, checkpoint_every=1)
-    assert loop.train(often, tmp_path / "run", resume=True).update == 3
+    assert loop.train(often, tmp_path / "run", resume=True).update == 4
     # Now it had: less often from here on is no excuse.
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(ValueError, match="holds no checkpoint"):
-        loop.train(replace(often, checkpoint_every=9, updates=4), tmp_path / "run", resume=True)
+        loop.train(replace(often, checkpoint_every=9, updates=5), tmp_path / "run", resume=True)
 
 
 def test_a_task_of_which_every_episode_broke_keeps_a_run_from_its_goal(
