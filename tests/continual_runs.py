@@ -19,9 +19,16 @@ from simplevla.config import (
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
 from simplevla.suites.registry import make_suite
+from small_tinyvla import for_fake_suite
 
 TASKS = ("reach", "near", "far")
 ORDER = ("reach", "far")
+
+
+def saved_base(folder: Path) -> Path:
+    """The folder of a policy for these tasks."""
+    for_fake_suite(TASKS).save(folder)
+    return folder
 
 
 def config(base: Path, **changes: Any) -> ContinualConfig:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adapted_tinyvla import disturb
-from continual_runs import IMITATION, ORDER, TASKS, config, demonstrations, weights
+from continual_runs import IMITATION, ORDER, TASKS, config, demonstrations, saved_base, weights
 from simplevla.adapters import structures
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
@@ -36,15 +36,13 @@ from simplevla.training.continual import continual
 from simplevla.training.health import Health
 from simplevla.training.learner import Learner
 from simplevla.training.runlog import read_rows
-from small_tinyvla import for_fake_suite, observations, rows
+from small_tinyvla import observations, rows
 from started import worker_processes
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "policy"
-    for_fake_suite(TASKS).save(folder)
-    return folder
+    return saved_base(tmp_path_factory.mktemp("base") / "policy")
 
 
 def suite_that_says_the_same(config: SuiteConfig) -> Suite:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from continual_runs import IMITATION, ORDER, TASKS, config, demonstrations, weights
+from continual_runs import IMITATION, ORDER, TASKS, config, demonstrations, saved_base, weights
 from simplevla.adapters.config import Structure
 from simplevla.config import (
     DemosConfig,
@@ -17,14 +17,11 @@ from simplevla.config import (
 from simplevla.report.continual import write_continual_report
 from simplevla.training import continual as room
 from simplevla.training.continual import continual
-from small_tinyvla import for_fake_suite
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "policy"
-    for_fake_suite(TASKS).save(folder)
-    return folder
+    return saved_base(tmp_path_factory.mktemp("base") / "policy")
 
 
 def test_a_moved_run_goes_on_inside_a_task(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from adapted_tinyvla import disturb
 from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.config import AdapterConfig, ContinualConfig, Structure
+from simplevla.adapters.load import load_policy
 from simplevla.adapters.structures import adapter_name, as_deployed, check_base, check_tasks, prepare
 from simplevla.config import SuiteConfig, TrainConfig
 from simplevla.policies.base import Policy, Sampling
@@ -165,8 +166,6 @@ def test_a_sentence_with_a_comma_has_an_adapter() -> None:
 
 
 def test_a_policy_folder_keeps_what_prepare_made(tmp_path: Path) -> None:
-    from simplevla.adapters.load import load_policy
-
     policy = fine_tuned(("do reach",))
     prepare(config("per_task"), policy, SUITE, "reach", 1)
     expected = behaviour(policy)

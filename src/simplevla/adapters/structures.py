@@ -104,6 +104,7 @@ def _going_on(config: ContinualConfig, bank: AdapterBank, suite: Suite) -> list[
                 f"{config.train.policy} has an adapter {name!r}, and acts on {task} by {repr(acts) if acts else 'its base'}; expected "
                 "that one, since it would be trained. Take it away, or give it the task's instruction and let it act"
             )
+        # Refuses a frozen one.
         bank.activate(name, training=True)
     return list(dict.fromkeys(parent for parent in acting.values() if parent is not None))
 

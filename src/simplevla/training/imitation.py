@@ -113,13 +113,13 @@ def _sft(
         add_adapter(policy, config, dataset.instructions_met)
     move_to_device(policy, config.device)
     stage = sft_stage(dataset)
-    for earlier in replayed:
-        require_fits(policy, earlier)
-        warn_of_layout([sft_stage(earlier)], stage, f"the replayed dataset {earlier.folder}")
     if checkpoint is None:
         warn_of_layout(policy.trained_on, stage, f"the policy in {config.policy}")
     for earlier in replayed:
-        if (other := sft_stage(earlier)) not in policy.trained_on:
+        require_fits(policy, earlier)
+        other = sft_stage(earlier)
+        warn_of_layout([other], stage, f"the replayed dataset {earlier.folder}")
+        if other not in policy.trained_on:
             policy.trained_on = (*policy.trained_on, other)
     require_one_size(policy.cameras, {str(read.folder): read.cameras for read in datasets})
     policy.trained_on = with_stage(policy.trained_on, stage)
