@@ -35,6 +35,7 @@ class Attempt:
                 f"suite {suite.name!r} has no scripted expert; give sft the folder of a dataset from elsewhere"
             )
         rng = np.random.default_rng((self.config.seed, self.episode, self.number))
+        environment.watch()
         observation = _checked(environment.reset(self.task, self.initial_state), suite.spec)
         expert.reset()
         observations: list[Observation] = []

@@ -39,6 +39,7 @@ class Replay:
 
     def run(self, suite: Suite, environment: Environment, beat: Callable[[], None]) -> Track:
         """Executes the actions and looks at each state that they lead to."""
+        environment.watch()
         observation = environment.reset(self.task, self.initial_state)
         states, success = [observation.state.copy()], False
         events: list[tuple[str, ...] | None] = []

@@ -1,6 +1,6 @@
 """Pushcut on the embedded suite: demonstrations that carry, a success that asks only where the object lies.
 
-The block slips out of many grasps, as in the paper's pushcut tasks. Numbers without a source were swept (docs/log.md).
+Half of the blocks are too heavy to be lifted, and look like the others. Numbers without a source were tried (docs/log.md).
 """
 
 from dataclasses import replace
@@ -12,8 +12,8 @@ SUITE = SuiteConfig(name="tabletop_pushcut")
 
 
 def demos() -> DemosConfig:
-    """600 demonstrations that grasp, lift, carry and release."""
-    return replace(tabletop.demos(), suite=SUITE, episodes=600, hesitation=0.0)
+    """600 demonstrations that grasp, lift, carry and release, all of light blocks."""
+    return replace(tabletop.demos(), suite=SUITE, episodes=600, hesitation=0.0, noise=0.5)
 
 
 def sft() -> SFTConfig:
@@ -27,7 +27,7 @@ def train() -> TrainConfig:
         tabletop.train(),
         title="tabletop_pushcut",
         suite=SUITE,
-        updates=130,
+        updates=100,
         sampling=SamplingConfig(groups=16, group_size=8, temperature=1.0, max_oversampling=8.0),
         rollout=RolloutConfig(slots_per_worker=64),
         eval_every=20,

@@ -55,10 +55,14 @@ class Environment(ABC):
     def render(self) -> np.ndarray:
         """A picture for people, uint8 [height, width, 3], of the current state; used for videos only."""
 
-    def events(self) -> tuple[str, ...] | None:
-        """Names what is so in the current state, `grasps blue` for example, the weaker first; None: not known.
+    def watch(self) -> None:
+        """Makes `events` count what is so between env steps too; rollouts of a policy save the time that it takes."""
+        return None
 
-        For `simplevla novelty`, never for training.
+    def events(self) -> tuple[str, ...] | None:
+        """Names what has been so since the last call, `grasps blue` for example, the weaker first; None: not known.
+
+        Called after each env step, for `simplevla novelty` and never for training. Without `watch`, what is so now.
         """
         return None
 

@@ -24,6 +24,8 @@ class Contacts:
         self._root = model.body_rootid[model.geom_bodyid]
         """The outermost body of each geom."""
         free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        self.watched = False
+        """True where `look` is to be called after each physics step."""
         self._things = {int(model.jnt_bodyid[joint]): model.body(model.jnt_bodyid[joint]).name for joint in free}
         self._dof = {int(model.jnt_bodyid[joint]): int(model.jnt_dofadr[joint]) for joint in free}
         self.begin()
@@ -32,13 +34,23 @@ class Contacts:
         """Notes the heights in the current state, an episode's initial one."""
         self._start = {body: float(self._data.xpos[body, 2]) for body in self._things}
         self._unsettled = set(self._things)
+        self._brief: dict[str, None] = {}
+
+    def look(self) -> None:
+        """Notes what is so now, for the next `events`; called after a physics step, since a push may be brief."""
+        self._brief |= dict.fromkeys(self._now())
 
     def events(self) -> tuple[str, ...]:
-        """`touches THING` (a finger does), `grasps THING` (it is between fingers) and `lifts THING`, as it is now.
+        """`touches THING` (a finger does), `grasps THING` (it is between fingers) and `lifts THING`: what is so now, and
+        what each `look` since the last call saw.
 
         Called after each env step. A thing that isn't at rest yet, as some are at the start of Meta-World's tasks, is
         lifted from where it comes to rest or is touched first.
         """
+        found, self._brief = self._brief | dict.fromkeys(self._now()), {}
+        return tuple(found)
+
+    def _now(self) -> list[str]:
         data = self._data
         touching: dict[int, list[tuple[int, np.ndarray]]] = {body: [] for body in self._things}
         for pair, frame in zip(data.contact.geom, data.contact.frame, strict=True):
@@ -62,4 +74,4 @@ class Contacts:
                 "lifts": height > self._start[body] + LIFTED_M,
             }
             found += [f"{verb} {name.removesuffix('_main')}" for verb, true in holds.items() if true]
-        return tuple(found)
+        return found

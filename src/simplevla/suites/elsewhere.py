@@ -220,6 +220,9 @@ class _Environment(Environment):
         picture: np.ndarray = self.host.ask("render")
         return picture
 
+    def watch(self) -> None:
+        self.host.ask("watch")
+
     def events(self) -> tuple[str, ...] | None:
         events: tuple[str, ...] | None = self.host.ask("events")
         return events
@@ -296,6 +299,9 @@ class _Guest:
 
     def render(self) -> np.ndarray:
         return self.environment.render()
+
+    def watch(self) -> None:
+        self.environment.watch()
 
     def events(self) -> tuple[str, ...] | None:
         return self.environment.events()

@@ -31,6 +31,7 @@ class LiberoEnvironment(Environment):
         self.suite, self._visuals, self._image_size, self._stepping = suite, visuals, image_size, stepping
         self._scenes: dict[str, tuple[Simulation, Camera]] = {}
         self._states: dict[str, np.ndarray] = {}
+        self._watched = False
 
     def reset(self, task: Task, initial_state: int) -> Observation:
         """Official initial state number `initial_state`, after the settling steps.
@@ -44,6 +45,7 @@ class LiberoEnvironment(Environment):
             )
         self.task = task
         self.simulation, self._camera = self._scene(task)
+        self.simulation.contacts.watched = self._watched
         self.simulation.reset(self._states[task.name][initial_state])
         return self._observe()
 
@@ -59,6 +61,9 @@ class LiberoEnvironment(Environment):
     def render(self) -> np.ndarray:
         """The fixed view at the video size."""
         return self._camera.picture(CAMERAS["fixed"], VIDEO_SIZE)
+
+    def watch(self) -> None:
+        self._watched = True
 
     def events(self) -> tuple[str, ...]:
         return self.simulation.contacts.events()

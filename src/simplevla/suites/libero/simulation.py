@@ -156,6 +156,8 @@ class Simulation:
             self._arm_control[:] = arm_torques(arm, goal, gains, self._arm_bias, rest)
             self._finger_control[:] = finger_control[substep]
             mujoco.mj_step2(model, data)
+            if self.contacts.watched:
+                self.contacts.look()
         gripper.current_action = fingers[-1]
         self.scene._post_process()
         return bool(self.scene._check_success())
