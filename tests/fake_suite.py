@@ -100,6 +100,13 @@ class FakeEnvironment(Environment):
     """Once it has crashed it can't be reset: it has to be built anew."""
 
     crashed = False
+    watched = False
+
+    def watch(self) -> None:
+        self.watched = True
+
+    def events(self) -> tuple[str, ...] | None:
+        return ("is watched",) if self.watched and "FAKE_SUITE_EVENTS" in os.environ else None
 
     def reset(self, task: Task, initial_state: int) -> Observation:
         if self.crashed:

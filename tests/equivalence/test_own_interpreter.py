@@ -142,6 +142,15 @@ def test_demonstrations_replays_evaluations_and_checks_are_the_local_ones(python
     assert found[0] == found[1]
 
 
+def test_an_environment_there_is_watched(python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SUITE_EVENTS", "")
+    environment = make_suite(replace(FAKE, python=python)).make_environment()
+    assert environment.events() is None
+    environment.watch()
+    assert environment.events() == ("is watched",)
+    environment.close()
+
+
 def test_an_environment_there_tells_of_its_errors_and_its_death(python: str) -> None:
     suite = make_suite(replace(FAKE, tasks=("crash", "kill"), python=python))
     environment = suite.make_environment()
