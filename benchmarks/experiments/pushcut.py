@@ -229,7 +229,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"![success and how it was solved]({SUITE}.png)",
         "",
-        f"The task is to move a block onto a strip. Half of the blocks weigh {LIGHT_KG} kg and half {HEAVY_KG} kg, which the fingers can't lift.",
+        f"The task is to move a block onto a strip. A third of the blocks weigh {LIGHT_KG} kg, the others {HEAVY_KG} kg, which the fingers can't lift.",
         "Nothing shows which is which. The demonstrator always grasps, lifts, carries and releases, so that it shows light blocks alone.",
         "Success asks only where the block comes to rest. Nothing rewards what isn't lifted.",
         "",

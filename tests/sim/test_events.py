@@ -80,12 +80,12 @@ def test_a_push_with_closed_fingers_is_no_grasp_and_throws_nothing() -> None:
     assert max(speeds) < 1.0
 
 
-def test_half_of_pushcut_s_blocks_are_too_heavy_to_be_carried() -> None:
+def test_two_thirds_of_pushcut_s_blocks_are_too_heavy_to_be_carried() -> None:
     suite = make_suite(SuiteConfig(name="tabletop_pushcut", image_size=16))
     environment, (task,) = suite.make_environment(), suite.tasks
     expert = suite.make_expert(environment)
     states = suite.initial_states(task, "test")
-    assert 0.4 < np.mean([is_heavy(state) for state in states]) < 0.6
+    assert 0.57 < np.mean([is_heavy(state) for state in states]) < 0.77
     carried = {False: 0, True: 0}
     for state in states[:40]:
         environment.reset_unseen(task, state)
