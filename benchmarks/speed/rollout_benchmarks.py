@@ -102,7 +102,7 @@ def tabletop_vs_torchrl(chunked: bool = False) -> Sides:
     try:
         from benchmarks.support.torchrl_rollout import TorchRLRollout
     except ImportError as error:
-        raise SystemExit(f"error: {error}; install TorchRL: pip install -e '.[bench]'") from error
+        raise SystemExit(f"error: {error}; install what it needs: pip install -e '.[bench,gymnasium]'") from error
 
     policy = half_trained(TABLETOP)
     with RolloutEngine(tabletop.SUITE, TABLETOP_ROLLOUT, policy.chunk_length) as engine:

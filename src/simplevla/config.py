@@ -93,7 +93,7 @@ class DemosConfig:
     episodes: Positive = 300
     """Successful demonstrations in all, spread evenly over the tasks."""
     noise: Annotated[float, Ge(0), Le(2)] = 0.3
-    """Std of the disturbance added to executed actions, as a fraction of the action range; labels stay clean (DART)."""
+    """Std of the disturbance of executed actions, as a share of half the action range; labels stay clean (DART)."""
     noise_probability: Share = 0.3
     """Probability that an env step is disturbed."""
     levels: Count = 0
@@ -184,7 +184,7 @@ class SamplingConfig:
     dynamic: bool = True
     """Replaces groups without signal by fresh ones; off, every sampled group trains."""
     filter_low: Share = 0.1
-    """Smallest mean success of a group that trains."""
+    """Smallest mean success of a group that trains; the paper's 0.1 drops one success of eleven siblings or more."""
     filter_high: Share = 0.9
     """Largest mean success of a group that trains."""
     state_order: Annotated[Literal["uniform", "posterior"], also_read_as("state_order", "states")] = "uniform"

@@ -99,7 +99,7 @@ def test_as_many_actions_are_executed_as_one_asks_for(policy: SmolVLA, tmp_path:
     backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
     import_smolvla(folder, tmp_path / "ours", cameras=made.NAMED, tokenizer=backbone, action_steps=1)
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "ours")), actions(policy)[:, :1], atol=0, rtol=0)
-    with pytest.raises(UserError, match=r"n_action_steps\) is 9; expected at most 3"):
+    with pytest.raises(UserError, match=r"--action-steps is 9; expected 1 to 3, the chunk_size in .*config\.json"):
         import_smolvla(folder, tmp_path / "more", cameras=made.NAMED, tokenizer=backbone, action_steps=9)
 
 
@@ -142,8 +142,7 @@ def test_an_adapter_is_exported_in_the_weights(
 def test_the_exported_settings_are_those_that_lerobot_saved(policy: SmolVLA, tmp_path: Path) -> None:
     export_lerobot(policy, tmp_path / "out")
     written, saved = json.loads((tmp_path / "out/config.json").read_text()), made.RECORDED["config"]
-    pictures = {name for name in saved["input_features"] if "empty" not in name}
-    assert set(written.pop("input_features")) == pictures
+    assert set(written.pop("input_features")) == {"observation.state", *made.FEATURES}
     # As many layers as the backbone has: LeRobot says so by -1.
     assert (written.pop("num_expert_layers"), saved["num_expert_layers"]) == (2, -1)
     assert {name: saved[name] for name in written} == written
@@ -151,6 +150,15 @@ def test_the_exported_settings_are_those_that_lerobot_saved(policy: SmolVLA, tmp
         steps = json.loads((tmp_path / f"out/policy_{name}.json").read_text())["steps"]
         kinds = [step["registry_name"] for step in made.RECORDED[name]["steps"]]
         assert [step["registry_name"] for step in steps] == kinds
+
+
+def test_a_camera_that_the_policy_does_without_is_not_exported(policy: SmolVLA, tmp_path: Path) -> None:
+    """LeRobot's policy would look through it wherever a robot has it."""
+    backbone, folder = made.write_backbone(tmp_path / "backbone"), made.write(tmp_path / "lerobot")
+    import_smolvla(folder, tmp_path / "ours", cameras=made.NAMED[1:], tokenizer=backbone)
+    export_lerobot(SmolVLA.load(tmp_path / "ours"), tmp_path / "back")
+    features = json.loads((tmp_path / "back/config.json").read_text())["input_features"]
+    assert [name for name in features if "image" in name] == [made.FEATURES[1]]
 
 
 def test_a_renamed_camera_may_be_called_by_either_name(policy: SmolVLA, tmp_path: Path) -> None:

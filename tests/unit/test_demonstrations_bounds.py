@@ -149,3 +149,10 @@ def test_an_episode_in_degrees_among_others_in_radians_is_warned_of(episodes: in
     assert len(caught) == 2
     assert f" frames, 1 of {episodes} episodes" in str(caught[0].message)
     assert "of episode 3; the others lie between -" in str(caught[0].message)
+
+
+def test_of_a_policy_without_bounds_an_extreme_is_refused_and_nothing_cuts_it_off() -> None:
+    actions = ordinary()
+    actions[57, 1] = 1000.0
+    with pytest.raises(ValueError, match=r"would hardly differ once they are divided .*: remove the episode$"):
+        bounded_statistics(FOLDER, rows(actions), None)

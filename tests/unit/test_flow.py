@@ -49,8 +49,9 @@ def stds_in_float64(flow: str, alpha: float) -> list[np.ndarray]:
     if flow == "noise":
         spread = np.linspace(-3, 2, STEPS * REAL).reshape(STEPS, REAL)
         return list(0.08 + 0.08 / (1 + np.exp(-spread)))
-    # The first step has the sigma of its end, t = 0.8, which is that of the second.
-    return [np.full(REAL, alpha * math.sqrt(t / (1 - t)) * math.sqrt(1 / STEPS)) for t in (0.8, 0.8, 0.6, 0.4, 0.2)]
+    # In the first step, from t = 1, the denominator alone is that of its end, t = 0.8.
+    later = [np.full(REAL, alpha * math.sqrt(t / (1 - t)) * math.sqrt(1 / STEPS)) for t in (0.8, 0.6, 0.4, 0.2)]
+    return [np.full(REAL, alpha), *later]
 
 
 def chain_in_float64(flow: str, alpha: float, row: int) -> tuple[list[np.ndarray], np.ndarray, int]:

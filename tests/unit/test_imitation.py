@@ -20,7 +20,7 @@ import small_tinyvla as small
 from simplevla.adapters.load import load_policy
 from simplevla.config import Head, OptimizerConfig, SFTConfig, to_dict
 from simplevla.demonstrations import layout
-from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
+from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode, LeRobotDataset
 from simplevla.demonstrations.images import encode_png
 from simplevla.errors import UserError
 from simplevla.policies.tinyvla.policy import TinyVLA
@@ -28,7 +28,7 @@ from simplevla.storage import write_json
 from simplevla.suites.base import SuiteSpec
 from simplevla.training import imitation
 from simplevla.training.chunks import Augmentation, ChunkBatch, ChunkBatches
-from simplevla.training.imitation import check_actions_in_range, sft, validation_metrics
+from simplevla.training.imitation import check_actions_in_range, sft, start_policy, validation_metrics
 from simplevla.training.imitator import Imitator
 
 INSTRUCTIONS = ("go to the red dot", "go away from the red dot")
@@ -294,6 +294,18 @@ def test_quantile_bounds_make_the_outermost_bins(config: SFTConfig, tmp_path: Pa
     assert isinstance(policy, TinyVLA)
     ends = policy.in_environment_units(torch.tensor([-1.0, 1.0])[:, None])
     assert ends[:, 1].tolist() == pytest.approx([policy.statistics.action[m][1] for m in ("min", "max")])
+
+
+def test_extreme_actions_of_a_policy_without_bounds(config: SFTConfig, tmp_path: Path) -> None:
+    dataset = LeRobotDataset(write_dataset(tmp_path / "demos"))
+    dataset.rows.actions[40, 1] = 1000.0
+    with pytest.raises(ValueError, match=r"remove the episode$"):
+        start_policy(replace(config, policy="smolvla_nano"), dataset)
+
+
+def test_quantile_bounds_are_refused_where_a_policy_has_none(config: SFTConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--bounds is 'quantile', and smolvla_nano has no bounds"):
+        sft(replace(config, policy="smolvla_nano", bounds="quantile"), tmp_path / "run")
 
 
 def test_validation_averages_over_valid_actions(config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import small_smolvla
 import small_tinyvla as small
 from fake_policy import FakePolicy
 from simplevla.adapters.bank import AdapterBank
@@ -15,9 +16,9 @@ from simplevla.recipes.openvla_oft import full
 from simplevla.training.learning_rate import with_learning_rate
 
 
-def large(parameters: float, stage: str = "published") -> Policy:
+def large(parameters: float, stage: str = "published", policy: Policy | None = None) -> Policy:
     """A policy of so many parameters that takes no memory."""
-    policy = FakePolicy()
+    policy = policy or FakePolicy()
     with torch.device("meta"):
         policy.more = nn.Linear(int(parameters) // 1000, 1000, bias=False)
     policy.trained_on = (TrainedOn(stage=stage),)  # type: ignore[arg-type]
@@ -44,10 +45,19 @@ def test_small_policies_get_what_the_recipes_use() -> None:
 
 def test_large_pretrained_policies_get_the_papers() -> None:
     assert chosen(large(7e9)) == 5e-6
-    policy = large(7e9)
-    policy.more.requires_grad_(False)  # type: ignore[operator, union-attr]
+    policy = with_adapter(large(7e9, policy=small.make()))
     assert chosen(policy) == 2e-5
     assert (chosen(large(4e8), "sft"), chosen(policy, "sft")) == (2e-5, 2e-4)
+
+
+def test_a_frozen_backbone_is_no_adapter() -> None:
+    policy = large(4e8)
+    policy.more.requires_grad_(False)  # type: ignore[operator, union-attr]
+    assert chosen(policy, "sft") == 2e-5
+    nano = small_smolvla.make()
+    nano.requires_grad_(False)
+    nano.action_out_proj.requires_grad_(True)
+    assert chosen(nano) == 5e-5
 
 
 @pytest.mark.parametrize("policy", [large(4e8), large(2e9, stage="sft")])

@@ -213,6 +213,19 @@ def test_an_observation_that_lacks_something_breaks_the_episode_and_fails_nobody
         begun(person, Blind()).step_chunk(ZERO)
 
 
+def test_an_arm_without_a_picture_is_held_where_it_is(person: Person) -> None:
+    class Dark(Arm):
+        def get_observation(self) -> dict[str, Any]:
+            seen = super().get_observation()
+            return {name: value for name, value in seen.items() if name != "front"} if self.sent else seen
+
+    arm = Dark()
+    with pytest.raises(EpisodeBroken, match="the observation lacks front"):
+        begun(person, arm).step_chunk(np.ones((1, 2), np.float32))
+    (target, held), start = arm.sent, np.array([0.0, 3.0])
+    assert held == ((start + target) / 2).tolist() != target
+
+
 def test_an_action_that_is_no_number_is_not_sent(person: Person) -> None:
     arm = Arm()
     with pytest.raises(EpisodeBroken, match="the action is"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import small_smolvla as small
+from adapted_tinyvla import disturb
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
@@ -203,6 +204,7 @@ def test_an_adapter_trains_on_expert_and_backbone_and_is_saved(tmp_path: Path) -
     bank = AdapterBank(policy)
     bank.add("task", AdapterConfig(rank=2, alpha=2.0))
     bank.activate("task", training=True)
+    disturb(bank, "task", 0)
     sample = policy.act(batch, Sampling(), generators(2))
     policy.score(batch, sample.trace, Sampling())[0].sum().backward()
     lacking = [name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None]

@@ -73,8 +73,9 @@ def warn_of_other_statistics(
         )
 
 
-def bounded_statistics(folder: Path, rows: Rows, bounds: Literal["min_max", "quantile"]) -> Statistics:
+def bounded_statistics(folder: Path, rows: Rows, bounds: Literal["min_max", "quantile"] | None) -> Statistics:
     """Statistics by which a new policy normalises; `quantile` cuts values off at their 1 % and 99 % quantiles first.
+    None is for a policy that divides actions by their standard deviation too, and cuts nothing off.
 
     Dimensions that stay at one value, or switch between two, keep their extremes: a gripper that hardly ever closes
     must still be able to.
@@ -109,11 +110,14 @@ def _middle(ordered: np.ndarray) -> np.ndarray:
     return ordered[tail : len(ordered) - tail]
 
 
-def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray, rows: Rows, bounds: str) -> None:
+def _check_extremes(
+    folder: Path, name: str, dimension: int, column: np.ndarray, rows: Rows, bounds: str | None
+) -> None:
     if len(column) < FEWEST_FRAMES or len(np.unique(column)) <= 2:
         return
     wide = column.astype(np.float64)
-    middle, others = _stretched(wide, np.std if name == "state" else np.ptp), "98 % of the frames"
+    divided = name == "state" or bounds is None
+    middle, others = _stretched(wide, np.std if divided else np.ptp), "98 % of the frames"
     tail = middle is not None
     if middle is None:
         middle, others = _without_strangers(wide, rows.episode_index), "the others"
@@ -125,12 +129,12 @@ def _check_extremes(folder: Path, name: str, dimension: int, column: np.ndarray,
     frame, episodes = int(np.argmax(beyond)), np.unique(rows.episode_index[far])
     where = f"{folder}: {name} dimension {dimension} is {column[frame]:.4g} at frame {frame} of episode {rows.episode_index[frame]}"
     room = f"would share {int(BINS * (high - low) / whole) + 1} of a token head's {BINS} bins"
-    if name == "state":
+    if divided:
         room = "would hardly differ once they are divided by the standard deviation"
     extent = f"such extremes are in {int(far.sum())} of {len(column)} frames, {len(episodes)} of {len(np.unique(rows.episode_index))} episodes"
     found = f"{where}; {others} lie between {low:.4g} and {high:.4g} and {room}; {extent}"
     if tail and (len(episodes) <= FEW_EPISODES or far.sum() <= FEW_FRAMES * len(column)):
-        remedy = "" if bounds == "quantile" else ", or give --bounds quantile, which cuts them off"
+        remedy = "" if bounds != "min_max" else ", or give --bounds quantile, which cuts them off"
         raise UserError(f"{found}: remove the episode{remedy}")
     remedy = "Have they the same units? Else remove their episodes"
     if tail and bounds == "min_max":

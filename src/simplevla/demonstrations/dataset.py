@@ -118,14 +118,15 @@ class LeRobotDataset:
         warn_of_other_statistics(*self._stats, measured, self.reading.state, self.reading.actions)
         return measured
 
-    def statistics_for_policy(self, bounds: Literal["min_max", "quantile"]) -> Statistics:
+    def statistics_for_policy(self, bounds: Literal["min_max", "quantile"] | None) -> Statistics:
         """Statistics by which a new policy normalises; `quantile` takes the 1 % and 99 % quantiles for the extremes.
+        None is for a policy that has no bounds.
 
         Raises:
             UserError: a few extremes would leave the other values hardly any bins.
         """
         bounded = bounded_statistics(self.folder, self.rows, bounds)
-        return self.statistics if bounds == "min_max" else bounded
+        return bounded if bounds == "quantile" else self.statistics
 
     @property
     def num_episodes(self) -> int:

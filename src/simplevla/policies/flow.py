@@ -51,8 +51,8 @@ def sde_step(noisy: Tensor, velocity: Tensor, t: Tensor, length: float, alpha: T
     """Step of Flow-SDE from t to t - length, which leaves the distribution of x_t as it is (arXiv 2510.25889).
 
     `mean = x - d v - sigma^2 d / (2 t) (x + (1 - t) v)` and `std = sigma sqrt(d)`, with
-    `sigma = alpha sqrt(t / (1 - t))`. At t = 1, where that is infinite, sigma is the value at the step's end,
-    t = 1 - d, as in Flow-GRPO's code (arXiv 2505.05470).
+    `sigma = alpha sqrt(t / (1 - t))`. At t = 1, where that is infinite, 1 - t is taken at the step's end and is d, as
+    in Flow-GRPO's code (arXiv 2505.05470): the first step's std is alpha.
 
     Args:
         noisy: x_t, [B, H, A].
@@ -61,8 +61,7 @@ def sde_step(noisy: Tensor, velocity: Tensor, t: Tensor, length: float, alpha: T
         length: d.
         alpha: likewise; 0 is the Euler step.
     """
-    finite = torch.where(t < 1, t, 1 - length)
-    sigma = alpha * (finite / (1 - finite)).sqrt()
+    sigma = alpha * (t / torch.where(t < 1, 1 - t, length)).sqrt()
     euler = noisy - length * velocity
     pull = noisy + (1 - t) * velocity
     return Step(euler, euler - sigma**2 * length / (2 * t) * pull, (sigma * length**0.5).expand_as(noisy))

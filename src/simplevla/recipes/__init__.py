@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from simplevla.adapters.config import ContinualConfig
-from simplevla.config import DemosConfig, SFTConfig, TrainConfig
+from simplevla.config import DemosConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.recipes import continual, libero, maniskill, metaworld, openvla_oft, pushcut, smolvla, tabletop
 
 SMOLVLA_SFT, SMOLVLA_TRAIN = smolvla.recipes()
@@ -39,7 +39,7 @@ SFT: dict[str, Callable[[], SFTConfig]] = {
 
 def paper() -> TrainConfig:
     """The published hyper-parameters (arXiv 2509.09674), for a policy of 7 B parameters."""
-    return TrainConfig(title="paper")
+    return TrainConfig(title="paper", sampling=SamplingConfig(temperature=openvla_oft.TEMPERATURE))
 
 
 TRAIN: dict[str, Callable[[], TrainConfig]] = {

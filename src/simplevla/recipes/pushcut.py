@@ -1,6 +1,7 @@
 """Pushcut on the embedded suite: demonstrations that carry, a success that asks only where the object lies.
 
-Two thirds of the blocks are too heavy to be lifted, and look like the others. Numbers without a source were tried (docs/log.md).
+Two thirds of the blocks are too heavy to be lifted, and look like the others. Numbers without a source were tried
+(docs/log.md).
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """SmolVLA: a nano on two cores, and the published 450 M on LIBERO with a GPU.
 
 Imitation at full size has the published settings (arXiv 2506.01844 and LeRobot's defaults), but for the cosine, which
-ends at 0 and not at 2.5e-6. RL's learning rate there is a guess between our small policies' and pi_RL's 5e-6
-(arXiv 2510.25889); nothing was tried on a GPU.
+ends at 0 and not at 2.5e-6, and for the twentieth of the episodes that measures the validation loss. RL's learning rate
+there is a guess between our small policies' and pi_RL's 5e-6 (arXiv 2510.25889); nothing was tried on a GPU.
 """
 
 import functools
@@ -58,6 +58,8 @@ def sft(name: str) -> SFTConfig:
         chunk_length=CHUNK,
         batches=30_000,
         batch_size=64,
+        shift_pixels=0,
+        colour_jitter=0.0,
         optimizer=OptimizerConfig(
             lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-10, max_grad_norm=10.0, warmup_steps=1000
         ),

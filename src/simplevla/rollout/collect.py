@@ -199,7 +199,8 @@ def _explain(result: Collection, config: SamplingConfig, errors: Errors) -> str:
         )
         if any(solved for solved, _ in result.success_by_task.values()):
             lines.append(
-                f"Rare successes are seen by larger groups: raise sampling.group_size (now {config.group_size})."
+                f"Rare successes are seen by larger groups: raise sampling.group_size (now {config.group_size}) and lower sampling.filter_low "
+                f"(now {config.filter_low:g}) below its inverse, so that a group with one success trains."
             )
     if result.all_solved:
         lines.append("Where success is 100 %, training is done: stop here, or add harder tasks.")

@@ -41,11 +41,10 @@ class Contacts:
         self._brief |= dict.fromkeys(self._now())
 
     def events(self) -> tuple[str, ...]:
-        """`touches THING` (a finger does), `grasps THING` (it is between fingers) and `lifts THING`: what is so now, and
-        what each `look` since the last call saw.
+        """`touches THING` (a finger does), `grasps THING` (it is between fingers), `lifts THING`: now or at a `look`.
 
-        Called after each env step. A thing that isn't at rest yet, as some are at the start of Meta-World's tasks, is
-        lifted from where it comes to rest or is touched first.
+        Called after each env step; earlier looks don't count. A thing that isn't at rest yet, as some are at the start
+        of Meta-World's tasks, is lifted from where it comes to rest or is touched first.
         """
         found, self._brief = self._brief | dict.fromkeys(self._now()), {}
         return tuple(found)

@@ -191,7 +191,13 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
         UserError: the saved policy doesn't fit the dataset.
     """
     if not _is_saved(config.policy):
-        return with_preset(config.policy).create(
+        new = with_preset(config.policy)
+        if new.action_bounds is None and config.bounds == "quantile":
+            raise UserError(
+                f"--bounds is 'quantile', and {config.policy} has no bounds: it divides by the standard deviation, and would learn what "
+                "lies beyond; expected 'min_max'. Remove the episodes with extremes from the dataset"
+            )
+        return new.create(
             config.policy,
             cameras=list(dataset.cameras),
             state_dim=dataset.state_dim,
@@ -199,7 +205,7 @@ def start_policy(config: SFTConfig, dataset: LeRobotDataset) -> Policy:
             chunk_length=config.chunk_length,
             head=config.head,
             instructions=dataset.instructions,
-            statistics=dataset.statistics_for_policy(config.bounds),
+            statistics=dataset.statistics_for_policy(config.bounds if new.action_bounds else None),
             seed=config.seed,
         )
     policy = load_policy(config.policy)

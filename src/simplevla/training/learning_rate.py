@@ -29,7 +29,9 @@ def with_learning_rate(optimizer: OptimizerConfig, policy: Policy, stage: Litera
     if optimizer.lr is not None:
         return optimizer
     size = sum(p.numel() for p in policy.parameters())
-    adapter = 2 * sum(p.numel() for p in policy.parameters() if p.requires_grad) < size
+    # A frozen backbone alone is no adapter, and an adapter that is merged into the base is none either.
+    frozen = 2 * sum(p.numel() for p in policy.parameters() if p.requires_grad) < size
+    adapter = frozen and policy.adapter_bank is not None and bool(policy.adapter_bank.names)
     return replace(optimizer, lr=_sft(size, adapter) if stage == "sft" else _rl(size, adapter, policy))
 
 

@@ -55,7 +55,7 @@ class SmolVLAConfig:
     features: tuple[str, ...]
     """LeRobot's name of each camera."""
     missing: tuple[str, ...] = ()
-    """LeRobot's names of cameras that the training had and this policy does without; the published code masks them."""
+    """LeRobot's names of cameras that the training had and this policy does without, for the record."""
     empty_cameras: Count = 0
     """Pictures that the published code adds and masks; only special tokens around them, if there are any, are seen."""
     renamed: dict[str, str] = field(default_factory=dict)

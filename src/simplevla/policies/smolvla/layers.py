@@ -89,9 +89,10 @@ def rotary(positions: Tensor, size: int) -> Rotary:
 
 
 def time_embedding(times: Tensor, width: int, shortest: float, longest: float) -> Tensor:
-    """float64 [B, width] of times [B]: sines, then cosines, of periods in geometric progression."""
-    share = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=times.device)
-    angles = times.double()[:, None] * (2 * math.pi / (shortest * (longest / shortest) ** share))
+    """[B, width] of times [B]: sines, then cosines, of periods in geometric progression; float64 but on `mps`."""
+    dtype = torch.float32 if times.device.type == "mps" else torch.float64
+    share = torch.linspace(0, 1, width // 2, dtype=dtype, device=times.device)
+    angles = times.to(dtype)[:, None] * (2 * math.pi / (shortest * (longest / shortest) ** share))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -123,6 +123,10 @@ def import_smolvla(
     file = folder / "config.json"
     published = read_published_config(file)
     if action_steps is not None:
+        if not 1 <= action_steps <= published.chunk_size:
+            raise UserError(
+                f"--action-steps is {action_steps}; expected 1 to {published.chunk_size}, the chunk_size in {file}"
+            )
         published = replace(published, n_action_steps=action_steps)
     vision, language, image_token = backbone_sizes(tokenizer, published.vlm_model_name)
     words = _read_tokenizer(tokenizer / "tokenizer.json", language.get("vocab_size", 49280), image_token)
@@ -202,6 +206,10 @@ def _check_steps(folder: Path, published: PublishedConfig) -> None:
                             f"{file} has {key} {brief(given[key])} in its tokenizer_processor; expected {value!r}, as published or "
                             "as config.json says"
                         )
+            if given.get("float_dtype") not in (None, "float32"):
+                raise UserError(
+                    f"{file} casts to {brief(given['float_dtype'])} in its {step.registry_name}; expected float_dtype null or 'float32'"
+                )
             if step.registry_name.endswith("normalizer_processor"):
                 _check_normaliser(file, given, ACTION if name == POST else STATE)
 

@@ -12,7 +12,7 @@ from simplevla.errors import UserError, brief
 from simplevla.policies.smolvla.config import BACKBONE, LanguageSizes, SmolVLAConfig, VisionSizes
 from simplevla.storage import read_json
 
-STATE, ACTION, EMPTY = "observation.state", "action", "observation.images.empty_camera_"
+STATE, ACTION = "observation.state", "action"
 MODES = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
 """Normalisation of the published code."""
 
@@ -47,7 +47,7 @@ class PublishedConfig:
     adapt_to_pi_aloha: Literal[False] = False
     use_delta_joint_actions_aloha: Literal[False] = False
     tokenizer_max_length: Positive = 48
-    num_steps: Positive = 10
+    num_steps: Annotated[int, Ge(2)] = 10
     add_image_special_tokens: bool = False
     attention_mode: Literal["cross_attn", "self_attn"] = "cross_attn"
     num_expert_layers: int = -1
@@ -209,13 +209,12 @@ def policy_config(
 
 def published_config(config: SmolVLAConfig) -> dict[str, Any]:
     """LeRobot's config.json of a policy."""
-    cameras = [*config.features, *(name for name in config.missing if not name.startswith(EMPTY))]
     picture = {"type": "VISUAL", "shape": [3, config.image_size, config.image_size]}
     return {
         "type": "smolvla",
         "input_features": {
             STATE: {"type": "STATE", "shape": [config.state_dim]},
-            **dict.fromkeys(cameras, picture),
+            **dict.fromkeys(config.features, picture),
         },
         "output_features": {ACTION: {"type": "ACTION", "shape": [config.action_dim]}},
         "normalization_mapping": MODES,

@@ -25,7 +25,7 @@ FINGERS = ("left", "right")
 AT_REST_M_S = 0.05
 """Speed up to which a block lies; the hand moves at 0.3 m/s."""
 LIGHT_KG, HEAVY_KG = 0.4, 1.6
-"""Masses of the weighted blue block: the fingers lift 0.4 kg with ease, 1 kg in a third of the tries and 1.2 kg never."""
+"""Masses of the weighted blue block: fingers lift 0.4 kg with ease, 1 kg in a third of the tries and 1.2 kg never."""
 SMOOTH, BARE = 0.2, 1.0
 """Friction of table and fingers where the blue block is weighted."""
 
