@@ -259,6 +259,7 @@ def test_a_result_survives_the_way_through_its_file(tmp_path):
             lambda d: d["broken"].append({"task": "lift", "initial_state": 7}),
             "task 'lift', initial state 7 is there 2 times",
         ),
+        (lambda d: d.update(greedy=False), "greedy is False and temperature None; expected exactly one"),
         (lambda d: d["horizons"].pop("push"), "it has episodes of 'push', which isn't among its tasks"),
     ],
 )

@@ -239,6 +239,9 @@ def test_the_card_says_what_it_is_and_how_well_it_does(there: FakeHub, policy: P
     write_result(policy.parent / "eval" / "after.json", result)
     other = replace(result, policy_sha256="0" * 64, split="train")
     write_result(policy.parent / "eval" / "before.json", other)
+    failed = tuple(replace(each, success=False) for each in result.episodes)
+    trained = replace(result, episodes=failed, split="train")
+    write_result(policy.parent / "eval" / "train.json", trained)
     (policy.parent / "environment.json").write_text(json.dumps({"commit": "abc123"}))
     assert cli.main(["push", str(policy), "me/lifter", "--license", "apache-2.0"]) == 0
     repository = there.repositories["models", "me/lifter"]
@@ -248,10 +251,12 @@ def test_the_card_says_what_it_is_and_how_well_it_does(there: FakeHub, policy: P
         "simplevla",
         "robotics",
     )
-    assert [found.metric_value for found in card.data.eval_results or []] == [result.overall.rate]
+    found = card.data.eval_results or []
+    assert {(each.metric_value, each.dataset_split, each.dataset_name) for each in found} == {
+        (each.overall.rate, each.split, f"{each.suite}, {each.states}") for each in (result, trained)
+    }
     assert str(result.overall) in card.text
     assert f"| near | {result.by_task['near']} | 2 |" in card.text
-    assert "train initial states" not in card.text
     assert 'simplevla.load_policy("hf://me/lifter")' in card.text
     assert "`abc123`" in card.text
     assert "1. Not recorded" in card.text

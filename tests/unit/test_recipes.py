@@ -1,7 +1,11 @@
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from simplevla import recipes
-from simplevla.evaluation.result import EvaluationResult, Outcome
+from simplevla.evaluation.result import Broken, EvaluationResult, Outcome
 from simplevla.recipes.openvla_oft import PUBLISHED
 from simplevla.recipes.parity import parity
 from simplevla.suites.registry import make_suite
@@ -49,7 +53,7 @@ def evaluated(solved: int, n: int, split: str) -> EvaluationResult:
     return EvaluationResult(
         suite="libero_spatial",
         split=split,
-        protocol={},
+        protocol={"visuals": "stock"},
         horizons={"a": 512},
         greedy=True,
         temperature=None,
@@ -64,17 +68,34 @@ def evaluated(solved: int, n: int, split: str) -> EvaluationResult:
     )
 
 
+def compared(result: EvaluationResult) -> str:
+    suite: Any = SimpleNamespace(name="libero_spatial", protocol={"visuals": "stock"})
+    return parity("libero_spatial_one_demo", result, suite)
+
+
 def test_parity_with_the_published_success() -> None:
     # 318 and 491 of 500 were published. 290 of 500: z = (0.636 - 0.58) / sqrt(2 * 0.608 * 0.392 / 500) = 1.81, p = 0.07.
-    sft, rl = parity("libero_spatial_one_demo", evaluated(290, 500, "all")).splitlines()
+    sft, rl = compared(evaluated(290, 500, "all")).splitlines()
     assert sft == "published SFT 63.6 %, here 58.0 %: p = 0.08, no difference seen"
     assert rl.startswith("published SFT + RL 98.2 %, here 58.0 %: p = ")
     assert rl.endswith("differs")
     # 250 of 500: z = 4.3.
-    assert parity("libero_spatial_one_demo", evaluated(250, 500, "all")).splitlines()[0].endswith("differs")
-    assert parity("libero_spatial_one_demo", evaluated(491, 500, "all")).splitlines()[1].endswith("no difference seen")
-    assert "these are 500 of split 'train'" in parity("libero_spatial_one_demo", evaluated(60, 500, "train"))
-    assert "these are 100 of split 'test'" in parity("libero_spatial_one_demo", evaluated(60, 100, "test"))
+    assert compared(evaluated(250, 500, "all")).splitlines()[0].endswith("differs")
+    assert compared(evaluated(491, 500, "all")).splitlines()[1].endswith("no difference seen")
+
+
+def test_parity_is_with_an_evaluation_as_published_alone() -> None:
+    whole = evaluated(318, 499, "all")
+    others = {
+        "500 episodes of split 'train' for 500 (--split all)": evaluated(60, 500, "train"),
+        "100 episodes of split 'test' for 500 (--split all)": evaluated(60, 100, "test"),
+        "1 of 500 episodes broken by the environment": replace(whole, broken=(Broken("a", 499),)),
+        "suite libero_object_swap for libero_spatial": replace(evaluated(318, 500, "all"), suite="libero_object_swap"),
+        "visuals lite for stock": replace(evaluated(318, 500, "all"), protocol={"visuals": "lite"}),
+        "sampled at temperature 1 for greedy": replace(evaluated(318, 500, "all"), greedy=False, temperature=1.0),
+    }
+    for words, result in others.items():
+        assert compared(result).endswith(f"not compared, since this evaluation differs: {words}")
 
 
 def test_the_published_successes_average_to_the_papers_means() -> None:

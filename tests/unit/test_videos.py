@@ -282,9 +282,17 @@ def test_a_start_that_is_another_policy_by_now_is_not_taken_for_before(finished_
     assert not (finished_run / "eval").exists()
 
 
-@pytest.mark.parametrize("change", [{"split": "train"}, {"greedy": False, "temperature": 1.0}, {"episodes": ()}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": "train"},
+        {"greedy": False, "temperature": 1.0},
+        {"episodes": ()},
+        {"protocol": {"suite": "fake", "mujoco": "2.0"}},
+    ],
+)
 def test_an_evaluation_of_something_else_is_not_taken_for_the_run_s(finished_run, change):
-    """A file that somebody put there: fewer states, the train split, sampled."""
+    """A file that somebody put there, or from before a package was upgraded."""
     evidence.gather_evidence(finished_run)
     file = finished_run / "eval" / "after.json"
     good = read_result(file)
@@ -292,6 +300,7 @@ def test_an_evaluation_of_something_else_is_not_taken_for_the_run_s(finished_run
     evidence.gather_evidence(finished_run)
     again = read_result(file)
     assert (again.split, again.greedy, again.episodes) == ("test", True, good.episodes)
+    assert again.protocol == good.protocol
 
 
 def test_a_film_s_success_is_what_the_contract_allows(tmp_path):

@@ -41,6 +41,7 @@ def evaluate_command(arguments: list[str]) -> int:
     from simplevla import recipes
     from simplevla.recipes.openvla_oft import PUBLISHED
     from simplevla.recipes.parity import parity
+    from simplevla.suites.registry import make_suite
 
     name, rest = take_name(arguments)
     recipe = recipe_called(name, recipes.TRAIN, TrainConfig)
@@ -68,7 +69,7 @@ def evaluate_command(arguments: list[str]) -> int:
         print(printable(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}"))
         print(printable(f"the last error was:\n{result.errors.last_error}"))
     if name in PUBLISHED and result.told is None:
-        print(parity(name, result))
+        print(parity(name, result, make_suite(recipe.suite)))
     if result.unmeasured:
         print(f"no valid episode of {', '.join(result.unmeasured)}: the overall rate is without them")
         return EXIT_PROBLEMS

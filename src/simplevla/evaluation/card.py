@@ -45,6 +45,11 @@ def model_card(policy: Policy, folder: Path, name: str, licence: str) -> str:
                 task_type="robotics",
                 dataset_type=result.suite,
                 dataset_name=f"{result.suite}, {result.states}",
+                # The hub merges what doesn't differ in type, configuration and split.
+                dataset_config=", ".join(
+                    [result.states, result.how, *(f"{k} {v}" for k, v in result.protocol.items())]
+                ),
+                dataset_split=result.split,
                 metric_type="success_rate",
                 metric_value=result.overall.rate,
             )

@@ -138,6 +138,8 @@ def _notes(a: EvaluationResult, b: EvaluationResult) -> Iterator[str]:
     how = [result.how for result in (a, b)]
     if how[0] != how[1]:
         yield f"A is {how[0]}, B {how[1]}"
+    if a.computed != b.computed and "unknown" not in (a.computed, b.computed):
+        yield f"A was computed on {a.computed}, B on {b.computed}"
     if a.seed != b.seed:
         yield f"A has seed {a.seed}, B {b.seed}"
     for name, result in (("A", a), ("B", b)):

@@ -64,6 +64,8 @@ def evaluate_with(
         if show is not None:
             show(len(finished), solved)
 
+    # Before the episodes: another run may write other weights there meanwhile.
+    fingerprint = policy_fingerprint(policy_folder) if policy_folder else None
     engine.reset_stats()
     start = time.monotonic()
     engine.run(policy, sampling, lambda: next(requests, None), sink, record=False)
@@ -108,7 +110,7 @@ def evaluate_with(
         versions=versions(),
         commit=commit(),
         policy=str(policy_folder) if policy_folder else None,
-        policy_sha256=policy_fingerprint(policy_folder) if policy_folder else None,
+        policy_sha256=fingerprint,
         held_out=held_out(policy.trained_on, suite.name, [(task.name, state) for task, state in pairs]),
         told=told(suite, config),
         differences=(*differences(policy.trained_on, policy.cameras, suite), *_told_otherwise(suite, config)),
@@ -153,7 +155,7 @@ def evaluate(
         showing_episodes(title, suite, config) as show,
     ):
         result = evaluate_with(engine, policy, suite, config, show, folder)
-    return replace(result, policy=source)
+    return replace(result, policy=source, computed=f"{device}, {precision}")
 
 
 @contextlib.contextmanager

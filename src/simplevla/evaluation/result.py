@@ -111,8 +111,14 @@ class EvaluationResult:
     """`yes`, `no: ...` or `unknown: ...`: whether training has met none of these initial states."""
     told: str | None = None
     """The one sentence that the policy was told in every task; None: each task's own."""
+    computed: str = "unknown"
+    """Device and precision of the policy, such as `cpu, float32`."""
     differences: tuple[str, ...] = ()
     """Parts of the suite that the policy wasn't trained for, a sentence each."""
+
+    def __post_init__(self) -> None:
+        if self.greedy != (self.temperature is None):
+            raise UserError(f"greedy is {self.greedy} and temperature {self.temperature}; expected exactly one of them")
 
     @property
     def how(self) -> str:
@@ -170,6 +176,7 @@ class EvaluationResult:
             "policy_sha256": self.policy_sha256,
             "held_out": self.held_out,
             "told": self.told,
+            "computed": self.computed,
             "differences": list(self.differences),
             "commit": self.commit,
             "versions": dict(self.versions),
@@ -208,6 +215,7 @@ class EvaluationResult:
                 policy_sha256=values["policy_sha256"],
                 held_out=values.get("held_out", cls.held_out),
                 told=values.get("told"),
+                computed=values.get("computed", cls.computed),
                 differences=tuple(values.get("differences", ())),
             )
             written = {task: (rate["solved"], rate["n"]) for task, rate in values["by_task"].items()}

@@ -89,7 +89,7 @@ def _evaluate_and_film(run: Path, config: TrainConfig, folders: dict[str, Path],
 
 
 def _complete(result: EvaluationResult, folder: Path, suite: Suite, wanted: EvalConfig) -> bool:
-    """True if it is the greedy one of this policy on the test states of the run's tasks that are wanted."""
+    """True if it is the greedy one of this policy on the wanted states of the run's tasks, as the suite is now."""
     states = {(task.name, state) for task, state in evaluation_pairs(suite, wanted)}
     evaluated = {(e.task, e.initial_state) for e in result.episodes} | {
         (b.task, b.initial_state) for b in result.broken
@@ -99,6 +99,8 @@ def _complete(result: EvaluationResult, folder: Path, suite: Suite, wanted: Eval
         and result.greedy
         and result.split == wanted.split
         and result.told is None
+        and dict(result.protocol) == dict(suite.protocol)
+        and dict(result.horizons) == {task.name: task.horizon for task in suite.tasks}
         and evaluated == states
     )
 

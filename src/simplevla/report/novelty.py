@@ -15,7 +15,7 @@ from simplevla.evaluation.result import Rate
 from simplevla.novelty.behaviour import Behaviour, Novelty, Quantity, Solved, shares
 from simplevla.novelty.replay import Replay, replayed
 from simplevla.progress import Progress
-from simplevla.report.videos import encode_video
+from simplevla.report.videos import encode_video, film_stem
 from simplevla.storage import read_as, write_atomically, write_json
 from simplevla.suites.base import Suite
 
@@ -57,7 +57,7 @@ def write_novelty(
     with Progress("films of novel episodes", len(wanted)) as progress:
         for done, (number, track) in enumerate(replayed(config, suite, rollout, wanted), start=1):
             data, ending = encode_video(track.pictures, suite.spec.control_hz)
-            stem = _stem(wanted[number].task.name, wanted[number].initial_state)
+            stem = film_stem(wanted[number].task.name, wanted[number].initial_state)
             write_atomically(folder / f"after_{stem}{ending}", data)
             progress.update(done)
     for episode in novelty.most_novel():
@@ -66,7 +66,7 @@ def write_novelty(
         frames = LeRobotDataset(dataset.folder, chosen).load_all()
         pictures = next(iter(frames.images.values()))[np.arange(len(frames.state))]
         data, ending = encode_video([_enlarged(picture) for picture in pictures], dataset.fps)
-        write_atomically(folder / f"demonstration_{_stem(episode.task, episode.initial_state)}{ending}", data)
+        write_atomically(folder / f"demonstration_{film_stem(episode.task, episode.initial_state)}{ending}", data)
     write_json(folder / FILE, asdict(novelty))
 
 
@@ -78,7 +78,7 @@ def read_novelty(run: Path) -> tuple[Novelty | None, list[NovelFilm]]:
     novelty = read_as(folder / FILE, Novelty)
     films = []
     for episode in novelty.most_novel():
-        stem = _stem(episode.task, episode.initial_state)
+        stem = film_stem(episode.task, episode.initial_state)
         after, demonstration = (next(folder.glob(f"{side}_{stem}.*"), None) for side in ("after", "demonstration"))
         if after and demonstration:
             films.append(NovelFilm(episode=episode, after=after, demonstration=demonstration))
@@ -156,10 +156,6 @@ def novelty_table(novelty: Novelty) -> Table:
     for order, cells in orders:
         table.add_row(order, *cells)
     return table
-
-
-def _stem(task: str, state: int | None) -> str:
-    return f"{task}_{state or 0:03d}"
 
 
 def _enlarged(picture: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Videos of a policy at work: greedy episodes from chosen initial states, one picture per env step."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -84,7 +85,7 @@ def record_videos(
                 environment = suite.make_environment()
                 continue
             data, ending = encode_video(pictures, suite.spec.control_hz)
-            file = f"{prefix}_{task.name}_{initial_state:03d}{ending}"
+            file = f"{prefix}_{film_stem(task.name, initial_state)}{ending}"
             write_atomically(folder / file, data)
             clips.append(
                 Clip(
@@ -101,6 +102,15 @@ def record_videos(
         environment.close()
     write_json(folder / f"{prefix}.json", asdict(Clips(clips=tuple(clips))))
     return clips
+
+
+def film_stem(task: str, state: int | None) -> str:
+    """Middle of a film's file name; a task's name may have what a file's can't.
+
+    >>> film_stem("kitchen/open", 3)
+    'kitchen_open_003'
+    """
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', task)}_{state or 0:03d}"
 
 
 def read_clips(folder: Path, prefix: str) -> list[Clip]:

@@ -51,7 +51,6 @@ class ManiskillSuite(Suite):
         return {
             "suite": self.name,
             "horizon_protocol": self._horizon,
-            "horizon": ", ".join(f"{task.name} {task.horizon}" for task in self.tasks),
             "visuals": self._visuals,
             "image_size": self._image_size,
             "cameras": "base_camera, hand_camera",
