@@ -8,14 +8,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from simplevla.adapters.config import AdapterConfig, ContinualConfig
-from simplevla.config import (
-    OptimizerConfig,
-    RolloutConfig,
-    SamplingConfig,
-    SFTConfig,
-    SuiteConfig,
-    TrainConfig,
-)
+from simplevla.config import OptimizerConfig, RolloutConfig, SamplingConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import DatasetWriter, DemonstrationEpisode
 from simplevla.demonstrations.images import encode_png
 from simplevla.suites.registry import make_suite

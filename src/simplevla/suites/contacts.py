@@ -46,7 +46,9 @@ class Contacts:
         Called after each env step; earlier looks don't count. A thing that isn't at rest yet, as some are at the start
         of Meta-World's tasks, is lifted from where it comes to rest or is touched first.
         """
-        found, self._brief = self._brief | dict.fromkeys(self._now()), {}
+        if not self.watched:
+            self.look()
+        found, self._brief = self._brief, {}
         return tuple(found)
 
     def _now(self) -> list[str]:

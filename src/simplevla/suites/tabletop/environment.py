@@ -217,8 +217,7 @@ def _blue_lies_on_strip(env: TabletopEnvironment) -> bool:
     half_x, half_y, _ = env.model.geom("strip").size
     at_x, at_y, _ = env.model.geom("strip").pos
     inside = abs(x - at_x) < half_x and abs(y - at_y) < half_y and z < 0.035
-    dof = int(env.model.joint("blue").dofadr[0])
-    return bool(inside and np.linalg.norm(env.data.qvel[dof : dof + 3]) < AT_REST_M_S)
+    return bool(inside and np.linalg.norm(env.data.joint("blue").qvel[:3]) < AT_REST_M_S)
 
 
 def _red_lifted(env: TabletopEnvironment) -> bool:
