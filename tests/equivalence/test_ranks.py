@@ -25,7 +25,7 @@ from sampled_episodes import update_by
 from simplevla.adapters.bank import AdapterBank
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
-from simplevla.config import Head, OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
+from simplevla.config import DenoisingConfig, Head, OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
 from simplevla.distributed.learner import divide
 from simplevla.policies.base import ObservationBatch, Policy
 from simplevla.policies.openvla_oft.published import import_openvla_oft
@@ -43,14 +43,24 @@ CONFIG = TrainConfig(
     optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.1),
 )
 EIGHT = replace(CONFIG, optimizer=replace(CONFIG.optimizer, moments="8bit"))
+SMALL_STEPS = replace(CONFIG.optimizer, lr=1e-6)
+"""The second update's episodes are the first policy's too, whose densities are narrow."""
+FLOWS = {
+    kind: replace(CONFIG, denoising=DenoisingConfig(flow=kind), optimizer=SMALL_STEPS) for kind in ("sde", "noise")
+}
+CONFIGS = {"8bit": EIGHT, **FLOWS}
 RANKS = 2
 
-Case = Literal["float32", "bfloat16", "lora", "8bit"]
+Case = Literal["float32", "bfloat16", "lora", "8bit", "sde", "noise"]
 
 
 def make(case: Case, folder: Path) -> Policy:
     if case in ("float32", "8bit"):
         return small.make()
+    if case in FLOWS:
+        policy = small.make(head="flow")
+        policy.prepare_for_rl(FLOWS[case])
+        return policy
     policy = load_policy(folder.parent / "policy")
     if case == "lora":
         bank = AdapterBank(policy)
@@ -80,7 +90,7 @@ def seen_by_openvla(instructions: list[str], seed: int) -> ObservationBatch:
 
 def groups(policy: Policy, case: Case) -> list[list[Episode]]:
     """Two groups; five micro-batches of the first don't divide by two."""
-    observations = small.observations if case in ("float32", "8bit") else seen_by_openvla
+    observations = seen_by_openvla if case in ("bfloat16", "lora") else small.observations
     sample = partial(sampled_group, policy, observations=observations)
     return [sample(), sample()]
 
@@ -96,7 +106,7 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
     wanted = [groups(policy, case), groups(policy, case)]
     if how != "alone":
         divide(policy, how)
-    config = EIGHT if case == "8bit" else CONFIG
+    config = CONFIGS.get(case, CONFIG)
     learner = Learner(policy, config)
     before = masters(learner)
     stats = update_by(learner, wanted[0], 1)
@@ -253,6 +263,8 @@ WORK: dict[str, list[tuple[Any, Case]]] = {
         (two_updates, "bfloat16"),
         (two_updates, "lora"),
         (two_updates, "8bit"),
+        (two_updates, "sde"),
+        (two_updates, "noise"),
         (unequal_parts, "8bit"),
         (scored_again, "float32"),
         (three_batches, "float32"),
@@ -260,6 +272,8 @@ WORK: dict[str, list[tuple[Any, Case]]] = {
     "copies": [
         (two_updates, "float32"),
         (two_updates, "bfloat16"),
+        (two_updates, "sde"),
+        (two_updates, "noise"),
         (scored_again, "float32"),
         (three_batches, "float32"),
     ],
@@ -305,9 +319,17 @@ def test_two_processes_update_as_one_does(how: str, parent: Path) -> None:
 
 @pytest.mark.parametrize(
     ("case", "how", "tolerance"),
-    [("bfloat16", "full", 0.05), ("bfloat16", "copies", 0.05), ("lora", "full", 1e-5), ("8bit", "full", 2e-3)],
+    [
+        ("bfloat16", "full", 0.05),
+        ("bfloat16", "copies", 0.05),
+        ("lora", "full", 1e-5),
+        ("8bit", "full", 2e-3),
+        *((case, how, 1e-2) for case in FLOWS for how in ("full", "copies")),
+    ],
 )
-def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tolerance: float, parent: Path) -> None:
+def test_masters_moments_of_8_bits_and_flow_heads_are_divided_too(
+    case: Case, how: str, tolerance: float, parent: Path
+) -> None:
     """`tolerance`: how far two processes' steps lie from one's, as a share of them. Gradients of bfloat16 parameters are
     rounded elsewhere, and moments that are small enough on a rank aren't quantised; adapters are float32."""
     folder = worked(two_updates, case, how, parent)
@@ -319,7 +341,7 @@ def test_masters_and_moments_of_8_bits_are_divided_too(case: Case, how: str, tol
         for end, start, part in ((alone, alone, "before"), (both, alone, "after"))
     )
     assert float(apart.norm() / step.norm()) < tolerance
-    assert float(step.abs().max()) > 1e-4
+    assert float(step.abs().max()) > CONFIGS.get(case, CONFIG).optimizer.lr
     assert float(both["stat/grad_norm"]) == pytest.approx(float(alone["stat/grad_norm"]), rel=0.01)
     kinds = {name.removeprefix("state/").split("/")[0] for name in both if name.startswith("state/")}
     assert ("master" in kinds) == (case == "bfloat16")

@@ -276,6 +276,17 @@ def test_an_adapter_s_run_leaves_the_std_as_it_is(make: Callable[[], Any]) -> No
     assert not adapted.head.spread.requires_grad
 
 
+def test_the_learned_std_stays_the_same_parameter_when_it_is_prepared_again() -> None:
+    policy = small.make(head="flow")
+    policy.prepare_for_rl(TrainConfig(denoising=DenoisingConfig(flow="noise")))
+    spread = policy.head.spread
+    policy.prepare_for_rl(TrainConfig(denoising=DenoisingConfig(flow="noise")))
+    assert policy.head.spread is spread
+    policy.prepare_for_rl(TrainConfig())
+    assert "head.spread" in dict(policy.named_buffers())
+    assert "head.spread" not in dict(policy.named_parameters())
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="ratio is 'chunk', and this policy has a flow head"):
         make().set_denoising(DenoisingConfig(ratio="chunk"))

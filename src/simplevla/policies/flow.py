@@ -123,12 +123,16 @@ class FlowHead(nn.Module):
                 "expected 'entry'"
             )
         self.denoising = denoising
-        spread = self.spread.detach()
-        del self.spread
-        if denoising.flow == "noise":
-            self.spread = nn.Parameter(spread, requires_grad=learned)
-        else:
-            self.register_buffer("spread", spread)
+        spread, parameter = self.spread, denoising.flow == "noise"
+        # The same parameter as before, where it is one: several ranks, or an optimizer, may hold it.
+        if parameter != isinstance(spread, nn.Parameter):
+            del self.spread
+            if parameter:
+                self.spread = nn.Parameter(spread)
+            else:
+                self.register_buffer("spread", spread.detach())
+        if parameter:
+            self.spread.requires_grad_(learned)
 
     @property
     def unit_action_index(self) -> np.ndarray:
