@@ -190,6 +190,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"- Commits: {commits}. The recipes `SUITE_nano`: {', '.join(str(n) for n in dict.fromkeys(row['updates'] for row in rows))} updates, `lite`, `fast`.",
         f"- Success is greedy, on {' or '.join(str(n) for n in dict.fromkeys(row['n'] for row in rows))} held-out initial states. libero_goal's is on the five tasks that the expert solves.",
         "- Novel means farther from the demonstrations than 99 % of them are from another; with three a task it says little.",
+        "- One demonstration a task (`--demos-per-task 1`) has no other to be compared with: its behaviour isn't measured.",
         "- In these rows `grasps` says that all fingers touch; since then it asks for opposite sides.",
     ]
     return "\n".join(lines) + "\n"
