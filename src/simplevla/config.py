@@ -275,6 +275,18 @@ class EvalConfig:
     """Task of the suite whose instruction the policy is told in every task; empty: each task's own."""
 
 
+def require_learner_gpus(device: str, ray: LearnersConfig) -> None:
+    """Refuses learners on CPUs where a GPU is asked for.
+
+    Raises:
+        UserError: there are some.
+    """
+    require(
+        device == "cpu" or not ray.learners or ray.learner_gpus > 0,
+        f"device is {device!r}, and the {ray.learners} ray.learners have no GPU; give --ray.learner-gpus 1, or --device cpu",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(ReadingConfig):
     """Supervised fine-tuning on demonstrations."""
@@ -336,11 +348,7 @@ class SFTConfig(ReadingConfig):
     """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
-        require(
-            self.device == "cpu" or not self.ray.learners or self.ray.learner_gpus > 0,
-            f"device is {self.device!r}, and the {self.ray.learners} ray.learners have no GPU; give --ray.learner-gpus 1, or "
-            "leave the device at cpu",
-        )
+        require_learner_gpus(self.device, self.ray)
         require(
             not self.replay or 0 < self.replay_samples < self.batch_size,
             f"replay_share {self.replay_share} of batches of {self.batch_size} is {self.replay_samples} samples; expected at least "
@@ -404,6 +412,12 @@ class TrainConfig:
     """Experiment tracker that gets the curves too; each needs the extra of its name."""
 
     def __post_init__(self) -> None:
+        require_learner_gpus(self.device, self.ray)
+        require(
+            not (self.denoising.frozen_backbone and self.ray.learners),
+            "denoising.frozen_backbone keeps what the backbone read beside each decision, which ray.learners can't have yet; "
+            "expected one of them",
+        )
         require(
             self.minibatches <= self.sampling.groups,
             f"minibatches is {self.minibatches}; expected 1 to sampling.groups ({self.sampling.groups}), since groups stay whole",

@@ -61,6 +61,12 @@ def check_train(config: TrainConfig, unused_by_policy: Reasons) -> None:
     refuse_idle(config, {**idle_in_ray(config.ray), **dynamic, **flow})
     evaluation = {} if config.eval_every else {"eval_episodes_per_task": "eval_every is 0"}
     warn_of_idle(config, {**unused_by_policy, **evaluation})
+    if config.device != "cpu" and config.ray.actors and not config.ray.gpus:
+        warnings.warn(
+            f"device is {config.device!r}, and the {config.ray.actors} ray.actors, which roll out, have no GPU; give --ray.gpus 1 "
+            "where they should have",
+            stacklevel=2,
+        )
 
 
 def check_sft(config: SFTConfig) -> None:

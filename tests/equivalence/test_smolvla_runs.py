@@ -30,10 +30,13 @@ SPEC = SuiteSpec(
 
 def test_its_memory_is_planned_without_its_weights(tmp_path: Path) -> None:
     small_smolvla.make().save(tmp_path / "policy")
-    policy = saved(tmp_path / "policy").to("meta")
+    policy = saved(tmp_path / "policy")
     plain, checkpointed = (update_footprint(policy, SPEC, "press it", 4, on) for on in (False, True))
     assert rollout_footprint(policy, SPEC, "press it", 4) < checkpointed < plain
     stored = sizes_of(policy, SPEC).stored_bytes
+    noisy = saved(tmp_path / "policy")
+    noisy.prepare_for_rl(TrainConfig(denoising=DenoisingConfig(flow="noise")))
+    assert update_footprint(noisy, SPEC, "press it", 4, False) > plain
     policy.prepare_for_rl(TrainConfig(denoising=DenoisingConfig(frozen_backbone=True)))
     # Instead of two pictures: keys and values in 4 layers, 2 heads of 8 numbers, of 8 tokens and 48 words.
     assert sizes_of(policy, SPEC).stored_bytes == stored - 2 * 32 * 32 * 3 + 4 * 4 * 2 * 2 * 8 * 56

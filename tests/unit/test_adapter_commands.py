@@ -131,6 +131,7 @@ def test_an_exported_adapter_goes_into_another_copy_of_its_base(policy: Path, tm
     assert run("add", tmp_path / "one", tmp_path / "second", tmp_path / "both") == 0
     both, before = load_bank(tmp_path / "both"), load_bank(policy)
     assert both.names == ["first", "second"]
+    assert both.active == "second", "what was added acts"
     assert same(base_tensors(both), base_tensors(before))
     for name in both.names:
         assert same(dict(both.parameters(name)), dict(before.parameters(name)))
@@ -143,6 +144,7 @@ def test_merge_writes_a_new_policy_and_leaves_the_old(
     assert run("merge", policy, "first", "second", "--into", "both", "--out", tmp_path / "merged") == 0
     merged = load_bank(tmp_path / "merged")
     assert merged.names == ["first", "second", "both"]
+    assert merged.active == "both", "what was merged acts"
     # Half of each, side by side: ranks add up.
     assert merged.entry("both").config.rank == 8
     module = merged.entry("both").modules[0]

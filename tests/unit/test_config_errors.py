@@ -82,6 +82,17 @@ def test_either_clip_that_never_binds_on_a_chunk_is_refused(low: float, high: fl
         TrainConfig(denoising=DenoisingConfig(ratio="chunk"), loss=LossConfig(clip_low=low, clip_high=high))
 
 
+def test_learners_that_cannot_do_what_is_asked_are_refused() -> None:
+    learners = RayConfig(learners=2)
+    with pytest.raises(
+        UserError, match=r"device is 'cuda', and the 2 ray.learners have no GPU; give --ray.learner-gpus 1"
+    ):
+        TrainConfig(device="cuda", ray=learners)
+    TrainConfig(device="cuda", ray=replace(learners, learner_gpus=1))
+    with pytest.raises(UserError, match=r"denoising.frozen_backbone keeps .*, which ray.learners can't have yet"):
+        TrainConfig(denoising=DenoisingConfig(frozen_backbone=True), ray=learners)
+
+
 def test_defaults_are_the_paper_s() -> None:
     config = TrainConfig()
     assert (config.sampling.groups, config.sampling.group_size, config.sampling.temperature) == (64, 8, 1.0)

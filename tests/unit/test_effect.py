@@ -109,6 +109,14 @@ def test_no_recipe_for_rl_is_refused(name: str) -> None:
     check_train(TRAIN[name](), {})
 
 
+def test_actors_on_cpus_are_warned_of_where_a_gpu_is_asked_for() -> None:
+    config = TrainConfig(device="cuda", ray=RayConfig(actors=2))
+    with pytest.warns(
+        UserWarning, match=r"device is 'cuda', and the 2 ray.actors, which roll out, have no GPU; give --ray.gpus"
+    ):
+        check_train(config, TOKENS)
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_has_an_effect_is_not_said() -> None:
     for name in SFT:
@@ -119,6 +127,7 @@ def test_what_has_an_effect_is_not_said() -> None:
     check_train(
         TrainConfig(ray=replace(ray, simulator_cpus=2, learner_cpus=2, learner_gpus=1, divide="copies")), TOKENS
     )
+    check_train(TrainConfig(device="cuda", ray=RayConfig(actors=2, gpus=1)), TOKENS)
     check_train(TrainConfig(sampling=SamplingConfig(temperature=1.6, max_oversampling=9)), TOKENS)
     check_train(TrainConfig(sampling=SamplingConfig(eta=0.5), denoising=DenoisingConfig(last_steps=3)), DIFFUSION)
     check_eval(EvalConfig(greedy=False, temperature=1.6))

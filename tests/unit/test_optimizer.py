@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import made_openvla_checkpoint as made_openvla
+import small_smolvla
+import small_tinyvla as small
 from fake_policy import FakePolicy
 from sampled_episodes import observations, sampled_group, small_policy, update_by
+from simplevla.adapters.load import load_policy
 from simplevla.config import OptimizerConfig, SamplingConfig, SFTConfig, TrainConfig
-from simplevla.policies.base import Sampling
+from simplevla.policies.base import Policy, Sampling
+from simplevla.policies.openvla_oft.published import import_openvla_oft
 from simplevla.training.checkpoint import load_latest, save_checkpoint
 from simplevla.training.chunks import ChunkBatch
 from simplevla.training.imitator import Imitator
@@ -311,3 +316,19 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(ValueError, match=r"optimizer.moments is 8bit.*pip install 'simplevla\[eightbit\]'"):
         MasterAdamW(mixed(), EIGHT)
+
+
+def embeddings(policy: Policy) -> set[str]:
+    """Names of parameters that are looked up or added to what is looked up."""
+    tables = {f"{name}.weight" for name, module in policy.named_modules() if isinstance(module, torch.nn.Embedding)}
+    alone = ("position_embeddings", "cls_token", "register_tokens")
+    return tables | {name for name, _ in policy.named_parameters() if name.endswith(alone)}
+
+
+def test_no_embedding_decays(tmp_path: Path) -> None:
+    made_openvla.write(tmp_path / "published", made_openvla.tensors())
+    import_openvla_oft(tmp_path / "published", tmp_path / "policy", cameras=("fixed",))
+    policies = [small.make(), small.make("siglip_test"), small_smolvla.make(), load_policy(tmp_path / "policy")]
+    for policy in policies:
+        assert embeddings(policy) <= policy.spared_from_decay()
+    assert [len(embeddings(policy)) for policy in policies] == [1, 2, 2, 5]

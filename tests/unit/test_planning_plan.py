@@ -11,7 +11,7 @@ from simplevla import recipes
 from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
 from simplevla.cli import main
-from simplevla.config import RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
+from simplevla.config import OptimizerConfig, RayConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
 from simplevla.planning.measured import FILE, simulator_key
 from simplevla.planning.plan import Machine, Plan, plan, remedies
 from simplevla.planning.unfilled import add_trained_adapter, published_openvla_oft, supervised
@@ -153,6 +153,7 @@ def test_seconds_follow_the_numbers_of_episodes(nano: Plan) -> None:
         {"ray": RayConfig(actors=2)},
         {"rollout": RolloutConfig(bfloat16=True)},
         {"precision": "bfloat16"},
+        {"optimizer": OptimizerConfig(moments="8bit")},
     ],
 )
 def test_nothing_is_said_of_times_that_were_not_measured(nano: Plan, changes: dict[str, object]) -> None:
@@ -197,3 +198,13 @@ def test_keys() -> None:
 
 def test_files_are_part_of_the_package() -> None:
     assert Path("src/simplevla/planning/measured.json").name in Path("pyproject.toml").read_text()
+
+
+def test_several_gpus_are_not_planned_with_what_their_learners_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["tabletop_nano_diffusion", "--denoising.frozen-backbone", "--memory", "0.5"]
+    code = main(["plan", *arguments, "--gpus", "2"])
+    assert code == 2
+    assert "which ray.learners can't have yet" in capsys.readouterr().err
+    code, lines = run(capsys, *arguments, "--gpus", "1")
+    assert code == 1
+    assert not any("GPUs" in line for line in lines if "would fit" in line)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from simplevla.policies.precision import require_bfloat16
 from simplevla.policies.tinyvla.policy import TinyVLA
 from simplevla.suites.registry import make_suite
 from simplevla.training.learner import Learner, pack
+from simplevla.training.rollouts import RolloutsAhead
 from simplevla.types import Episode, EpisodeRequest
 
 OBSERVATIONS = small.observations([small.INSTRUCTIONS[i % 3] for i in range(4)])
@@ -228,3 +230,25 @@ def test_precision_is_no_part_of_a_saved_policy(tmp_path_factory: pytest.TempPat
     files = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders]
     assert files[0] == files[1]
     assert TinyVLA.load(folders[1]).precision == "float32"
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_thread_that_empties_autocast_s_cache_changes_no_gradient(ahead: bool) -> None:
+    """With rollouts ahead another thread does so at the end of each of its batches."""
+    policy = small.make(head="flow")
+    policy.prepare_for_rl(replace(CONFIG, denoising=DenoisingConfig(flow="noise")))
+    if ahead:
+        engine, sampler = cast(Any, SimpleNamespace()), cast(Any, SimpleNamespace(state_dict=dict))
+        with RolloutsAhead(engine, policy, sampler, CONFIG, 1, {}):
+            pass
+    policy.compute_in("bfloat16")
+    sample = acted(policy)
+
+    def gradient(empties: bool) -> Tensor:
+        policy.zero_grad()
+        handle = policy.head.unet.register_forward_hook(lambda *_: torch.clear_autocast_cache() if empties else None)
+        policy.score(OBSERVATIONS, sample.trace, Sampling())[0].sum().backward()
+        handle.remove()
+        return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    assert torch.equal(gradient(True), gradient(False)) == ahead

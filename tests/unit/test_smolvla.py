@@ -184,9 +184,9 @@ def test_decisions_share_an_observation() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_exactly_what_trains_gets_a_gradient(frozen: bool, checkpointing: bool) -> None:
-    policy = small.make(frozen_backbone=frozen)
+@pytest.mark.parametrize(("frozen", "layers"), [(False, 4), (False, 2), (True, 4)])
+def test_exactly_what_trains_gets_a_gradient(frozen: bool, layers: int, checkpointing: bool) -> None:
+    policy = small.make(frozen_backbone=frozen, expert_layers=layers, self_attention_every=2 if layers == 4 else 0)
     if checkpointing:
         policy.checkpoint_activations()
     batch = observations([LONG, SHORT])

@@ -1,5 +1,6 @@
 """Routers, which choose an adapter for a task, and a policy that uses a different adapter in each row."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.bank import AdapterBank, bank_of
 from simplevla.adapters.embedding import embed
 from simplevla.config import TrainConfig
 from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
+
+ROUTED = "routed"
+"""Value of `--adapter` that lets the nearest one act on each instruction."""
 
 
 class Router(Protocol):
@@ -68,6 +72,8 @@ class TaskRouter:
 class NearestRouter:
     """Routes by the nearest prototype: the task may be worded in another way, or be a new one.
 
+    An instruction that is an adapter's own goes to it, and of several to the one that was added last.
+
     Args:
         names: the adapters to choose from; all that have instructions if None.
         least: cosine that the nearest one must exceed.
@@ -89,8 +95,11 @@ class NearestRouter:
         self.names = list(vectors)
         self.least = least
         self._prototypes = np.stack([vector for vector in vectors.values() if vector is not None])
+        self._own = {text: name for name in names for text in bank.entry(name).instructions}
 
     def __call__(self, instruction: str) -> str | None:
+        if instruction in self._own:
+            return self._own[instruction]
         cosines = self._prototypes @ embed(instruction)
         best = int(cosines.argmax())
         if not cosines[best] > self.least:
@@ -159,6 +168,14 @@ class RoutedPolicy(Policy):
         return self.policy.unit_action_index
 
     @property
+    def known_instruction(self) -> str:
+        return next(text for name in self.bank.names for text in self.bank.entry(name).instructions)
+
+    @property
+    def unused_settings(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self.policy.unused_settings
+
+    @property
     def unit_discount(self) -> np.ndarray:
         return self.policy.unit_discount
 
@@ -210,6 +227,51 @@ class RoutedPolicy(Policy):
         for decision, row in enumerate(batch.observed()):
             groups.setdefault(chosen[batch.instructions[row]], []).append(decision)
         return groups
+
+
+def acting_with(policy: Policy, adapter: str) -> Policy:
+    """The policy with another one of its adapters, or with each instruction's nearest.
+
+    Args:
+        adapter: its name, or `routed`; empty: the one that acts as the policy was saved.
+
+    Raises:
+        UserError: there is no such adapter, or none that has instructions.
+    """
+    if not adapter:
+        return policy
+    if policy.adapter_bank is None:
+        raise UserError(
+            f"adapter is {adapter!r}, and the policy has none; leave it out, or give it some: simplevla adapters add"
+        )
+    bank = bank_of(policy)
+    if adapter == ROUTED and ROUTED not in bank.names:
+        return RoutedPolicy(bank, NearestRouter(bank))
+    bank.activate(adapter, training=False)
+    return policy
+
+
+def warn_of_idle_adapters(policy: Policy, instructions: Sequence[str] | None = None) -> None:
+    """Warns where an instruction belongs to an adapter that doesn't act.
+
+    Args:
+        instructions: that the policy will get; None: any.
+    """
+    bank = policy.adapter_bank
+    if not isinstance(bank, AdapterBank):
+        return
+    own = bank.entry(bank.active).instructions if bank.active else ()
+    for name in bank.names:
+        idle = [text for text in bank.entry(name).instructions if instructions is None or text in instructions]
+        if name == bank.active or not idle or set(idle) <= set(own) or (bank.active and not own):
+            continue
+        acts = f"adapter {bank.active!r} acts" if bank.active else "the base acts, without adapters,"
+        warnings.warn(
+            f"{acts} on {idle[0]!r}, an instruction of adapter {name!r}; --adapter {name} lets that one act, and --adapter {ROUTED} "
+            "the nearest for each instruction",
+            stacklevel=2,
+        )
+        return
 
 
 def _places(groups: Mapping[str | None, list[int]]) -> Tensor:

@@ -115,7 +115,8 @@ class New:
 class Add:
     """Writes a copy of a policy with an exported adapter, or a LoRA that peft saved, beside its own.
 
-    Another base or other statistics are refused; peft's folders don't say theirs, and a warning says so.
+    The new adapter acts. Another base or other statistics are refused; peft's folders don't say theirs, and a warning
+    says so.
     """
 
     policy: POLICY
@@ -134,13 +135,14 @@ class Add:
         bank = load_bank(self.policy)
         name = bank.load(self.adapter)
         bank.add_instructions(name, self.instructions)
+        bank.activate(name, training=False)
         _save(bank, self.out)
-        print(f"{self.out} has the adapters {', '.join(bank.names)}; new is {name!r}")
+        print(f"{self.out} has the adapters {', '.join(bank.names)}; new is {name!r}, which acts")
 
 
 @checked.dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Writes a copy of a policy with one more adapter, the weighted sum of others."""
+    """Writes a copy of a policy with one more adapter, the weighted sum of others, which acts."""
 
     policy: POLICY
     """Folder of the policy."""
@@ -165,8 +167,11 @@ class Merge:
         bank = load_bank(self.policy)
         weights = self.weights or (1 / max(len(self.names), 1),) * len(self.names)
         error = merge(bank, self.names, weights, self.into, kind=self.kind, rank=self.rank)
+        bank.activate(self.into, training=False)
         _save(bank, self.out)
-        print(f"{self.out} has the adapters {', '.join(bank.names)}; largest relative error of the sum {error:.2e}")
+        print(
+            f"{self.out} has the adapters {', '.join(bank.names)}; {self.into!r} acts; largest relative error of the sum {error:.2e}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

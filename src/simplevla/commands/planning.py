@@ -1,6 +1,6 @@
 """Prediction of the memory that a recipe needs, and of an update's seconds where they were measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -54,6 +54,9 @@ def plan_command(arguments: list[str]) -> int:
 
     machine = Machine(gpus=parsed.gpus, memory_gb=parsed.memory)
     config, suite = parsed.config, make_suite(parsed.config.suite)
+    if machine.gpus > 1:
+        # Refused where a run would be: each GPU has a learner.
+        replace(config, ray=replace(config.ray, learners=machine.gpus, learner_gpus=1))
     supervised = recipes.SFT.get(name or "")
 
     def policy(adapter_rank: int) -> "Policy":

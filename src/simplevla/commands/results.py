@@ -25,6 +25,9 @@ class EvalArguments:
     config: Annotated[EvalConfig, UNPREFIXED] = field(default_factory=EvalConfig)
     policy: str
     """Folder of a saved policy, for example RUN/policy, or hf://OWNER/NAME on the hub."""
+    adapter: str = ""
+    """Adapter of the policy that acts: its name, or `routed` for the one nearest to each instruction; empty: the one
+    that was active when it was saved."""
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     out: Path | None = None
@@ -59,7 +62,15 @@ def evaluate_command(arguments: list[str]) -> int:
     from simplevla.storage import require_writable
 
     require_writable(parsed.out, parsed.overwrite)
-    result = evaluate(parsed.policy, parsed.suite, parsed.rollout, parsed.config, parsed.device, parsed.precision)
+    result = evaluate(
+        parsed.policy,
+        parsed.suite,
+        parsed.rollout,
+        parsed.config,
+        parsed.device,
+        parsed.precision,
+        adapter=parsed.adapter,
+    )
     # Seen first, in case that it can't be written after all.
     Console().print(result_table(result))
     if parsed.out is not None:
@@ -68,7 +79,7 @@ def evaluate_command(arguments: list[str]) -> int:
         given_up = "".join(f"\n  {task}, initial state {state}: {reason}" for task, state, reason in result.broken)
         print(printable(f"the environment broke: {result.errors}\nepisodes given up: {result.env_errors}{given_up}"))
         print(printable(f"the last error was:\n{result.errors.last_error}"))
-    if name in PUBLISHED and result.told is None:
+    if name in PUBLISHED and result.as_saved:
         print(parity(name, result, make_suite(recipe.suite)))
     if result.unmeasured:
         print(f"no valid episode of {', '.join(result.unmeasured)}: the overall rate is without them")

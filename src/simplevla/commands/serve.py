@@ -26,6 +26,9 @@ class ServeArguments:
     policy: tyro.conf.Positional[str]
     """Folder of a saved policy, for example RUN/policy, or hf://OWNER/NAME on the hub."""
     config: Annotated[ServeConfig, UNPREFIXED] = field(default_factory=ServeConfig)
+    adapter: str = ""
+    """Adapter of the policy that acts: its name, or `routed` for the one nearest to each instruction; empty: the one
+    that was active when it was saved."""
     device: str = "cpu"
     """Device on which the policy computes."""
     precision: Precision = "float32"
@@ -44,10 +47,13 @@ def serve_command(arguments: list[str]) -> int:
             raise
         raise UserError(f"serve needs {missing}: pip install 'simplevla[serve]'") from None
     from simplevla.adapters.load import load_policy
+    from simplevla.adapters.routing import acting_with, warn_of_idle_adapters
 
     # Taken first: a large policy loads for minutes.
     with bound(parsed.config) as at:
         policy = load_policy(parsed.policy, parsed.device)
         policy.compute_in(parsed.precision)
+        policy = acting_with(policy, parsed.adapter)
+        warn_of_idle_adapters(policy)
         asyncio.run(serve_until_stopped(policy, parsed.config, token, at))
     return 0

@@ -38,7 +38,8 @@ def divide(policy: Policy, how: Literal["full", "copies"]) -> None:
     for parameter in policy.parameters():
         parameter.data = parameter.data.contiguous()
     if how == "copies":
-        replicate(policy)
+        # Gradients are kept in the buckets that are sent, and not a second time beside them.
+        replicate(policy, gradient_as_bucket_view=True)
         return
     mesh = init_device_mesh(next(policy.parameters()).device.type, (dist.get_world_size(),))
     for module in (*layers(policy), policy):
@@ -78,11 +79,6 @@ class LearnerActor:
             self._learner = Imitator(policy, self._config)
             return
         policy.prepare_for_rl(self._config)
-        if policy.scores_from_trace:
-            raise UserError(
-                "denoising.frozen_backbone keeps what the backbone read beside each decision, which ray.learners can't have yet; "
-                "leave one of them out"
-            )
         divide(policy, settings.divide)
         self._learner = Learner(policy, self._config)
 

@@ -54,7 +54,7 @@ def model_card(policy: Policy, folder: Path, name: str, licence: str) -> str:
                 metric_value=result.overall.rate,
             )
             for result in results
-            if result.overall.n and result.told is None
+            if result.overall.n and result.as_saved
         ],
     )
     templates = jinja2.Environment(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from simplevla import hub
 from simplevla.adapters.load import load_policy
+from simplevla.adapters.routing import acting_with, warn_of_idle_adapters
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SuiteConfig
 from simplevla.effect import check_eval, warn_of_idle
 from simplevla.errors import UserError, brief
@@ -125,6 +126,7 @@ def evaluate(
     device: str = "cpu",
     precision: Precision = "float32",
     title: str = "evaluation",
+    adapter: str = "",
 ) -> EvaluationResult:
     """Closed-loop success of a saved policy, each (task, initial state) of a split once, with a progress bar.
 
@@ -134,9 +136,10 @@ def evaluate(
         device: where the policy computes.
         precision: of its products, as in `TrainConfig.precision`.
         title: of the progress bar.
+        adapter: the policy's adapter that acts, or `routed`, as in `acting_with`.
 
     Raises:
-        UserError: the policy doesn't fit the suite, or as in `evaluate_with`.
+        UserError: the policy has no such adapter, doesn't fit the suite, or as in `evaluate_with`.
     """
     suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
     source = hub.pinned(str(policy_folder), "model")
@@ -146,16 +149,19 @@ def evaluate(
     check_fits_suite(policy, suite.spec)
     warn_of_differences(policy.trained_on, policy.cameras, suite)
     config = config or EvalConfig()
-    if "sampling.temperature" in policy.unused_settings:
-        warn_of_idle(config, {"temperature": policy.unused_settings["sampling.temperature"]})
     if rollout.compile:
         policy.compile_towers()
+    policy = acting_with(policy, adapter)
+    sentence = told(suite, config)
+    warn_of_idle_adapters(policy, [task.instruction if sentence is None else sentence for task in suite.tasks])
+    if "sampling.temperature" in policy.unused_settings:
+        warn_of_idle(config, {"temperature": policy.unused_settings["sampling.temperature"]})
     with (
         RolloutEngine(suite_config, rollout, policy.chunk_length) as engine,
         showing_episodes(title, suite, config) as show,
     ):
         result = evaluate_with(engine, policy, suite, config, show, folder)
-    return replace(result, policy=source, computed=f"{device}, {precision}")
+    return replace(result, policy=source, computed=f"{device}, {precision}", adapter=adapter)
 
 
 @contextlib.contextmanager

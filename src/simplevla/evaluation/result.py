@@ -111,6 +111,8 @@ class EvaluationResult:
     """`yes`, `no: ...` or `unknown: ...`: whether training has met none of these initial states."""
     told: str | None = None
     """The one sentence that the policy was told in every task; None: each task's own."""
+    adapter: str = ""
+    """Adapter of the policy that acted, or `routed`; empty: the one that was active when it was saved."""
     computed: str = "unknown"
     """Device and precision of the policy, such as `cpu, float32`."""
     differences: tuple[str, ...] = ()
@@ -123,7 +125,13 @@ class EvaluationResult:
     @property
     def how(self) -> str:
         """The choice of actions in words: greedy, or sampled at a temperature."""
-        return "greedy" if self.greedy else f"sampled at temperature {self.temperature:g}"
+        choice = "greedy" if self.greedy else f"sampled at temperature {self.temperature:g}"
+        return f"{choice}, adapter {self.adapter}" if self.adapter else choice
+
+    @property
+    def as_saved(self) -> bool:
+        """True if the policy acted as it was saved, and was told each task's own instruction."""
+        return self.told is None and not self.adapter
 
     @property
     def states(self) -> str:
@@ -176,6 +184,7 @@ class EvaluationResult:
             "policy_sha256": self.policy_sha256,
             "held_out": self.held_out,
             "told": self.told,
+            "adapter": self.adapter,
             "computed": self.computed,
             "differences": list(self.differences),
             "commit": self.commit,
@@ -215,6 +224,7 @@ class EvaluationResult:
                 policy_sha256=values["policy_sha256"],
                 held_out=values.get("held_out", cls.held_out),
                 told=values.get("told"),
+                adapter=values.get("adapter", cls.adapter),
                 computed=values.get("computed", cls.computed),
                 differences=tuple(values.get("differences", ())),
             )

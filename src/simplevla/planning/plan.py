@@ -86,7 +86,7 @@ class Plan:
             and sum(self.sizes.trained) == self.sizes.parameters
             and (config.ray, config.rollouts_ahead) == (RayConfig(), False)
             and not (config.gradient_checkpointing or config.rollout.bfloat16 or config.rollout.compile)
-            and config.precision == plain.precision
+            and (config.precision, config.optimizer.moments) == (plain.precision, plain.optimizer.moments)
             and (config.microbatch_decisions, config.minibatches) == (plain.microbatch_decisions, plain.minibatches)
         )
         if not as_measured:
@@ -164,6 +164,7 @@ def remedies(now: Plan, make_policy: Callable[[int], Policy], adapter_rank: int,
         found.append("8-bit moments (--optimizer.moments 8bit)")
     if not adapter_rank and fits(config, 32):
         found.append("an adapter of rank 32 (--adapter-rank 32)")
-    more = (gpus for gpus in (2, 4, 8, 16, 32, 64) if 0 < machine.gpus < gpus)
+    # Of several GPUs each has a learner, which has no frozen_backbone.
+    more = (gpus for gpus in (2, 4, 8, 16, 32, 64) if 0 < machine.gpus < gpus and not config.denoising.frozen_backbone)
     enough = next((gpus for gpus in more if now.fits(replace(machine, gpus=gpus))), None)
     return [*found, f"{enough} GPUs"] if enough else found

@@ -56,7 +56,8 @@ def saved(folder: Path) -> Policy:
     Raises:
         UserError: there is no policy in `folder`, or one of an unknown architecture.
     """
-    policy = architecture(folder).load_unfilled(folder)
+    # Some buffers have numbers all the same, and RL may make a parameter of one.
+    policy = architecture(folder).load_unfilled(folder).to("meta")
     if (folder / BANK).is_file() and (active := read_as(folder / BANK, BankState).active) is not None:
         add_trained_adapter(policy, read_card(folder / BANK.parent / active).config)
     return policy

@@ -187,6 +187,9 @@ class Policy(nn.Module, ABC):
     """The stages of its training; empty where nobody knows."""
     precision: Precision = "float32"
     """Precision of the products in `act`, `score` and `imitation_loss`; set by `compute_in`, and not saved."""
+    caches_casts: bool = True
+    """True if autocast casts a weight once for all its uses. Its cache is the process's, and each thread empties it:
+    where two threads compute, timing would decide in which precision the gradients of several uses are summed."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets the class's entry points compute in `precision`: whoever rolls out, learns or evaluates does alike."""
@@ -214,6 +217,11 @@ class Policy(nn.Module, ABC):
     def imitated_length(self) -> int:
         """Actions that `imitation_loss` takes; more than `chunk_length` where more are predicted than executed."""
         return self.chunk_length
+
+    @property
+    def known_instruction(self) -> str:
+        """An instruction that it takes: one that it was trained on, if anybody knows one."""
+        return next((stage.instructions[0] for stage in self.trained_on[::-1] if stage.instructions), "go")
 
     @property
     def unit_discount(self) -> np.ndarray:

@@ -20,7 +20,7 @@ def in_own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
         weight = next(policy.parameters(), None)
         if policy.precision == "float32" or weight is None or weight.dtype != torch.float32:
             return method(policy, *args, **kwargs)
-        with torch.autocast(weight.device.type, torch.bfloat16):
+        with torch.autocast(weight.device.type, torch.bfloat16, cache_enabled=policy.caches_casts):
             return method(policy, *args, **kwargs)
 
     return computed

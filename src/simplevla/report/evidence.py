@@ -98,7 +98,7 @@ def _complete(result: EvaluationResult, folder: Path, suite: Suite, wanted: Eval
         result.policy_sha256 == policy_fingerprint(folder)
         and result.greedy
         and result.split == wanted.split
-        and result.told is None
+        and result.as_saved
         and dict(result.protocol) == dict(suite.protocol)
         and dict(result.horizons) == {task.name: task.horizon for task in suite.tasks}
         and evaluated == states

@@ -107,11 +107,12 @@ def warm_up(policy: Policy) -> None:
     """
     stages = policy.trained_on[::-1]
     sizes = next((stage.cameras for stage in stages if stage.cameras), {})
-    told = next((stage.instructions[0] for stage in stages if stage.instructions), "go")
     seen = Observation(
         images={camera: np.zeros((*sizes.get(camera, (224, 224)), 3), np.uint8) for camera in policy.cameras},
         state=np.zeros(policy.state_dim, np.float32),
     )
     for size in (1, LARGEST):
-        batch = ObservationBatch.stacked([seen] * size, [told] * size).to(next(policy.parameters()).device)
+        batch = ObservationBatch.stacked([seen] * size, [policy.known_instruction] * size).to(
+            next(policy.parameters()).device
+        )
         policy.act(batch, Sampling(greedy=True), [np.random.default_rng(0) for _ in range(size)])

@@ -95,6 +95,7 @@ class RolloutsAhead(Rollouts):
         update: int,
         behaviour: Mapping[str, Tensor],
     ) -> None:
+        policy.caches_casts = False
         super().__init__(engine, copy.deepcopy(policy), sampler, config)
         self._trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         self._threads = torch.get_num_threads()

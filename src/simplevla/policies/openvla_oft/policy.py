@@ -35,6 +35,10 @@ class OpenVLAOFT(Policy):
     placeholder u, so the first one at the prompt's last token. Unit `u = h * A + a` is dimension `a` of action `h`.
     """
 
+    not_decayed = (
+        *("embed_tokens.weight", "position_embedding.weight"),
+        *("position_embeddings", "cls_token", "register_tokens"),
+    )
     shares_observations = True
 
     def __init__(self, config: OpenVLAOFTConfig, statistics: Statistics, tokenizer: Tokenizer) -> None:

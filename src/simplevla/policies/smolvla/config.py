@@ -112,6 +112,12 @@ class SmolVLAConfig:
         every = self.self_attention_every
         return self.cross_attention and not (every and layer % every == 0)
 
+    @property
+    def read_layers(self) -> int:
+        """Layers of the backbone up to the last one that the expert looks at."""
+        every = self.language.layers // self.expert_layers
+        return (self.language.layers - 1) // every * every + 1
+
     def __post_init__(self) -> None:
         problems = [
             *(f"{name} is {got}; expected at most {most}" for name, got, most in self._bounds() if got > most),

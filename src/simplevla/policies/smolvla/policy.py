@@ -123,9 +123,10 @@ class SmolVLA(Policy):
             part.requires_grad_(False)
 
     def _unread(self) -> list[nn.Module]:
-        """Modules of the backbone's last layer, of which only keys and values are read, that compute nothing."""
-        last = self.language.layers[-1]
-        return [last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, last.post_attention_layernorm]
+        """Modules of the backbone that compute nothing: of the last layer that the expert looks at it reads keys and
+        values alone, and no later one."""
+        last, *later = self.language.layers[self.config.read_layers - 1 :]
+        return [last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, last.post_attention_layernorm, *later]
 
     @classmethod
     def unfilled(cls, config: SmolVLAConfig, statistics: Statistics, tokenizer: Tokenizer) -> "SmolVLA":
@@ -229,7 +230,7 @@ class SmolVLA(Policy):
         checkpoint_towers(self)
 
     def adapter_groups(self) -> dict[str, list[str]]:
-        last = len(self.language.layers) - 1
+        last = self.config.read_layers - 1
         layers = [f"language.layers.{number}" for number in range(last)]
         return {
             "language": [*layers, *(f"language.layers.{last}.self_attn.{name}_proj" for name in "kv")],
@@ -260,10 +261,11 @@ class SmolVLA(Policy):
     def _read(
         self, tokens: Tensor, positions: Tensor, valid: Tensor, before: tuple[Read, ...] | None = None
     ) -> tuple[Read, ...]:
-        """Keys and values of tokens in each of the backbone's layers, after those before; they see all valid ones."""
+        """Keys and values of tokens in each layer of the backbone that counts, after those before; they see all valid
+        ones."""
         turned, reads = rotary(positions, self.config.language.head_dim), []
-        for number, layer in enumerate(self.language.layers):
-            last = number == len(self.language.layers) - 1
+        for number, layer in enumerate(self.language.layers[: self.config.read_layers]):
+            last = number == self.config.read_layers - 1
             earlier = before[number] if before else None
             tokens, read = layer(tokens, turned, valid[:, None, None], earlier, False, last)
             reads.append(read)
@@ -342,7 +344,7 @@ class SmolVLA(Policy):
         """Shape of what a trace keeps of a decision: [layers, keys and values, heads, tokens, d]."""
         sizes = self.config.language
         tokens = self._picture_tokens + self.config.max_instruction_tokens
-        return sizes.layers, 2, sizes.key_value_heads, tokens, sizes.head_dim
+        return self.config.read_layers, 2, sizes.key_value_heads, tokens, sizes.head_dim
 
     @property
     def _kept_numbers(self) -> int:

@@ -54,7 +54,10 @@ class TinyVLA(Policy):
     """
 
     presets = tuple(PRESETS)
-    not_decayed = ("embed_in.weight", "queries", "order", "unit_bias", "sharpness", "spread")
+    not_decayed = (
+        *("embed_in.weight", "position_embedding.weight", "queries", "order"),
+        *("unit_bias", "sharpness", "spread"),
+    )
     shares_observations = True
     state_mean: Tensor
     state_scale: Tensor
