@@ -115,7 +115,8 @@ def two_updates(case: Case, how: Literal["alone", "full", "copies"], folder: Pat
         storages[:] = [p.grad.untyped_storage().data_ptr() for p in policy.parameters() if p.grad is not None]
         return clip()
 
-    learner.optimizer.clip_gradients = clipped  # type: ignore[method-assign]
+    if how == "copies":
+        learner.optimizer.clip_gradients = clipped  # type: ignore[method-assign]
     stats = update_by(learner, wanted[0], 1)
     if how == "copies" and case == "float32":
         assert len(set(storages)) < len(storages) / 2, "gradients lie in the few buckets that are sent"
