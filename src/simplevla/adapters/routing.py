@@ -261,9 +261,13 @@ def warn_of_idle_adapters(policy: Policy, instructions: Sequence[str] | None = N
     if not isinstance(bank, AdapterBank):
         return
     own = bank.entry(bank.active).instructions if bank.active else ()
+    if bank.active and not own:
+        # Said to be for no task, it is for any.
+        return
     for name in bank.names:
-        idle = [text for text in bank.entry(name).instructions if instructions is None or text in instructions]
-        if name == bank.active or not idle or set(idle) <= set(own) or (bank.active and not own):
+        texts = [text for text in bank.entry(name).instructions if instructions is None or text in instructions]
+        idle = [text for text in texts if text not in own]
+        if not idle:
             continue
         acts = f"adapter {bank.active!r} acts" if bank.active else "the base acts, without adapters,"
         warnings.warn(

@@ -36,8 +36,11 @@ class OpenVLAOFT(Policy):
     """
 
     not_decayed = (
-        *("embed_tokens.weight", "position_embedding.weight"),
-        *("position_embeddings", "cls_token", "register_tokens"),
+        "embed_tokens.weight",
+        "position_embedding.weight",
+        "position_embeddings",
+        "cls_token",
+        "register_tokens",
     )
     shares_observations = True
 

@@ -55,8 +55,13 @@ class TinyVLA(Policy):
 
     presets = tuple(PRESETS)
     not_decayed = (
-        *("embed_in.weight", "position_embedding.weight", "queries", "order"),
-        *("unit_bias", "sharpness", "spread"),
+        "embed_in.weight",
+        "position_embedding.weight",
+        "queries",
+        "order",
+        "unit_bias",
+        "sharpness",
+        "spread",
     )
     shares_observations = True
     state_mean: Tensor
