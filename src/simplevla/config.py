@@ -232,9 +232,9 @@ class DenoisingConfig:
     (Flow-SDE), and an update passes the head once. `noise`: every step, by a learned standard deviation between 0.08
     and 0.16 (Flow-Noise)."""
     frozen_backbone: bool = False
-    """Stores what the head reads with each decision: kilobytes with TinyVLA, whose head then trains alone, megabytes
-    with SmolVLA, whose backbone must be frozen. The update never runs the vision-language model on pictures and
-    words."""
+    """Trains what follows the backbone alone: TinyVLA's head, or SmolVLA's expert and projections. What they read is
+    stored with each decision, kilobytes with TinyVLA and megabytes with SmolVLA, and the update never runs the
+    vision-language model on pictures and words."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def test_a_frozen_backbone_is_never_run_in_the_update() -> None:
     for parameter in policy.head.parameters():
         parameter.requires_grad_(False)
     policy.state.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"trains the head alone, and only 'state.weight'"):
+    with pytest.raises(ValueError, match=r"trains what follows the backbone alone, and only 'state.weight'"):
         policy.prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))
     with pytest.raises(ValueError, match="frozen_backbone is for a diffusion or flow head"):
         small.make().prepare_for_rl(for_rl(DenoisingConfig(frozen_backbone=True)))

@@ -20,6 +20,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import check_token_ids, load_files, read_tokenizer, save_files
 from simplevla.policies.flow import UNUSED_BY_FLOW, FlowHead
+from simplevla.policies.heads import freeze_backbone
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.smolvla.config import ARCHITECTURE, PRESETS, SmolVLAConfig
 from simplevla.policies.smolvla.layers import (
@@ -39,6 +40,8 @@ from simplevla.storage import read_as
 
 EPSILON = 1e-8
 """Added to a standard deviation, as published."""
+BACKBONE_PARTS = ("vision.", "connector.", "language.")
+"""Beginnings of the names of what pictures and words pass."""
 SMALLEST_STD = 1e-3
 """A new policy's statistics have no smaller one, so that a dimension that hardly moves isn't blown up."""
 
@@ -205,26 +208,21 @@ class SmolVLA(Policy):
     def prepare_for_rl(self, config: TrainConfig) -> None:
         """Prepares for RL as in the base class.
 
-        With `denoising.frozen_backbone` a trace ends with what the backbone read of pictures and words.
+        With `denoising.frozen_backbone` a trace ends with what the backbone read of pictures and words, and the backbone
+        doesn't train.
 
         Raises:
-            UserError: then, where something of the backbone trains.
+            UserError: then, where nothing else trains.
         """
         super().prepare_for_rl(config)
         self.head.set_denoising(config.denoising, learned=self.adapter_bank is None)
-        trained = self._trained_backbone()
-        if config.denoising.frozen_backbone and trained:
-            raise UserError(
-                f"denoising.frozen_backbone is True, and {trained[0]!r} of the backbone trains; expected a policy whose config.json has "
-                "frozen_backbone, without adapters on vision, connector or language. Leave the setting off, or let an adapter target "
-                "the head"
-            )
         self.scores_from_trace = config.denoising.frozen_backbone
+        if config.denoising.frozen_backbone:
+            freeze_backbone(self, lambda name: name.startswith(BACKBONE_PARTS))
 
-    def _trained_backbone(self) -> list[str]:
-        """Names of the parameters that train among those that pictures and words pass."""
-        parts = ("vision.", "connector.", "language.")
-        return [name for name, p in self.named_parameters() if p.requires_grad and name.startswith(parts)]
+    @property
+    def _backbone_trains(self) -> bool:
+        return any(p.requires_grad and name.startswith(BACKBONE_PARTS) for name, p in self.named_parameters())
 
     def checkpoint_activations(self) -> None:
         checkpoint_towers(self)
@@ -247,7 +245,7 @@ class SmolVLA(Policy):
     def _seen(self, batch: ObservationBatch) -> Context:
         """Pictures and words, which don't see the state."""
         self.check_observations(batch)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(self._trained_backbone())):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._backbone_trains):
             tokens, valid = self._pictures_and_words(batch)
             return Context(self._read(tokens, valid.cumsum(dim=1) - 1, valid), valid)
 

@@ -15,6 +15,7 @@ from simplevla.errors import UserError
 from simplevla.policies.base import ActionSample, ObservationBatch, Policy, Sampling
 from simplevla.policies.files import PolicyFiles, check_token_ids, load_files, read_tokenizer, save_files
 from simplevla.policies.flow import UNUSED_BY_FLOW
+from simplevla.policies.heads import freeze_backbone
 from simplevla.policies.linear import ROWS, through_onednn
 from simplevla.policies.normalization import Statistics
 from simplevla.policies.tinyvla.config import ARCHITECTURE, FlowConfig, TinyVLAConfig
@@ -200,14 +201,7 @@ class TinyVLA(Policy):
             self.head.set_denoising(denoising)
         self.scores_from_trace = denoising.frozen_backbone
         if denoising.frozen_backbone:
-            trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
-            if trainable and not any(name.startswith("head.") for name in trainable):
-                raise UserError(
-                    f"denoising.frozen_backbone trains the head alone, and only {next(iter(trainable))!r} and the like may "
-                    "be trained here; let the adapter target the head, or leave it off"
-                )
-            for name, parameter in trainable.items():
-                parameter.requires_grad_(name.startswith("head."))
+            freeze_backbone(self, lambda name: not name.startswith("head."))
 
     def checkpoint_activations(self) -> None:
         checkpoint_towers(self)
