@@ -208,8 +208,8 @@ class SmolVLA(Policy):
     def prepare_for_rl(self, config: TrainConfig) -> None:
         """Prepares for RL as in the base class.
 
-        With `denoising.frozen_backbone` a trace ends with what the backbone read of pictures and words, and the backbone
-        doesn't train.
+        With `denoising.frozen_backbone` the backbone doesn't train, and a trace ends with what it read of pictures and
+        words.
 
         Raises:
             UserError: then, where nothing else trains.
