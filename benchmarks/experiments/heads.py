@@ -98,7 +98,7 @@ RL raises held-out success by so many points: {changes}; {seeds}.
 
 - Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
 - Machine: {machines(list(results.values()))}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
-- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has 60 updates, which take as many episodes as the flow head's 30, since more of its groups are mixed. Its expert and projections train alone there.
+- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has 60 updates, which take about as many episodes as the flow head's 30, since more of its groups are mixed. Its expert and projections train alone there.
 - Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.
 """

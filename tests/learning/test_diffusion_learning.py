@@ -70,4 +70,5 @@ def test_a_random_policy_finds_out_that_forward_is_right(
     success = [row["train_success"] for row in rows]
     # Of 256 and 128 episodes: two and a half standard errors. It starts near 58 %, a flow head near 62 %, SmolVLA near 12 %.
     assert sum(success[-4:]) / 4 > sum(success[:2]) / 2 + 0.12, success
-    assert max(row["logprob_gap"] for row in rows) < 1e-4
+    # An update whose groups are all solved takes no optimizer step.
+    assert max(row.get("logprob_gap", 0.0) for row in rows) < 1e-4

@@ -36,7 +36,7 @@ def nano_train() -> TrainConfig:
     """RL as `tabletop_nano_flow`, of the expert and the projections alone, as at full size.
 
     At this learning rate all parameters together get worse; at a lower one they learn next to nothing (docs/log.md).
-    More groups are mixed, so that 60 updates take as many episodes as 30 do there.
+    More groups are mixed, so that 60 updates take about as many episodes as 30 do there.
     """
     return replace(
         tabletop.flow_train(),
