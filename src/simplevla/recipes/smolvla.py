@@ -59,8 +59,8 @@ def libero_nano_sft() -> SFTConfig:
 
 
 def libero_nano_train() -> TrainConfig:
-    """RL as `libero_object_nano`, of what `tabletop_smolvla` trains, at its learning rate."""
-    config = nano_train()
+    """RL as `libero_object_nano`, of what `tabletop_smolvla_noise` trains, at its learning rate."""
+    config = nano_noise_train()
     return replace(
         libero.train(),
         title="libero_object_smolvla_nano",
