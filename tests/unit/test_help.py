@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import re
 import shlex
 import textwrap
 import typing
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import tyro
-from test_docs_code import parse
+from test_docs_code import PAGES, parse
 
 from simplevla import cli
 from simplevla.commands import adapters
@@ -40,6 +41,38 @@ def test_every_command_has_two_examples_of_itself() -> None:
     for command, lines in EXAMPLES.items():
         assert len(set(lines)) == 2
         assert all(line.startswith(f"simplevla {command}") for line in lines)
+
+
+FOREIGN = ("docker", "make", "python", "ray", "tensorboard")
+"""First words of code whose options aren't ours."""
+OTHERS = {"dist", "shm-size"}
+"""Options of pytest and Docker that pages name alone."""
+
+
+def unknown_options(text: str, options: set[str]) -> list[str]:
+    """Inline code of a page with an option that no command has, or with a value for a switch."""
+    wrong = []
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for option, value in re.findall(r"--([a-z][\w.-]*)(?: (\w+))?", code):
+            named = option in options or option.endswith(".")
+            switched = f"no-{option}" in options and value.lower() in ("true", "false")
+            if code.split()[0] not in FOREIGN and (switched or not named):
+                wrong.append(code)
+    return wrong
+
+
+def test_pages_name_options_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        if command != "bench":  # which becomes another process
+            with contextlib.suppress(SystemExit):
+                cli.main([*command.split(), "--help"])
+    options = OTHERS | set(re.findall(r"--([a-z][a-z0-9.-]*)", capsys.readouterr().out))
+    found = {page.name: unknown_options(page.read_text(), options) for page in PAGES}
+    assert not {page: wrong for page, wrong in found.items() if wrong}
+    faults = (
+        "`--rollouts-ahead true`, `--polcy x`, `--rollout.slots_per_worker`, `train --updates 3`, `ray start --head`"
+    )
+    assert unknown_options(faults, options) == ["--rollouts-ahead true", "--polcy x", "--rollout.slots_per_worker"]
 
 
 LINES = sorted({line for lines in EXAMPLES.values() for line in lines})
