@@ -39,7 +39,8 @@ LOSSES = {"entry": LossConfig(), "chunk": LossConfig(clip_low=0.01, clip_high=0.
 def test_a_random_policy_finds_out_that_forward_is_right(
     preset: str, head: Head, denoising: DenoisingConfig, lr: float, tmp_path: Path
 ) -> None:
-    policy = (SmolVLA if preset == "smolvla_nano" else TinyVLA).create(
+    kind, seed = (SmolVLA, 3) if preset == "smolvla_nano" else (TinyVLA, 0)
+    policy = kind.create(
         preset,
         cameras=("front", "wrist"),
         state_dim=3,
@@ -48,7 +49,7 @@ def test_a_random_policy_finds_out_that_forward_is_right(
         instructions=["do far"],
         statistics=plain_statistics(3, 2),
         head=head,
-        seed=3 if preset == "smolvla_nano" else 0,
+        seed=seed,
     )
     policy.save(tmp_path / "start")
     alpha = 1.0 if denoising.flow == "sde" else SamplingConfig().alpha

@@ -49,8 +49,8 @@ def nano_train() -> TrainConfig:
 
 def nano_noise_train() -> TrainConfig:
     """RL as `tabletop_smolvla`, under Flow-Noise."""
-    config = nano_train()
-    return replace(config, title="tabletop_smolvla_noise", denoising=replace(config.denoising, flow="noise"))
+    denoising = DenoisingConfig(flow="noise", frozen_backbone=True)
+    return replace(nano_train(), title="tabletop_smolvla_noise", denoising=denoising)
 
 
 def libero_nano_sft() -> SFTConfig:
