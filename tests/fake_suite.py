@@ -45,7 +45,7 @@ class FakeSuite(Suite):
     name = "fake"
     spec = SuiteSpec(
         cameras={"front": (8, 8), "wrist": (4, 6)},
-        state_names=("position_m", "goal_m", "renders"),
+        state_names=("position_x_m", "goal_m", "renders"),
         action_names=("forward", "unused"),
         action_low=(-1.0, -1.0),
         action_high=(1.0, 1.0),

@@ -7,14 +7,14 @@ from typing import Any
 
 from simplevla import hub
 from simplevla.adapters.config import ContinualConfig
-from simplevla.adapters.load import load_policy
+from simplevla.adapters.files import BANK
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
+from simplevla.evaluation.evaluate import loaded_for
 from simplevla.evaluation.provenance import START_SHA256, policy_fingerprint
 from simplevla.novelty.behaviour import Behaviour, Novelty, Reference, behaviour_of, solved_episodes
 from simplevla.novelty.replay import Replay
-from simplevla.policies.load import check_fits_suite
 from simplevla.policies.trained_on import FILE as TRAINED_ON
 from simplevla.policies.trained_on import read_stages, recorded_reading
 from simplevla.report import page
@@ -122,12 +122,14 @@ def novelty_of(
     rollout: RolloutConfig | None = None,
     device: str = "cpu",
     precision: Precision = "float32",
+    adapter: str = "",
 ) -> Novelty:
     """Compares solved held-out episodes of two policies with demonstrations; writes `novelty.json` and films to `out`.
 
     Args:
         before: folder of a policy, or `hf://OWNER/NAME` on the hub; so is `after`.
         demos: a LeRobotDataset of the suite's tasks, its folder, or `hf://OWNER/NAME`.
+        adapter: that acts in each policy that has adapters, as in `evaluate`.
 
     Raises:
         UserError: the policies were trained on different suites or solve nothing, the demonstrations are of another
@@ -146,9 +148,8 @@ def novelty_of(
     jobs: list[Replay] = []
     for name, folder in folders.items():
         # One at a time, as on a GPU there may be no room for two.
-        policy = load_policy(folder, device)
-        check_fits_suite(policy, suite.spec)
-        policy.compute_in(precision)
+        chosen = adapter if (folder / BANK).is_file() else ""
+        policy = loaded_for(suite, folder, rollout, EvalConfig(), device, precision, chosen)
         with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine:
             jobs, episodes = solved_episodes(engine, policy, suite, EvalConfig(), name)
         sides[name] = behaviour_of(jobs, episodes, reference, suite, suite_config, rollout)
@@ -161,6 +162,7 @@ def novelty_of(
         thresholds={task: demonstrations.threshold for task, demonstrations in reference.tasks.items()},
         demonstrations=reference.behaviour,
         after_sha256=policy_fingerprint(folders["after"]),
+        adapter=adapter,
         **sides,
     )
     write_novelty(Path(out), found, jobs, dataset, suite, suite_config, rollout)

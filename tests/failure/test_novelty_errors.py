@@ -3,16 +3,22 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from simplevla.adapters.bank import AdapterBank
+from simplevla.adapters.config import AdapterConfig
 from simplevla.adapters.load import load_policy
+from simplevla.adapters.routing import RoutedPolicy
 from simplevla.cli import main
 from simplevla.config import DemosConfig, EvalConfig, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig, to_dict
 from simplevla.demonstrations.generate import generate
 from simplevla.errors import UserError
 from simplevla.novelty.behaviour import Novelty, solved_episodes
+from simplevla.novelty.replay import Replay
+from simplevla.policies.base import Policy
 from simplevla.policies.trained_on import TrainedOn
 from simplevla.report.contents import doubts, read_run
 from simplevla.report.novelty import novelty_table, read_novelty
@@ -46,8 +52,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compared(policy: Path, demos: Path, out: Path, config: SuiteConfig, other: Path | None = None) -> Novelty:
-    return novelty_of(policy, other or policy, demos, config, out, ROLLOUT)
+def compared(
+    policy: Path, demos: Path, out: Path, config: SuiteConfig, other: Path | None = None, adapter: str = ""
+) -> Novelty:
+    return novelty_of(policy, other or policy, demos, config, out, ROLLOUT, adapter=adapter)
 
 
 def test_a_policy_is_no_news_to_itself_and_a_suite_may_tell_no_events(
@@ -130,9 +138,33 @@ def a_run(folder: Path, policy: Path, imitation: dict[str, object] | None) -> Pa
 
 def test_a_run_is_compared_with_what_its_imitator_saw(policy: Path, tmp_path: Path) -> None:
     generate(DemosConfig(suite=suite("trivial"), episodes=4, workers=1, noise=0.3), tmp_path / "demos", progress=False)
-    imitation = to_dict(SFTConfig(dataset=str(tmp_path / "demos"), episodes="0:3"))
+    imitation = to_dict(SFTConfig(dataset=str(tmp_path / "demos"), episodes="2:4"))
     found = novelty_of_run(a_run(tmp_path, policy, imitation))
-    assert found.demonstrations.episodes == 3
+    assert found.demonstrations.episodes == 2
+    near = {episode.nearest for side in found.sides.values() for episode in side.solved}
+    assert near == {2, 3}, "the dataset's own numbers"
+
+
+def test_the_adapter_of_a_task_acts_where_it_is_asked_for(
+    policy: Path, demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = AdapterBank(load_policy(policy))
+    for name in TASKS:
+        bank.add(name, AdapterConfig(rank=2), instructions=[f"do {name}"])
+    bank.activate("far", training=False)
+    bank.save(tmp_path / "adapted")
+    acted: list[Policy] = []
+
+    def noted(engine: RolloutEngine, acting: Policy, *rest: Any) -> tuple[list[Replay], int]:
+        acted.append(acting)
+        return solved_episodes(engine, acting, *rest)
+
+    monkeypatch.setattr("simplevla.runs.solved_episodes", noted)
+    with pytest.warns(UserWarning, match="adapter 'far' acts on 'do trivial', an instruction of adapter 'trivial'"):
+        as_saved = compared(policy, demos, tmp_path / "saved", suite("trivial"), tmp_path / "adapted")
+    routed = compared(policy, demos, tmp_path / "out", suite("trivial"), tmp_path / "adapted", "routed")
+    assert [isinstance(acting, RoutedPolicy) for acting in acted] == [False, False, False, True]
+    assert (as_saved.adapter, routed.adapter) == ("", "routed")
 
 
 @pytest.mark.parametrize("imitation", [None, {"policy": "nano"}])
@@ -145,7 +177,10 @@ def test_a_run_that_knows_no_demonstrations(policy: Path, imitation: dict[str, o
     ("arguments", "said"),
     [
         ([], "nothing to compare; give a run, or --before, --after, --demos and --out"),
-        (["RUN", "--before", "a"], "a run has its own policies"),
+        (["RUN", "--before", "a"], "--before and the run"),
+        (["RUN", "--suite.name", "libero_goal"], "a run has its own policies and settings, so leave one of them out"),
+        (["RUN", "--rollout.workers", "3"], "--rollout and the run"),
+        (["RUN", "--device", "cuda"], "--device and the run"),
         (["RUN"], "it isn't the folder of a run"),
     ],
 )

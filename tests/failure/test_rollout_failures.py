@@ -178,7 +178,7 @@ def test_of_commands_that_travelled_together_only_the_one_that_killed_the_worker
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("nan", "task 'nan', initial state 0, step: .* NaN or infinite values: {'position_m': nan}"),
+        ("nan", "task 'nan', initial state 0, step: .* NaN or infinite values: {'position_x_m': nan}"),
         ("int_success", "success is 1 of type int; expected True or False"),
         ("executed_0", "executed is 0 of 4 actions"),
         ("executed_5", "executed is 5 of 4 actions"),

@@ -38,9 +38,11 @@ def novel(reference: Demonstrations, states: np.ndarray) -> bool:
 def test_lengths_are_metres_whatever_their_unit_and_angles_are_left_out() -> None:
     assert COLUMNS.indices == (0, 1, 2, 3)
     np.testing.assert_allclose(COLUMNS.metres(np.array([[0.1, 0.2, 0.3, 0.5, 3.1]])), [[0.1, 0.2, 0.3, 0.05]])
-    assert Columns.of(("opening_mm", "lift_cm")).scales == (0.001, 0.01)
+    assert Columns.of(("opening_mm", "lift_z_cm")).scales == (0.001, 0.01)
     with pytest.raises(UserError, match=r"no dimension of the state is a length: angle_rad, speed"):
         Columns.of(("angle_rad", "speed"))
+    with pytest.raises(UserError, match=r"no length of the state is a position: opening_mm"):
+        Columns.of(("angle_rad", "opening_mm"))
 
 
 def test_a_path_is_at_equal_shares_of_the_time() -> None:
@@ -85,6 +87,15 @@ def test_where_demonstrations_agree_a_difference_counts_more() -> None:
 def test_the_way_of_the_hand_has_no_gripper_in_it() -> None:
     states = np.array([[0, 0, 0, 0, 0], [0.03, 0.04, 0, 1, 0], [0.03, 0.04, 0.1, 0, 0]], float)
     assert COLUMNS.length(states) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [("gripper_x_m", True), ("x_m", True), ("opening_10cm", False), ("finger_left_m", False), ("max_opening_m", False)],
+)
+def test_positions_are_told_by_their_axis(name: str, position: bool) -> None:
+    """A hand may be called gripper, and its opening just opening."""
+    assert Columns.of(("hand_y_m", name)).hand == (True, position)
 
 
 def test_a_copy_is_not_novel_and_a_mirrored_or_a_pushed_one_is() -> None:

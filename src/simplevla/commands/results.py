@@ -154,6 +154,12 @@ class NoveltyArguments:
     """Folder for `novelty.json` and the films, without a run."""
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    device: str = "cpu"
+    """Device on which the policies compute, without a run."""
+    precision: Precision = "float32"
+    """Precision of their products, as in `simplevla train`."""
+    adapter: str = ""
+    """Adapter that acts in each policy that has any, as in `simplevla eval`."""
 
 
 def novelty_command(arguments: list[str]) -> int:
@@ -164,15 +170,29 @@ def novelty_command(arguments: list[str]) -> int:
     from simplevla.training.run_folder import load_config
 
     if parsed.run is not None:
-        if given := [name for name in ("before", "after", "out") if getattr(parsed, name) is not None]:
+        its_own, left_out = (
+            ("before", "after", "out", "suite", "rollout", "device", "precision", "adapter"),
+            NoveltyArguments(),
+        )
+        if given := [name for name in its_own if getattr(parsed, name) != getattr(left_out, name)]:
             raise UserError(
-                f"--{given[0]} and the run {parsed.run}; a run has its own policies, so leave one of them out"
+                f"--{given[0]} and the run {parsed.run}; a run has its own policies and settings, so leave one of them out"
             )
         require_consent(load_config(TrainConfig, parsed.run).suite, arguments, parsed.trust_suite)
         found, out = novelty_of_run(parsed.run, parsed.demos), parsed.run / FOLDER
     elif parsed.before and parsed.after and parsed.demos and parsed.out:
         out = parsed.out
-        found = novelty_of(parsed.before, parsed.after, parsed.demos, parsed.suite, out, parsed.rollout)
+        found = novelty_of(
+            parsed.before,
+            parsed.after,
+            parsed.demos,
+            parsed.suite,
+            out,
+            parsed.rollout,
+            parsed.device,
+            parsed.precision,
+            parsed.adapter,
+        )
     else:
         raise UserError("nothing to compare; give a run, or --before, --after, --demos and --out")
     Console().print(novelty_table(found))

@@ -144,16 +144,8 @@ def evaluate(
     suite, rollout = make_suite(suite_config), rollout or RolloutConfig()
     source = hub.pinned(str(policy_folder), "model")
     folder = hub.local_folder(source, "model")
-    policy = load_policy(folder, device)
-    policy.compute_in(precision)
-    check_fits_suite(policy, suite.spec)
-    warn_of_differences(policy.trained_on, policy.cameras, suite)
     config = config or EvalConfig()
-    if rollout.compile:
-        policy.compile_towers()
-    policy = acting_with(policy, adapter)
-    sentence = told(suite, config)
-    warn_of_idle_adapters(policy, [task.instruction if sentence is None else sentence for task in suite.tasks])
+    policy = loaded_for(suite, folder, rollout, config, device, precision, adapter)
     if "sampling.temperature" in policy.unused_settings:
         warn_of_idle(config, {"temperature": policy.unused_settings["sampling.temperature"]})
     with (
@@ -162,6 +154,31 @@ def evaluate(
     ):
         result = evaluate_with(engine, policy, suite, config, show, folder)
     return replace(result, policy=source, computed=f"{device}, {precision}", adapter=adapter)
+
+
+def loaded_for(
+    suite: Suite,
+    folder: Path | str,
+    rollout: RolloutConfig,
+    config: EvalConfig,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    adapter: str = "",
+) -> Policy:
+    """The saved policy, ready to be rolled out on `suite` as in `evaluate`.
+
+    Warns where it was trained otherwise, and where an adapter of one of the tasks doesn't act.
+    """
+    policy = load_policy(folder, device)
+    policy.compute_in(precision)
+    check_fits_suite(policy, suite.spec)
+    warn_of_differences(policy.trained_on, policy.cameras, suite)
+    if rollout.compile:
+        policy.compile_towers()
+    policy = acting_with(policy, adapter)
+    sentence = told(suite, config)
+    warn_of_idle_adapters(policy, [task.instruction if sentence is None else sentence for task in suite.tasks])
+    return policy
 
 
 @contextlib.contextmanager

@@ -94,6 +94,8 @@ class Novelty:
     after: Behaviour
     after_sha256: str | None = None
     """Fingerprint of the policy after RL."""
+    adapter: str = ""
+    """The one that acts in each policy that has adapters; empty: as it was saved."""
 
     @property
     def sides(self) -> dict[str, Behaviour]:
@@ -131,7 +133,7 @@ class Reference:
 
     columns: Columns
     numbers: Mapping[str, np.ndarray]
-    """Task -> numbers of its demonstrations in the dataset."""
+    """Task -> the dataset's own numbers of its demonstrations, of which only some may be read."""
     tasks: Mapping[str, Demonstrations]
     behaviour: Behaviour
 
@@ -153,9 +155,10 @@ class Reference:
         by_instruction = {task.instruction: task.name for task in suite.tasks}
         told = [dataset.instructions[rows.task_index[start]] for start, _ in dataset.episode_ranges]
         of_task = names if names is not None else [by_instruction.get(instruction, "") for instruction in told]
-        numbers = {
+        places = {
             task.name: np.array([i for i, name in enumerate(of_task) if name == task.name], int) for task in suite.tasks
         }
+        numbers = {name: np.array(dataset.numbers)[chosen] for name, chosen in places.items()}
         orders, starts = dataset.events, dataset.initial_states
         tasks = {
             name: Demonstrations(
@@ -163,7 +166,7 @@ class Reference:
                 np.array([columns.path(states[i]) for i in chosen]),
                 [starts[i] for i in chosen] if starts else None,
             )
-            for name, chosen in numbers.items()
+            for name, chosen in places.items()
         }
         solved = [
             Solved(
@@ -172,11 +175,11 @@ class Reference:
                 env_steps=len(states[i]),
                 hand_path_m=columns.length(states[i]),
                 distance=float(tasks[name].apart[place]),
-                nearest=int(chosen[tasks[name].neighbours[place]]),
+                nearest=int(numbers[name][tasks[name].neighbours[place]]),
                 novel=bool(tasks[name].apart[place] > tasks[name].threshold),
                 events=orders[i] if orders else None,
             )
-            for name, chosen in numbers.items()
+            for name, chosen in places.items()
             for place, i in enumerate(chosen)
         ]
         return cls(columns, numbers, tasks, Behaviour(solved=tuple(solved), episodes=len(solved)))

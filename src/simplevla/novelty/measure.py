@@ -18,7 +18,7 @@ QUANTILE = 0.99
 """Share of demonstrations that are nearer to another one than the threshold."""
 LENGTH = re.compile(r"_(\d*)(mm|cm|m)$")
 METRES = {"mm": 0.001, "cm": 0.01, "m": 1.0}
-FINGERS = ("gripper", "finger")
+AXIS = re.compile(r"(^|_)[xyz]_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +29,14 @@ class Columns:
     scales: tuple[float, ...]
     """Factor to metres of each, by the unit at the end of its name."""
     hand: tuple[bool, ...]
-    """False for a gripper's opening."""
+    """True for a position: its name has an axis. False for others, such as a gripper's opening."""
 
     @classmethod
     def of(cls, state_names: tuple[str, ...]) -> "Columns":
         """All lengths of `state_names`, such as `hand_x_m` and `gripper_opening_10cm`; angles wrap and are left out.
 
         Raises:
-            UserError: no name ends in a unit of length.
+            UserError: no name ends in a unit of length, or none of these has an axis.
         """
         found = [(number, match) for number, name in enumerate(state_names) if (match := LENGTH.search(name))]
         if not found:
@@ -44,10 +44,16 @@ class Columns:
                 f"no dimension of the state is a length: {', '.join(state_names)}; novelty compares paths in metres, so the suite's "
                 "state_names must say which dimensions are, as in hand_x_m or opening_10cm"
             )
+        hand = tuple(AXIS.search(state_names[number]) is not None for number, _ in found)
+        if not any(hand):
+            raise UserError(
+                f"no length of the state is a position: {', '.join(state_names[number] for number, _ in found)}; novelty measures the "
+                "hand's way, so the suite's state_names must name the axes, as in hand_x_m"
+            )
         return cls(
             indices=tuple(number for number, _ in found),
             scales=tuple(float(match[1] or 1) * METRES[match[2]] for _, match in found),
-            hand=tuple(not any(word in state_names[number] for word in FINGERS) for number, _ in found),
+            hand=hand,
         )
 
     def metres(self, states: np.ndarray) -> np.ndarray:

@@ -61,8 +61,7 @@ def write_novelty(
             write_atomically(folder / f"after_{stem}{ending}", data)
             progress.update(done)
     for episode in novelty.most_novel():
-        number = episode.nearest
-        chosen = replace(dataset.reading, episodes=str(dataset.numbers[number]))
+        chosen = replace(dataset.reading, episodes=str(episode.nearest))
         frames = LeRobotDataset(dataset.folder, chosen).load_all()
         pictures = next(iter(frames.images.values()))[np.arange(len(frames.state))]
         data, ending = encode_video([_enlarged(picture) for picture in pictures], dataset.fps)
