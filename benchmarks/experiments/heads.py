@@ -25,10 +25,23 @@ HEADS = {
     "SmolVLA (Flow-Noise)": "tabletop_smolvla_noise",
 }
 
+EQUAL = (10, 20, 30)
+"""Updates at which all heads are compared."""
+
 
 def cell(rate: float, n: int) -> str:
     low, high = wilson(round(rate * n), n)
     return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def at_equal_updates(result: dict) -> list[str]:
+    """Greedy success on train states after SFT and after so many updates as EQUAL says, in %: means over the seeds."""
+    found = []
+    for seed in result["seeds"]:
+        evaluated = [success for _, success in seed["curves_of_minutes"]["eval_success"]]
+        every = seed["updates"] // (len(evaluated) - 1)
+        found.append([evaluated[update // every] for update in (0, *EQUAL)])
+    return [f"{100 * success:.1f}" for success in np.mean(found, axis=0)]
 
 
 def plot(results: dict[str, dict]) -> None:
@@ -90,6 +103,12 @@ RL raises held-out success by so many points: {changes}; {seeds}.
 |---|---|---|
 {chr(10).join(means)}
 
+At equal updates, each of 32 groups of 8 episodes that are learned from: greedy success on 120 train states, mean over the seeds.
+
+| head | after SFT | {" | ".join(f"{update} updates" for update in EQUAL)} |
+|---|---{"|---" * len(EQUAL)}|
+{chr(10).join(f"| {head} | {' | '.join(at_equal_updates(result))} |" for head, result in results.items())}
+
 ![success against minutes, and per task](heads.png)
 
 | head | seed | SFT [95 % Wilson] | SFT + RL [95 % Wilson] | n | updates | episodes | min SFT | min RL |
@@ -98,7 +117,7 @@ RL raises held-out success by so many points: {changes}; {seeds}.
 
 - Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
 - Machine: {machines(list(results.values()))}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
-- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has 60 updates, which take about as many episodes as the flow head's 30, since more of its groups are mixed. Its expert and projections train alone there.
+- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has twice as many updates, of fewer episodes, since more of its groups are mixed. Its expert and projections train alone there.
 - Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.
 """

@@ -148,6 +148,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target`, whole and flushed, if the block succeeds.
 
     An existing `target` is replaced. On any error the temporary folder is removed and `target` is left as it was.
+    Modes of its files follow the umask, as in `atomic_file`.
 
     Raises:
         OSError: the disk is full or not writable, saying so in one sentence.
@@ -160,8 +161,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _put_back(replaced, target)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
+            mode = temporary.stat().st_mode & 0o666
             yield temporary
-            _flush_tree(temporary)
+            _flush_tree(temporary, mode)
             if target.exists():
                 os.rename(target, replaced)
             os.rename(temporary, target)
@@ -219,8 +221,10 @@ def _put_back(replaced: Path, target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _flush_tree(folder: Path) -> None:
+def _flush_tree(folder: Path, mode: int) -> None:
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(mode)
         _flush(path)
 
 

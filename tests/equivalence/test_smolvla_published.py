@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,39 @@ def test_the_commands_import_and_export_and_what_comes_back_is_equal(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     import_smolvla(tmp_path / "back", tmp_path / "again", cameras=made.NAMED, tokenizer=backbone)
     torch.testing.assert_close(actions(SmolVLA.load(tmp_path / "again")), actions(policy), atol=0, rtol=0)
+    modes = {path.stat().st_mode for path in (tmp_path / "back").iterdir()}
+    assert modes == {(tmp_path / "backbone" / "config.json").stat().st_mode}, "as whoever copies it may read"
+
+
+def test_an_adapter_of_large_actions_is_exported_too(policy: SmolVLA, tmp_path: Path) -> None:
+    """Rounding is relative: a motor's raw units may be large."""
+    adapted = deepcopy(policy)
+    adapted.statistics = replace(
+        policy.statistics, action={key: [1e5 * v for v in values] for key, values in policy.statistics.action.items()}
+    )
+    adapted.action_std.mul_(1e5)
+    bank = AdapterBank(adapted)
+    bank.add("one")
+    disturb(bank, "one", 0)
+    bank.activate("one", training=False)
+    adapted.save(tmp_path / "adapted")
+    assert cli.main(["export", "lerobot", str(tmp_path / "adapted"), str(tmp_path / "back")]) == 0
+
+
+def test_an_empty_camera_that_is_given_a_picture_is_no_longer_empty(policy: SmolVLA, tmp_path: Path) -> None:
+    backbone, empty = made.write_backbone(tmp_path / "backbone"), "observation.images.empty_camera_0"
+    folder = made.write(tmp_path / "lerobot", empty_cameras=1)
+    third, fourth = "third=observation.images.camera3", f"fourth={empty}"
+    for cameras, empties in (
+        (made.NAMED, 1),
+        ((*made.NAMED, third), 1),
+        ((*made.NAMED, fourth), 1),
+        ((*made.NAMED, third, fourth), 0),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        import_smolvla(folder, out, cameras=cameras, tokenizer=backbone)
+        config = SmolVLA.load(out).config
+        assert (config.empty_cameras, len(config.missing)) == (empties, 4 - len(cameras))
 
 
 def test_an_adapter_is_exported_in_the_weights(

@@ -63,7 +63,9 @@ CONFIGS = [
     ({"num_vlm_layers": 1}, "is unknown"),
     ({"num_vlm_layers": 3}, "is missing"),
     ({"expert_width_multiplier": 0.5}, "has shape"),
+    ({"expert_width_multiplier": 1e9}, "expected at most 4"),
     ({"output_features": {}}, "expected action among them"),
+    ({"output_features": {"action": {"type": "ENV", "shape": [2]}}}, "action has the type 'ENV'; expected ACTION"),
 ]
 
 
@@ -149,6 +151,18 @@ def change_steps(name: str, change: Callable[[list[dict[str, object]]], object],
             "leaves observation.st",
         ),
         ("postprocessor", lambda steps: steps[0]["config"].update(features={}), "leaves action as it is"),
+        (
+            "preprocessor",
+            lambda steps: steps[5]["config"]["features"]["observation.state"].update(type="ENV"),
+            "leaves observation.state as it is; expected it among the features that are normalised, with the type STATE",
+        ),
+        ("preprocessor", lambda steps: steps[5]["config"].update(features=[1]), "features is [1]; expected a"),
+        ("preprocessor", lambda steps: steps[5]["config"].update(norm_map=[]), "norm_map is []; expected a"),
+        ("preprocessor", lambda steps: steps[5]["config"].update(normalize_observation_keys=3), "is 3; expected a"),
+        ("preprocessor", lambda steps: steps[5]["config"].update(eps=1e-3), "has eps 0.001; expected 1e-08"),
+        ("preprocessor", lambda steps: steps[0]["config"].update(rename_map=[1]), "rename_map is [1]; expected a"),
+        ("preprocessor", lambda steps: steps[5].update(state_file=""), "names no statistics"),
+        ("preprocessor", lambda steps: steps[5].update(state_file=".."), "names no statistics"),
         ("preprocessor", lambda steps: steps.append(steps[5]), "has more than once normalizer_processor"),
         ("preprocessor", lambda steps: steps.insert(2, steps.pop(3)), "before they get their line break"),
         ("preprocessor", lambda steps: steps[3]["config"].update(max_length=2), "has max_length 2"),
@@ -179,6 +193,25 @@ def test_processors_that_do_something_else(
 def test_an_adapter_without_its_policy(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     assert "It is an adapter alone: merge it" in run(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_beside_its_policy(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / name).write_text("{}")
+    assert f"has {name} beside its model, which would be left out" in run(tmp_path, capsys)
+
+
+def test_a_negative_deviation(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in folder.glob("policy_*.safetensors"):
+        edit_tensors(file, lambda values: values.update({"action.std": -values["action.std"]}))
+    assert f"{folder}: action dimension 0 has" in run(tmp_path, capsys)
+
+
+def test_another_backbones_sizes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(tmp_path / "backbone" / "config.json", lambda values: values["text_config"].update(hidden_size=32))
+    assert "doesn't fit the config.json beside it and the backbone in --tokenizer" in run(tmp_path, capsys)
 
 
 def test_older_statistics_of_two_robots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ class Difference:
     logprobs: float
     """Nats: largest absolute difference of a unit's log-probability, of what the first one does greedily."""
     actions: float
-    """Largest absolute difference of a greedy action, in the environment's units. A token head's jumps by a whole bin
-    where two bins are equally likely."""
+    """Largest absolute difference of a greedy action, in standard deviations of the action. A token head's jumps by a
+    whole bin where two bins are equally likely."""
     observations: int
 
     @property
@@ -135,7 +135,7 @@ def fold(bank: AdapterBank, name: str, observations: ObservationBatch, tolerance
             weight.copy_(originals[module])
         raise UserError(
             f"folding {name!r} into the base changes log-probabilities by {found.logprobs:.2e} nats and actions by "
-            f"{found.actions:.2e} on {found.observations} observations; the tolerance is {tolerance:.0e}. The base is "
+            f"{found.actions:.2e} standard deviations on {found.observations} observations; the tolerance is {tolerance:.0e}. The base is "
             "as it was. Keep the adapter unfolded, or fold in float32"
         )
     bank.remove(name)
@@ -157,7 +157,10 @@ class _Behaviour:
         generators = [np.random.default_rng(row) for row in range(len(observations))]
         sample = policy.act(observations, Sampling(greedy=True), generators)
         trace = sample.trace if trace is None else trace
-        return cls(sample.actions, trace, policy.score(observations, trace, Sampling())[0])
+        std = np.array(policy.statistics.action["std"])
+        # A constant dimension has none.
+        actions = sample.actions / np.where(std > 0, std, 1.0)
+        return cls(actions, trace, policy.score(observations, trace, Sampling())[0])
 
     def compare(self, other: "_Behaviour") -> Difference:
         assert torch.equal(self.trace, other.trace), "both score what the first one did"

@@ -84,7 +84,7 @@ class SmolVLAConfig:
     self_attention_every: Count = 2
     """Layers of the backbone from one such layer to the next, from the first on; 0: none. The others attend to the
     backbone alone."""
-    expert_width: Above0 = 0.75
+    expert_width: Annotated[float, Gt(0), Le(4)] = 0.75
     """Width of the expert as a share of the backbone's."""
     expert_layers: Layers = 16
     """Layers of the expert, a divisor of the backbone's."""

@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from simplevla.checked import part
+from simplevla.checked import from_dict, part
 from simplevla.errors import UserError, brief
 from simplevla.policies.base import Policy
 from simplevla.policies.files import is_finite, read_tokenizer
@@ -27,6 +27,7 @@ from simplevla.policies.smolvla.published_config import (
     ACTION,
     MODES,
     STATE,
+    Feature,
     PublishedConfig,
     backbone_sizes,
     is_published,
@@ -38,6 +39,7 @@ from simplevla.policies.trained_on import TrainedOn
 from simplevla.reading import ReadingConfig, camera_features
 from simplevla.storage import atomic_folder, read_as, write_json
 
+S = TypeVar("S")
 WEIGHTS = "model.safetensors"
 PRE, POST = "policy_preprocessor", "policy_postprocessor"
 STEPS = {
@@ -84,6 +86,23 @@ class Step:
     registry_name: str
     config: dict[str, Any] | None = None
     state_file: str | None = None
+
+
+@part(frozen=True, kw_only=True)
+class Normaliser:
+    """Settings of a step that normalises, or undoes it."""
+
+    features: dict[str, Feature] | None = None
+    norm_map: dict[str, str] | None = None
+    normalize_observation_keys: tuple[str, ...] | None = None
+    eps: float = EPSILON
+
+
+@part(frozen=True, kw_only=True)
+class Renamer:
+    """Settings of the step that renames observations."""
+
+    rename_map: dict[str, str] | None = None
 
 
 @part(frozen=True, kw_only=True)
@@ -141,6 +160,11 @@ def import_smolvla(
         adapted = (folder / "adapter_model.safetensors").is_file()
         remedy = ". It is an adapter alone: merge it into its policy with LeRobot first" if adapted else ""
         raise UserError(f"{folder} holds no model; expected {WEIGHTS}{remedy}")
+    if adapters := [file for file in ("adapter_model.safetensors", "adapter_config.json") if (folder / file).is_file()]:
+        raise UserError(
+            f"{folder} has {adapters[0]} beside its model, which would be left out; merge the adapter into the policy with LeRobot "
+            "first, or take its files away"
+        )
     found = read_tensors(files)
     tensors = {ROBOT_OF_OLD.sub(".buffer_", name.replace("._orig_mod.", ".")): found[name] for name in found}
     if len(tensors) < len(found):
@@ -211,17 +235,26 @@ def _check_steps(folder: Path, published: PublishedConfig) -> None:
                     f"{file} casts to {brief(given['float_dtype'])} in its {step.registry_name}; expected float_dtype null or 'float32'"
                 )
             if step.registry_name.endswith("normalizer_processor"):
-                _check_normaliser(file, given, ACTION if name == POST else STATE)
+                _check_normaliser(file, step, *((ACTION, "ACTION") if name == POST else (STATE, "STATE")))
 
 
-def _check_normaliser(file: str, given: Mapping[str, Any], feature: str) -> None:
-    """Refuses a step that doesn't normalise `feature`, or otherwise than by mean and std."""
-    modes = given.get("norm_map", MODES)
-    if not is_published(modes):
-        raise UserError(f"{file} has norm_map {brief(modes)}; expected {MODES}, as published")
-    keys = given.get("normalize_observation_keys")
-    if feature not in given.get("features", [feature]) or (keys is not None and feature == STATE and STATE not in keys):
-        raise UserError(f"{file} leaves {feature} as it is; expected it among the features that are normalised")
+def _check_normaliser(file: str, step: Step, feature: str, kind: str) -> None:
+    """Refuses a step that doesn't normalise `feature`, of the type `kind`, or otherwise than by mean and std."""
+    given = _settings(Normaliser, file, step)
+    if given.norm_map is not None and not is_published(given.norm_map):
+        raise UserError(f"{file} has norm_map {brief(given.norm_map)}; expected {MODES}, as published")
+    features, keys = given.features, given.normalize_observation_keys
+    typed = features is None or (feature in features and features[feature].type == kind)
+    if not typed or (keys is not None and feature == STATE and STATE not in keys):
+        raise UserError(
+            f"{file} leaves {feature} as it is; expected it among the features that are normalised, with the type {kind}"
+        )
+    if given.eps != EPSILON:
+        raise UserError(f"{file} has eps {given.eps}; expected {EPSILON}, as published")
+
+
+def _settings(kind: type[S], file: str, step: Step) -> S:
+    return from_dict(kind, step.config or {}, source=f"{file}, {step.registry_name}")
 
 
 def _listed(before: str, names: set[str]) -> str:
@@ -232,7 +265,7 @@ def _renamed(folder: Path) -> dict[str, str]:
     """The dataset's name of a camera -> the policy's, where LeRobot renames it."""
     for step in _steps(folder, PRE):
         if step.registry_name == "rename_observations_processor":
-            return {str(old): str(new) for old, new in ((step.config or {}).get("rename_map") or {}).items()}
+            return _settings(Renamer, f"{folder / PRE}.json", step).rename_map or {}
     return {}
 
 
@@ -266,21 +299,21 @@ def _read_statistics(
     state, action = (
         _measures(folder, found, name, size) for name, size in ((STATE, config.state_dim), (ACTION, config.action_dim))
     )
-    return Statistics(state=state, action=action)
+    try:
+        return Statistics(state=state, action=action)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
 
 
 def _of_processor(folder: Path, name: str, kind: str) -> dict[str, Tensor]:
     step = next((step for step in _steps(folder, name) if step.registry_name == kind), None)
-    if step is None or step.state_file is None or Path(step.state_file).name != step.state_file:
+    if step is None or not step.state_file or not re.fullmatch(r"[^/\\]+\.safetensors", step.state_file):
         raise UserError(
-            f"{folder / name}.json names no statistics: it has no {kind} with a state_file. Copy the whole folder again"
+            f"{folder / name}.json names no statistics: it has no {kind} with a state_file beside it. Copy the whole folder again"
         )
     file = folder / step.state_file
     if not file.is_file():
         raise UserError(f"{file} is missing, in which {name}.json has the statistics; copy the whole folder again")
-    eps = (step.config or {}).get("eps", EPSILON)
-    if eps != EPSILON:
-        raise UserError(f"{folder / name}.json has eps {brief(eps)}; expected {EPSILON}, as published")
     return read_tensors([file])
 
 
@@ -300,7 +333,7 @@ def _measures(folder: Path, found: Mapping[str, Tensor], name: str, size: int) -
     listed = {
         measure: tensor.double().tolist()
         for measure, tensor in got.items()
-        if tensor is not None and tensor.shape == (size,)
+        if tensor is not None and tensor.shape == (size,) and is_finite(tensor)
     }
     wide = {
         side: [m + sign * 3 * s for m, s in zip(listed["mean"], listed["std"], strict=True)]
@@ -329,7 +362,9 @@ def _converted(tensors: dict[str, Tensor], expected: Mapping[str, Tensor], file:
             problems.append(f"{theirs} isn't made of finite numbers")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{file} doesn't fit the config.json beside it: {'; '.join(sorted(problems)[:3])}{more}")
+        raise UserError(
+            f"{file} doesn't fit the config.json beside it and the backbone in --tokenizer: {'; '.join(sorted(problems)[:3])}{more}"
+        )
     filled = {name: torch.zeros(tensor.shape) for name, tensor in own.items()}
     return filled | {name: tensors[theirs].float().contiguous() for name, theirs in names.items()}
 

@@ -13,6 +13,7 @@ from simplevla.policies.smolvla.config import BACKBONE, LanguageSizes, SmolVLACo
 from simplevla.storage import read_json
 
 STATE, ACTION = "observation.state", "action"
+EMPTY = "observation.images.empty_camera_"
 MODES = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
 """Normalisation of the published code."""
 
@@ -63,14 +64,20 @@ class PublishedConfig:
             raise UserError(f"resize_imgs_with_padding is {self.resize_imgs_with_padding}; expected a square")
         if not is_published(MODES if self.normalization_mapping is None else self.normalization_mapping):
             raise UserError(f"normalization_mapping is {self.normalization_mapping}; expected {MODES}, as published")
-        for features, name in ((self.input_features, STATE), (self.output_features, ACTION)):
+        sides = ((self.input_features, STATE, "STATE"), (self.output_features, ACTION, "ACTION"))
+        for features, name, kind in sides:
             if name not in features or len(features[name].shape) != 1:
                 raise UserError(f"the features are {', '.join(features)}; expected {name} among them, of one dimension")
+            if features[name].type != kind:
+                raise UserError(
+                    f"{name} has the type {brief(features[name].type)}; expected {kind}, which is normalised"
+                )
 
     @property
     def cameras(self) -> list[str]:
-        """Names of the cameras, in the order of their tokens."""
-        return [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
+        """Names of the cameras, in the order of their tokens; LeRobot adds the empty ones that aren't listed."""
+        listed = [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
+        return list(dict.fromkeys([*listed, *(f"{EMPTY}{number}" for number in range(self.empty_cameras))]))
 
 
 def read_published_config(file: Path) -> PublishedConfig:
@@ -179,11 +186,12 @@ def policy_config(
         raise UserError(f"--cameras names a camera twice: {named}, as the folder renames them; expected each once")
     ordered = sorted(cameras, key=lambda name: known.index(cameras[name]))
     layers = published.num_vlm_layers if published.num_vlm_layers > 0 else language.get("layers", 32)
+    missing = tuple(feature for feature in known if feature not in cameras.values())
     return SmolVLAConfig(
         cameras=tuple(ordered),
         features=tuple(cameras[name] for name in ordered),
-        missing=tuple(feature for feature in known if feature not in cameras.values()),
-        empty_cameras=published.empty_cameras,
+        missing=missing,
+        empty_cameras=min(published.empty_cameras, len(missing)),
         renamed=dict(renamed),
         state_dim=published.input_features[STATE].shape[0],
         action_dim=published.output_features[ACTION].shape[0],
