@@ -117,7 +117,7 @@ At equal updates, each of 32 groups of 8 episodes that are learned from: greedy 
 
 - Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
 - Machine: {machines(list(results.values()))}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
-- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has three times as many updates, of fewer episodes, since more of its groups are mixed. Its expert and projections train alone there.
+- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has two or three times as many updates, of fewer episodes, since more of its groups are mixed. Its expert and projections train alone there.
 - Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.
 """

@@ -8,7 +8,7 @@ folders of its own.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -44,7 +44,7 @@ class Arguments:
     """The same after RL."""
     seed: int
     """Their training seed, which the page names."""
-    suites: tuple[str, ...] = ("libero_object",)
+    suites: tuple[Literal["libero_object", "libero_spatial", "libero_goal"], ...] = ("libero_object",)
     kinds: tuple[str, ...] = KINDS
     runs: Path = Path("runs/libero_pro")
     episodes: int = 100
@@ -178,7 +178,12 @@ def page(rows: list[dict[str, Any]]) -> str:
         f"![success before and after RL]({NAME}.png)",
         "",
         f"- The policies are those of [libero_seeds](libero_seeds.md): seed {policies}, one each.",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --sft DIR --rl DIR --seed N --suites SUITE`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
+        *(
+            f"- Command: `python -m benchmarks.experiments.{NAME} --sft RUN/sft/policy --rl RUN/rl/policy --seed {seed} --suites {suite}`, "
+            f"RUN being that seed's folder in the runs of libero_seeds."
+            for suite, seed in dict.fromkeys((row["suite"], row["seed"]) for row in rows)
+        ),
+        f"- Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. `lite` visuals, greedy, the same held-out initial states. p, and what is significant (below 0.05, all suites together), is McNemar's exact test.",
         "- `none` is the suite itself. `other_sentence`: every task is told the first task's, and the first the second's; `no_sentence`: a blank.",
         "- LIBERO-PRO is arXiv 2510.03827; [what its suites are](../libero.md).",

@@ -1,5 +1,5 @@
 """RL on LIBERO from few demonstrations, on several suites and training seeds:
-`python -m benchmarks.experiments.libero_seeds --suites libero_object --seeds 0 1 2`, 25 to 60 minutes a run on two cores.
+`python -m benchmarks.experiments.libero_seeds --suites libero_object --seeds 0 1 2`, 25 to 100 minutes a run on two cores.
 
 Writes docs/results/libero_seeds.json after each run, and .md and .png at the end. Rows that are there are not measured again, nor runs
 that are finished in --runs. Those that were made with other settings are refused. --quick is the test's, in folders of its own.
@@ -8,7 +8,7 @@ that are finished in --runs. Those that were made with other settings are refuse
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest, require_settings
 from simplevla import recipes
 from simplevla.novelty.behaviour import shares
 from simplevla.recipes.demo import demo
@@ -27,10 +27,12 @@ from simplevla.report.novelty import read_novelty
 from simplevla.runs import novelty_of_run
 from simplevla.storage import write_atomically, write_json
 from simplevla.suites.libero.conventions import PICK_AND_PLACE
+from simplevla.suites.registry import make_suite
 from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "libero_seeds"
+EVENTS = "after each physics step, of what lies about and what hangs on a joint; a grasp has fingers on opposite sides"
 MOST = 4
 """Orders of events of each run that the page shows."""
 
@@ -40,7 +42,7 @@ class Arguments:
     """Where the runs go, which suites and training seeds."""
 
     runs: Path = Path("runs/libero_seeds")
-    suites: tuple[str, ...] = ("libero_object",)
+    suites: tuple[Literal["libero_object", "libero_spatial", "libero_goal"], ...] = ("libero_object",)
     seeds: tuple[int, ...] = (0, 1, 2)
     demos_per_task: int = 3
     out: Path = RESULTS
@@ -54,7 +56,7 @@ def change_recipes(arguments: Arguments, suite: str) -> str:
     demos, sft, train = recipes.DEMOS[name](), recipes.SFT[name](), recipes.TRAIN[name]()
     demos = replace(demos, episodes=arguments.demos_per_task * tasks)
     if arguments.quick:
-        one = replace(train.suite, tasks=("pick_up_the_ketchup_and_place_it_in_the_basket",))
+        one = replace(train.suite, tasks=(make_suite(train.suite).tasks[4].name,))
         few = replace(train.sampling, groups=2, group_size=4, max_oversampling=8.0)
         demos, sft = replace(demos, suite=one, episodes=24), replace(sft, batches=250, batch_size=64)
         train = replace(train, suite=one, updates=1, sampling=few, minibatches=1, eval_every=0)
@@ -68,9 +70,16 @@ def settings_of(arguments: Arguments) -> dict[str, Any]:
     return {"quick": arguments.quick}
 
 
+def settings_on(arguments: Arguments, suite: str) -> dict[str, Any]:
+    """The same, and the recipe of `suite` with these demonstrations."""
+    name = change_recipes(arguments, suite)
+    recipe = (kind[name]() for kind in (recipes.DEMOS, recipes.SFT, recipes.TRAIN))
+    return {**settings_of(arguments), "recipe": recipe_digest(*recipe)}
+
+
 def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
     """One run: success on all held-out states, and how it was solved."""
-    run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}_seed{seed}"
+    run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}" / f"seed{seed}"
     summary = demo(run, seed, change_recipes(arguments, suite))
     found, _ = read_novelty(run / "rl")
     solved = summary["sft_success"] or summary["rl_success"]
@@ -96,15 +105,17 @@ def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
         "curve": [
             [row["elapsed_s"] / 60, row["train_success"]] for row in read_rows(run / "rl") if "train_success" in row
         ],
-        "settings": settings_of(arguments),
+        "events": EVENTS,
+        "settings": settings_on(arguments, suite),
         "commit": summary["commit"],
         "machine": this_machine(),
     }  # fmt: skip
 
 
 def unlifted(solved: tuple[Any, ...]) -> list[int]:
-    """[how many, of all] solved episodes in which nothing is ever lifted."""
-    return [sum("lifts" not in (episode.events or "") for episode in solved), len(solved)]
+    """[how many, of all whose events are known] solved episodes in which nothing is ever lifted."""
+    known = [episode.events for episode in solved if episode.events is not None]
+    return [sum("lifts" not in events for events in known), len(known)]
 
 
 def main(arguments: Arguments) -> None:
@@ -112,10 +123,11 @@ def main(arguments: Arguments) -> None:
     file = arguments.out / f"{NAME}.json"
     rows = read_recorded(file, settings_of(arguments))
     for suite in arguments.suites:
+        of = [row for row in rows if (row["suite"], row["demos_per_task"]) == (suite, arguments.demos_per_task)]
+        require_settings(file, of, settings_on(arguments, suite))
         for seed in arguments.seeds:
-            key = (suite, seed, arguments.demos_per_task)
-            if all((row["suite"], row["seed"], row["demos_per_task"]) != key for row in rows):
-                claim_runs(arguments.runs, settings_of(arguments))
+            if all(row["seed"] != seed for row in of):
+                claim_runs(arguments.runs / f"{suite}_demos{arguments.demos_per_task}", settings_on(arguments, suite))
                 rows.append(measured(arguments, suite, seed))
                 rows.sort(key=lambda row: (-row["demos_per_task"], row["suite"], row["seed"]))
                 write_json(file, rows)
@@ -184,15 +196,24 @@ def page(rows: list[dict[str, Any]]) -> str:
             cells = " | ".join(f"{count}/{total}" for count, total in counts)
             lines.append(f"| {row['suite']}, {row['seed']} | {shortened(order)} | {cells} |")
     commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    commands = [
+        f"`python -m benchmarks.experiments.{NAME} --suites {suite} --demos-per-task {demos} --seeds {' '.join(str(row['seed']) for row in of)}`"
+        for (suite, demos), of in groups(rows).items()
+    ]
+    earlier = [f"{row['suite']}, {row['seed']}" for row in ordered if row.get("events") != EVENTS]
     lines += [
         "",
-        f"- Command: `python -m benchmarks.experiments.{NAME} --suites SUITE --seeds N`. Machine: {machines(rows)}. Data: `{NAME}.json`.",
+        f"- Commands: {'; '.join(commands)}. Machine: {machines(rows)}. Data: `{NAME}.json`.",
         f"- Commits: {commits}. The recipes `SUITE_nano`: {', '.join(str(n) for n in dict.fromkeys(row['updates'] for row in rows))} updates, `lite`, `fast`.",
         f"- Success is greedy, on {' or '.join(str(n) for n in dict.fromkeys(row['n'] for row in rows))} held-out initial states. libero_goal's is on the five tasks that the expert solves.",
         "- Novel means farther from the demonstrations than 99 % of them are from another; with three a task it says little.",
         "- One demonstration a task (`--demos-per-task 1`) has no other to be compared with: its behaviour isn't measured.",
-        "- In these rows `grasps` says that all fingers touch; since then it asks for opposite sides.",
     ]
+    if earlier:
+        lines.append(
+            f"- Events of {'; '.join(earlier)} are an earlier version's: at the ends of env steps alone, of what moves freely alone, and "
+            "`grasps` says that all fingers touch."
+        )
     return "\n".join(lines) + "\n"
 
 

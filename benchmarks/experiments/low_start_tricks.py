@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
 from simplevla.config import EvalConfig, SamplingConfig, TrainConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -109,7 +109,8 @@ def trained(config: TrainConfig, run: Path, episodes: int) -> list[dict[str, Any
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for those that a row is found by."""
-    return {key: getattr(arguments, key) for key in ("groups", "updates", "episodes", "quick")}
+    chosen = recipe_digest(tabletop.demos(), *(recipe() for head in HEADS.values() for recipe in head))
+    return {"recipe": chosen, **{key: getattr(arguments, key) for key in ("groups", "updates", "episodes", "quick")}}
 
 
 def measured(arguments: Arguments, head: str, name: str, seed: int) -> dict[str, Any]:

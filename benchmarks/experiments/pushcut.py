@@ -23,6 +23,7 @@ from simplevla import recipes
 from simplevla.config import DemosConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.demonstrations.expert import Attempt
+from simplevla.errors import UserError
 from simplevla.evaluation.provenance import commit
 from simplevla.evaluation.result import Rate
 from simplevla.novelty.behaviour import Behaviour, Novelty, Reference
@@ -78,6 +79,11 @@ def measured(arguments: Arguments, seed: int) -> dict[str, Any]:
     run = arguments.runs / f"{SUITE}_seed{seed}"
     summary = demo(run, seed, SUITE)
     found, _ = read_novelty(run / "rl")
+    if not found and not (summary["sft_success"] or summary["rl_success"]):
+        raise UserError(
+            f"neither policy of {run} solved an episode, so there is no row of seed {seed}: nothing says how it would be solved. "
+            "Its success is in summary.json"
+        )
     found = found or novelty_of_run(run / "rl")
     return {
         "seed": seed,

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
 from simplevla.config import EvalConfig
 from simplevla.demonstrations.generate import generate
 from simplevla.evaluation.evaluate import evaluate
@@ -33,6 +33,8 @@ from simplevla.training.runlog import read_rows
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NAME = "start_against_gain"
+REWRITTEN = {"6b05742433ff": "e5ecd8cbb087"}
+"""Commits that rows name and that aren't there any more -> those that have the same code."""
 RECIPE = tabletop.demos()
 STARTS = (*((amount, RECIPE.hesitation) for amount in (6, 18, 60, 180, 450, 900)), (900, 0.5))
 """Demonstrations of all six tasks together, of which the recipe has 900, and how often the demonstrator hesitates.
@@ -56,7 +58,8 @@ class Arguments:
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for those that a row is found by."""
-    return {key: getattr(arguments, key) for key in ("updates", "quick")}
+    chosen = recipe_digest(RECIPE, tabletop.sft(), tabletop.train())
+    return {"recipe": chosen, **{key: getattr(arguments, key) for key in ("updates", "quick")}}
 
 
 def measured(arguments: Arguments, seed: int, amount: int, hesitation: float) -> dict[str, Any]:
@@ -164,7 +167,8 @@ def page(rows: list[dict[str, Any]], arguments: Arguments) -> str:
     for row in rows:
         cells = " | ".join(interval(row[f"{stage}_success"], row["n"]) for stage in ("sft", "rl"))
         lines.append(f"| {named(start_of(row))} | {row['seed']} | {cells} | {row['episodes']} |")
-    commits = ", ".join(dict.fromkeys(row["commit"][:12] for row in rows))
+    short = dict.fromkeys(row["commit"][:12] for row in rows)
+    commits = ", ".join(f"{name} (now {REWRITTEN[name]})" if name in REWRITTEN else name for name in short)
     lines += [
         "",
         f"- Command: `python -m benchmarks.experiments.{NAME} --updates {arguments.updates}`. Machine: {machines(rows)}. Data: `{NAME}.json`.",

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.support.machine import machines, this_machine
-from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded
+from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
 from benchmarks.support.torchrl_toy_recipe import EVAL_EPISODES, ITERATIONS, curve, parameters
 from benchmarks.support.toy_vla import CHUNK_LENGTH, TASK
 from simplevla.config import EvalConfig, OptimizerConfig, RolloutConfig, SamplingConfig, SuiteConfig, TrainConfig
@@ -110,7 +110,12 @@ def ours(seed: int, updates: int, policy: Path, settings: dict[str, float]) -> T
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """Arguments that change the figures, but for those that a row is found by."""
-    return {key: getattr(arguments, key) for key in ("updates", "theirs_seconds", "quick")}
+    chosen = recipe_digest(ours(0, 0, Path("start"), CHOSEN))
+    return {
+        "recipe": chosen,
+        "bins": CHOSEN["bins"],
+        **{key: getattr(arguments, key) for key in ("updates", "theirs_seconds", "quick")},
+    }
 
 
 def measured(arguments: Arguments, variant: str, seed: int) -> dict[str, Any]:
@@ -165,12 +170,15 @@ def main(arguments: Arguments) -> None:
     for seed in arguments.seeds:
         for variant in arguments.variants:
             if all((row["variant"], row["seed"]) != (variant, seed) for row in rows):
-                claim_runs(arguments.runs, {key: settings[key] for key in ("updates", "quick")})
+                claim_runs(arguments.runs, {key: settings[key] for key in ("recipe", "bins", "updates", "quick")})
                 rows.append(measured(arguments, variant, seed))
                 rows.sort(key=lambda row: (list(VARIANTS).index(row["variant"]), row["seed"]))
                 write_atomically(file, (json.dumps(rows, indent=2) + "\n").encode())
-    write_atomically(arguments.out / f"{NAME}.md", page(rows, arguments).encode())
-    plot([row for row in rows if row["variant"] == "chosen"], arguments.out / f"{NAME}.png")
+    if chosen := [row for row in rows if row["variant"] == "chosen"]:
+        write_atomically(arguments.out / f"{NAME}.md", page(rows, arguments).encode())
+        plot(chosen, arguments.out / f"{NAME}.png")
+    else:
+        print(f"{file} has no row of the variant 'chosen' yet, beside which the others are shown: no page is written")
 
 
 def mean(rates: list[float]) -> str:

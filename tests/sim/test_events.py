@@ -43,6 +43,23 @@ def test_a_push_never_lifts_and_a_lift_does() -> None:
     assert orders["lift_block"] == "touches red > grasps red > lifts red"
 
 
+@pytest.mark.parametrize(
+    ("suite", "name", "order"),
+    [
+        (TABLETOP, "press_button", "touches cap"),
+        (TABLETOP, "slide_lid", "touches lid"),
+        (SuiteConfig(name="metaworld", image_size=32, visuals="fast"), "drawer-open-v3", "touches drawer_link"),
+    ],
+)
+def test_what_hangs_on_a_joint_is_touched(suite: SuiteConfig, name: str, order: str) -> None:
+    made = make_suite(replace(suite, tasks=(name,)))
+    environment, (task,) = made.make_environment(), made.tasks
+    actions = expert_actions(environment, task, 0, made)
+    environment.reset(task, 0)
+    assert order_of([environment.step_chunk(action[None]) and environment.events() for action in actions]) == order
+    environment.close()
+
+
 def test_a_push_with_closed_fingers_is_no_grasp_and_throws_nothing() -> None:
     """The fingers lie side by side, so that both touch the face that they push."""
     suite = make_suite(SuiteConfig(name="tabletop_pushcut", image_size=16))

@@ -18,9 +18,11 @@ from benchmarks.experiments import (
     low_start_tricks,
     pushcut,
     start_against_gain,
+    torchrl_toy,
     training_seeds,
 )
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest
+from simplevla import recipes
 from simplevla.config import EvalConfig, SamplingConfig, TrainConfig
 from simplevla.errors import UserError
 from simplevla.evaluation.result import EvaluationResult, Outcome, Rate
@@ -162,6 +164,40 @@ def test_a_policy_that_solves_nothing_has_a_row(solved: float, monkeypatch: pyte
     libero_seeds.main(libero_seeds.Arguments(runs=tmp_path / "runs", out=tmp_path, seeds=(0,)))
     page = (tmp_path / "libero_seeds.md").read_text()
     assert ("| 0/0, 0/0 | none, none, none |" in page) == bool(solved)
+
+
+def test_what_is_lifted_counts_where_events_are_known() -> None:
+    solved = tuple(SimpleNamespace(events=events) for events in ("touches a", "touches a > lifts a", None))
+    assert libero_seeds.unlifted(solved) == [1, 2]
+
+
+def test_rows_of_another_recipe_are_refused_for_their_suite_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libero_seeds.json").write_bytes((RESULTS / "libero_seeds.json").read_bytes())
+    train = recipes.TRAIN["libero_object_nano"]()
+    monkeypatch.setitem(recipes.TRAIN, "libero_object_nano", lambda: replace(train, updates=12))
+    libero_seeds.main(libero_seeds.Arguments(out=tmp_path, suites=("libero_goal",), seeds=(0,)))
+    with pytest.raises(UserError, match=r"suite libero_object, seed 0, was made with recipe [0-9a-f]{12}, expected"):
+        libero_seeds.main(libero_seeds.Arguments(out=tmp_path, seeds=(0,)))
+
+
+def test_variants_without_what_they_stand_beside_have_rows_and_no_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (row, *_) = json.loads((RESULTS / "torchrl_toy.json").read_text())
+    monkeypatch.setattr(torchrl_toy, "measured", lambda arguments, variant, seed: {**row, "variant": variant})
+    torchrl_toy.main(torchrl_toy.Arguments(out=tmp_path, runs=tmp_path / "runs", seeds=(0,), variants=("256 bins",)))
+    assert json.loads((tmp_path / "torchrl_toy.json").read_text())[0]["variant"] == "256 bins"
+    assert "no row of the variant 'chosen' yet" in capsys.readouterr().out
+    assert not (tmp_path / "torchrl_toy.md").exists()
+
+
+def test_a_pushcut_run_that_solves_nothing_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pushcut, "demo", lambda run, seed, recipe: {"sft_success": 0.0, "rl_success": 0.0})
+    monkeypatch.setattr(pushcut, "read_novelty", lambda run: (None, []))
+    with pytest.raises(UserError, match=r"solved an episode, so there is no row of seed 3"):
+        pushcut.measured(pushcut.Arguments(runs=tmp_path), 3)
 
 
 def test_a_run_without_an_update_has_an_empty_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

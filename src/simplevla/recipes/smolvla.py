@@ -48,9 +48,9 @@ def nano_train() -> TrainConfig:
 
 
 def nano_noise_train() -> TrainConfig:
-    """RL as `tabletop_smolvla`, under Flow-Noise."""
+    """RL as `tabletop_smolvla`, under Flow-Noise, with two thirds of the updates, since it learns faster."""
     denoising = DenoisingConfig(flow="noise", frozen_backbone=True)
-    return replace(nano_train(), title="tabletop_smolvla_noise", denoising=denoising)
+    return replace(nano_train(), title="tabletop_smolvla_noise", updates=60, denoising=denoising)
 
 
 def libero_nano_sft() -> SFTConfig:

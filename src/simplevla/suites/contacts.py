@@ -12,7 +12,7 @@ OPPOSED = -0.5
 
 
 class Contacts:
-    """Events of everything that can move freely.
+    """Events of everything that can move, but for the robot: what lies about, and what hangs on a joint.
 
     Args:
         fingers: names of each finger's geoms.
@@ -21,19 +21,32 @@ class Contacts:
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, fingers: tuple[tuple[str, ...], ...]) -> None:
         self._data = data
         self._finger = {model.geom(name).id: number for number, names in enumerate(fingers) for name in names}
-        self._root = model.body_rootid[model.geom_bodyid]
-        """The outermost body of each geom."""
         free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
         self.watched = False
         """True where `look` is to be called after each physics step."""
-        self._things = {int(model.jnt_bodyid[joint]): model.body(model.jnt_bodyid[joint]).name for joint in free}
         self._dof = {int(model.jnt_bodyid[joint]): int(model.jnt_dofadr[joint]) for joint in free}
+        """Body that moves freely -> its first velocity."""
+        robot = {int(model.body_rootid[model.geom_bodyid[geom]]) for geom in self._finger}
+        self._thing = [self._thing_of(model, int(body), robot) for body in model.geom_bodyid]
+        """The body of each geom that moves as a whole; None for the robot's and for what can't move."""
+        bodies = sorted({*self._dof, *(body for body in self._thing if body is not None)})
+        self._things = {body: model.body(body).name for body in bodies}
         self.begin()
+
+    def _thing_of(self, model: mujoco.MjModel, body: int, robot: set[int]) -> int | None:
+        root = int(model.body_rootid[body])
+        if root in robot:
+            return None
+        if root in self._dof:
+            return root
+        while body and not model.body_jntnum[body]:
+            body = int(model.body_parentid[body])
+        return body or None
 
     def begin(self) -> None:
         """Notes the heights in the current state, an episode's initial one."""
-        self._start = {body: float(self._data.xpos[body, 2]) for body in self._things}
-        self._unsettled = set(self._things)
+        self._start = {body: float(self._data.xpos[body, 2]) for body in self._dof}
+        self._unsettled = set(self._dof)
         self._brief: dict[str, None] = {}
 
     def look(self) -> None:
@@ -42,6 +55,8 @@ class Contacts:
 
     def events(self) -> tuple[str, ...]:
         """`touches THING` (a finger does), `grasps THING` (it is between fingers), `lifts THING`: now or at a `look`.
+
+        What hangs on a joint, as a drawer or a button, is touched and grasped, and never lifted.
 
         Called after each env step; earlier looks don't count. A thing that isn't at rest yet, as some are at the start
         of Meta-World's tasks, is lifted from where it comes to rest or is touched first.
@@ -56,14 +71,15 @@ class Contacts:
         touching: dict[int, list[tuple[int, np.ndarray]]] = {body: [] for body in self._things}
         for pair, frame in zip(data.contact.geom, data.contact.frame, strict=True):
             # The normal points from the first to the second.
-            for thing, other, normal in ((pair[0], pair[1], -frame[:3]), (pair[1], pair[0], frame[:3])):
-                if other in self._finger and self._root[thing] in touching:
-                    touching[self._root[thing]].append((self._finger[other], normal))
+            for geom, other, normal in ((pair[0], pair[1], -frame[:3]), (pair[1], pair[0], frame[:3])):
+                thing = self._thing[geom]
+                if other in self._finger and thing is not None:
+                    touching[thing].append((self._finger[other], normal))
         found: list[str] = []
         for body, name in self._things.items():
-            height, dof = float(data.xpos[body, 2]), self._dof[body]
+            height = float(data.xpos[body, 2])
             if body in self._unsettled:
-                self._start[body] = height
+                self._start[body], dof = height, self._dof[body]
                 if touching[body] or np.linalg.norm(data.qvel[dof : dof + 3]) < RESTING_M_S:
                     self._unsettled.remove(body)
             between = any(
@@ -72,7 +88,7 @@ class Contacts:
             holds = {
                 "touches": bool(touching[body]),
                 "grasps": between,
-                "lifts": height > self._start[body] + LIFTED_M,
+                "lifts": body in self._dof and height > self._start[body] + LIFTED_M,
             }
             found += [f"{verb} {name.removesuffix('_main')}" for verb, true in holds.items() if true]
         return found
