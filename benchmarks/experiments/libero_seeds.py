@@ -21,6 +21,7 @@ from benchmarks.experiments.training_seeds import interval
 from benchmarks.support.machine import machines, this_machine
 from benchmarks.support.recorded import claim_runs, quick_apart, read_recorded, recipe_digest, require_settings
 from simplevla import recipes
+from simplevla.config import DemosConfig, SFTConfig, TrainConfig
 from simplevla.novelty.behaviour import shares
 from simplevla.recipes.demo import demo
 from simplevla.report.novelty import read_novelty
@@ -50,8 +51,8 @@ class Arguments:
     """One task, a short imitation and an update of few groups; the figures mean nothing then."""
 
 
-def change_recipes(arguments: Arguments, suite: str) -> str:
-    """Sets, in this process, the suite's recipe to these demonstrations; returns its name."""
+def changed_recipes(arguments: Arguments, suite: str) -> tuple[DemosConfig, SFTConfig, TrainConfig]:
+    """The suite's recipes, with these demonstrations."""
     name, tasks = f"{suite}_nano", len(PICK_AND_PLACE[suite]) or 10
     demos, sft, train = recipes.DEMOS[name](), recipes.SFT[name](), recipes.TRAIN[name]()
     demos = replace(demos, episodes=arguments.demos_per_task * tasks)
@@ -61,6 +62,12 @@ def change_recipes(arguments: Arguments, suite: str) -> str:
         demos, sft = replace(demos, suite=one, episodes=24), replace(sft, batches=250, batch_size=64)
         train = replace(train, suite=one, updates=1, sampling=few, minibatches=1, eval_every=0)
         train = replace(train, rollout=replace(train.rollout, workers=2))
+    return demos, sft, train
+
+
+def change_recipes(arguments: Arguments, suite: str) -> str:
+    """Sets the suite's recipes to these in this process; returns their name."""
+    name, (demos, sft, train) = f"{suite}_nano", changed_recipes(arguments, suite)
     recipes.DEMOS[name], recipes.SFT[name], recipes.TRAIN[name] = lambda: demos, lambda: sft, lambda: train
     return name
 
@@ -72,9 +79,7 @@ def settings_of(arguments: Arguments) -> dict[str, Any]:
 
 def settings_on(arguments: Arguments, suite: str) -> dict[str, Any]:
     """The same, and the recipe of `suite` with these demonstrations."""
-    name = change_recipes(arguments, suite)
-    recipe = (kind[name]() for kind in (recipes.DEMOS, recipes.SFT, recipes.TRAIN))
-    return {**settings_of(arguments), "recipe": recipe_digest(*recipe)}
+    return {**settings_of(arguments), "recipe": recipe_digest(*changed_recipes(arguments, suite))}
 
 
 def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
