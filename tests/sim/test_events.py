@@ -170,6 +170,15 @@ def test_libero_tells_what_the_expert_grasps_and_lifts(name: str, thing: str) ->
     environment.close()
 
 
+def test_fingers_that_close_on_nothing_touch_nothing() -> None:
+    suite = make_suite(SuiteConfig(name="libero_object", visuals="lite", stepping="fast", image_size=32))
+    environment = suite.make_environment()
+    environment.reset(suite.tasks[0], 0)
+    close = np.array([[0, 0, 0, 0, 0, 0, 1]], np.float32)
+    assert order_of([environment.step_chunk(close) and environment.events() for _ in range(40)]) == "nothing"
+    environment.close()
+
+
 @pytest.mark.parametrize("name", ["hammer-v3", "hand-insert-v3", "box-close-v3", "sweep-v3"])
 def test_what_moves_by_itself_at_the_start_is_not_lifted(name: str) -> None:
     """These things begin in the air or inside of something, and come to rest after the first env steps."""
