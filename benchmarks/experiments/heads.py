@@ -39,9 +39,10 @@ def at_equal_updates(result: dict) -> list[str]:
     found = []
     for seed in result["seeds"]:
         evaluated = [success for _, success in seed["curves_of_minutes"]["eval_success"]]
-        every = seed["updates"] // (len(evaluated) - 1)
-        found.append([evaluated[update // every] for update in (0, *EQUAL)])
-    return [f"{100 * success:.1f}" for success in np.mean(found, axis=0)]
+        every, rest = divmod(seed["updates"], max(len(evaluated) - 1, 1))
+        places = [update // every if not rest and update % every == 0 else len(evaluated) for update in (0, *EQUAL)]
+        found.append([evaluated[place] if place < len(evaluated) else np.nan for place in places])
+    return ["–" if np.isnan(success) else f"{100 * success:.1f}" for success in np.mean(found, axis=0)]
 
 
 def plot(results: dict[str, dict]) -> None:
@@ -117,7 +118,7 @@ At equal updates, each of 32 groups of 8 episodes that are learned from: greedy 
 
 - Commands: `python -m benchmarks.experiments.training_seeds RECIPE` for the recipes {", ".join(f"`{recipe}`" for recipe in recipes)}, then `python -m benchmarks.experiments.heads`.
 - Machine: {machines(list(results.values()))}. Commit {", ".join(commits)}. Data: {", ".join(f"`{recipe}.json`" for recipe in recipes)}.
-- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has two or three times as many updates, of fewer episodes, since more of its groups are mixed. Its expert and projections train alone there.
+- All have the same demonstrations, SFT batches, and groups per update. Learning rates in RL and numbers of updates are the recipes'. SmolVLA has two or three times as many updates, and so more episodes than the others; an update of it takes fewer than one of the flow head. Its expert and projections train alone there.
 - Success is greedy, in %, on held-out initial states. Greedy is deterministic DDIM from a seeded start for the diffusion head, and Euler's method for a flow head.
 - Minutes include what else the machine did.
 """

@@ -57,7 +57,7 @@ def changed_recipes(arguments: Arguments, suite: str) -> tuple[DemosConfig, SFTC
     demos, sft, train = recipes.DEMOS[name](), recipes.SFT[name](), recipes.TRAIN[name]()
     demos = replace(demos, episodes=arguments.demos_per_task * tasks)
     if arguments.quick:
-        one = replace(train.suite, tasks=(make_suite(train.suite).tasks[4].name,))
+        one = replace(train.suite, tasks=(make_suite(train.suite).tasks[:5][-1].name,))
         few = replace(train.sampling, groups=2, group_size=4, max_oversampling=8.0)
         demos, sft = replace(demos, suite=one, episodes=24), replace(sft, batches=250, batch_size=64)
         train = replace(train, suite=one, updates=1, sampling=few, minibatches=1, eval_every=0)
@@ -82,7 +82,7 @@ def settings_on(arguments: Arguments, suite: str) -> dict[str, Any]:
     return {**settings_of(arguments), "recipe": recipe_digest(*changed_recipes(arguments, suite))}
 
 
-def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
+def measured(arguments: Arguments, suite: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run: success on all held-out states, and how it was solved."""
     run = arguments.runs / f"{suite}_demos{arguments.demos_per_task}" / f"seed{seed}"
     summary = demo(run, seed, change_recipes(arguments, suite))
@@ -111,7 +111,7 @@ def measured(arguments: Arguments, suite: str, seed: int) -> dict[str, Any]:
             [row["elapsed_s"] / 60, row["train_success"]] for row in read_rows(run / "rl") if "train_success" in row
         ],
         "events": EVENTS,
-        "settings": settings_on(arguments, suite),
+        "settings": settings,
         "commit": summary["commit"],
         "machine": this_machine(),
     }  # fmt: skip
@@ -129,11 +129,13 @@ def main(arguments: Arguments) -> None:
     rows = read_recorded(file, settings_of(arguments))
     for suite in arguments.suites:
         of = [row for row in rows if (row["suite"], row["demos_per_task"]) == (suite, arguments.demos_per_task)]
-        require_settings(file, of, settings_on(arguments, suite))
+        # Before a run changes the recipes of this process.
+        settings = settings_on(arguments, suite)
+        require_settings(file, of, settings)
         for seed in arguments.seeds:
             if all(row["seed"] != seed for row in of):
-                claim_runs(arguments.runs / f"{suite}_demos{arguments.demos_per_task}", settings_on(arguments, suite))
-                rows.append(measured(arguments, suite, seed))
+                claim_runs(arguments.runs / f"{suite}_demos{arguments.demos_per_task}", settings)
+                rows.append(measured(arguments, suite, seed, settings))
                 rows.sort(key=lambda row: (-row["demos_per_task"], row["suite"], row["seed"]))
                 write_json(file, rows)
     write_atomically(arguments.out / f"{NAME}.md", page(rows).encode())

@@ -8,6 +8,7 @@ from typing import Any
 from simplevla import hub
 from simplevla.adapters.config import ContinualConfig
 from simplevla.adapters.files import BANK
+from simplevla.adapters.routing import ROUTED
 from simplevla.config import EvalConfig, Precision, RolloutConfig, SFTConfig, SuiteConfig, TrainConfig
 from simplevla.demonstrations.dataset import LeRobotDataset
 from simplevla.errors import UserError
@@ -139,6 +140,12 @@ def novelty_of(
     dataset = demos if isinstance(demos, LeRobotDataset) else LeRobotDataset(demos)
     reference = Reference.of(dataset, suite)
     folders = {name: hub.local_folder(folder, "model") for name, folder in (("before", before), ("after", after))}
+    adapted = {name for name, folder in folders.items() if (folder / BANK).is_file()}
+    if adapter and not adapted:
+        raise UserError(f"adapter is {adapter!r}, and neither policy has adapters; leave it out")
+    for name in sorted(adapted) if adapter not in ("", ROUTED) else ():
+        if not ((folders[name] / BANK).parent / adapter).is_dir():
+            raise UserError(f"{folders[name]} has no adapter {adapter!r}; name one that it has, or {ROUTED}")
     stages = [read_stages(folder / TRAINED_ON) for folder in folders.values()]
     if len(known := {found[-1].suite for found in stages if found and found[-1].suite}) > 1:
         raise UserError(
@@ -148,8 +155,8 @@ def novelty_of(
     jobs: list[Replay] = []
     for name, folder in folders.items():
         # One at a time, as on a GPU there may be no room for two.
-        chosen = adapter if (folder / BANK).is_file() else ""
-        policy = loaded_for(suite, folder, rollout, EvalConfig(), device, precision, chosen)
+        acting = adapter if name in adapted else ""
+        policy = loaded_for(suite, folder, rollout, EvalConfig(), device, precision, acting)
         with RolloutEngine(suite_config, rollout, policy.chunk_length) as engine:
             jobs, episodes = solved_episodes(engine, policy, suite, EvalConfig(), name)
         sides[name] = behaviour_of(jobs, episodes, reference, suite, suite_config, rollout)

@@ -137,22 +137,6 @@ def test_an_adapter_of_large_actions_is_exported_too(policy: SmolVLA, tmp_path: 
     assert cli.main(["export", "lerobot", str(tmp_path / "adapted"), str(tmp_path / "back")]) == 0
 
 
-def test_an_empty_camera_that_is_given_a_picture_is_no_longer_empty(policy: SmolVLA, tmp_path: Path) -> None:
-    backbone, empty = made.write_backbone(tmp_path / "backbone"), "observation.images.empty_camera_0"
-    folder = made.write(tmp_path / "lerobot", empty_cameras=1)
-    third, fourth = "third=observation.images.camera3", f"fourth={empty}"
-    for cameras, empties in (
-        (made.NAMED, 1),
-        ((*made.NAMED, third), 1),
-        ((*made.NAMED, fourth), 1),
-        ((*made.NAMED, third, fourth), 0),
-    ):
-        out = tmp_path / str(len(list(tmp_path.iterdir())))
-        import_smolvla(folder, out, cameras=cameras, tokenizer=backbone)
-        config = SmolVLA.load(out).config
-        assert (config.empty_cameras, len(config.missing)) == (empties, 4 - len(cameras))
-
-
 def test_an_adapter_is_exported_in_the_weights(
     policy: SmolVLA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

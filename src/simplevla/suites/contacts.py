@@ -26,11 +26,13 @@ class Contacts:
         """True where `look` is to be called after each physics step."""
         self._dof = {int(model.jnt_bodyid[joint]): int(model.jnt_dofadr[joint]) for joint in free}
         """Body that moves freely -> its first velocity."""
+        self._is_finger = np.zeros(model.ngeom, bool)
+        self._is_finger[list(self._finger)] = True
         robot = {int(model.body_rootid[model.geom_bodyid[geom]]) for geom in self._finger}
         self._thing = [self._thing_of(model, int(body), robot) for body in model.geom_bodyid]
         """The body of each geom that moves as a whole; None for the robot's and for what can't move."""
         bodies = sorted({*self._dof, *(body for body in self._thing if body is not None)})
-        self._things = {body: model.body(body).name for body in bodies}
+        self._things = {body: model.body(body).name or model.joint(model.body_jntadr[body]).name for body in bodies}
         self.begin()
 
     def _thing_of(self, model: mujoco.MjModel, body: int, robot: set[int]) -> int | None:
@@ -69,11 +71,11 @@ class Contacts:
     def _now(self) -> list[str]:
         data = self._data
         touching: dict[int, list[tuple[int, np.ndarray]]] = {body: [] for body in self._things}
-        for pair, frame in zip(data.contact.geom, data.contact.frame, strict=True):
+        at_fingers = self._is_finger[data.contact.geom].any(axis=1)
+        for pair, frame in zip(data.contact.geom[at_fingers], data.contact.frame[at_fingers], strict=True):
             # The normal points from the first to the second.
             for geom, other, normal in ((pair[0], pair[1], -frame[:3]), (pair[1], pair[0], frame[:3])):
-                thing = self._thing[geom]
-                if other in self._finger and thing is not None:
+                if other in self._finger and (thing := self._thing[geom]) is not None:
                     touching[thing].append((self._finger[other], normal))
         found: list[str] = []
         for body, name in self._things.items():

@@ -235,19 +235,22 @@ def _check_steps(folder: Path, published: PublishedConfig) -> None:
                     f"{file} casts to {brief(given['float_dtype'])} in its {step.registry_name}; expected float_dtype null or 'float32'"
                 )
             if step.registry_name.endswith("normalizer_processor"):
-                _check_normaliser(file, step, *((ACTION, "ACTION") if name == POST else (STATE, "STATE")))
+                _check_normaliser(file, step)
 
 
-def _check_normaliser(file: str, step: Step, feature: str, kind: str) -> None:
-    """Refuses a step that doesn't normalise `feature`, of the type `kind`, or otherwise than by mean and std."""
+def _check_normaliser(file: str, step: Step) -> None:
+    """Refuses a step that doesn't normalise the state, or anything otherwise than by mean and std.
+
+    LeRobot finds a state's mode by its type among the features, and an action's always.
+    """
     given = _settings(Normaliser, file, step)
     if given.norm_map is not None and not is_published(given.norm_map):
         raise UserError(f"{file} has norm_map {brief(given.norm_map)}; expected {MODES}, as published")
     features, keys = given.features, given.normalize_observation_keys
-    typed = features is None or (feature in features and features[feature].type == kind)
-    if not typed or (keys is not None and feature == STATE and STATE not in keys):
+    typed = features is None or (STATE in features and features[STATE].type == "STATE")
+    if step.registry_name == "normalizer_processor" and not (typed and (keys is None or STATE in keys)):
         raise UserError(
-            f"{file} leaves {feature} as it is; expected it among the features that are normalised, with the type {kind}"
+            f"{file} leaves {STATE} as it is; expected it among the features that are normalised, with the type STATE"
         )
     if given.eps != EPSILON:
         raise UserError(f"{file} has eps {given.eps}; expected {EPSILON}, as published")

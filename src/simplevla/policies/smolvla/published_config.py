@@ -69,15 +69,13 @@ class PublishedConfig:
             if name not in features or len(features[name].shape) != 1:
                 raise UserError(f"the features are {', '.join(features)}; expected {name} among them, of one dimension")
             if features[name].type != kind:
-                raise UserError(
-                    f"{name} has the type {brief(features[name].type)}; expected {kind}, which is normalised"
-                )
+                raise UserError(f"{name} has the type {brief(features[name].type)}; expected {kind}, as LeRobot has it")
 
     @property
     def cameras(self) -> list[str]:
-        """Names of the cameras, in the order of their tokens; LeRobot adds the empty ones that aren't listed."""
-        listed = [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
-        return list(dict.fromkeys([*listed, *(f"{EMPTY}{number}" for number in range(self.empty_cameras))]))
+        """Names of the cameras, in the order of their tokens, but for empty ones, which never have a picture."""
+        visual = [name for name, feature in self.input_features.items() if feature.type == "VISUAL"]
+        return [name for name in visual if not name.startswith(EMPTY)]
 
 
 def read_published_config(file: Path) -> PublishedConfig:
@@ -186,12 +184,11 @@ def policy_config(
         raise UserError(f"--cameras names a camera twice: {named}, as the folder renames them; expected each once")
     ordered = sorted(cameras, key=lambda name: known.index(cameras[name]))
     layers = published.num_vlm_layers if published.num_vlm_layers > 0 else language.get("layers", 32)
-    missing = tuple(feature for feature in known if feature not in cameras.values())
     return SmolVLAConfig(
         cameras=tuple(ordered),
         features=tuple(cameras[name] for name in ordered),
-        missing=missing,
-        empty_cameras=min(published.empty_cameras, len(missing)),
+        missing=tuple(feature for feature in known if feature not in cameras.values()),
+        empty_cameras=published.empty_cameras,
         renamed=dict(renamed),
         state_dim=published.input_features[STATE].shape[0],
         action_dim=published.output_features[ACTION].shape[0],
