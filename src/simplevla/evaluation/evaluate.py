@@ -161,9 +161,9 @@ def loaded_for(
     folder: Path | str,
     rollout: RolloutConfig,
     config: EvalConfig,
-    device: str = "cpu",
-    precision: Precision = "float32",
-    adapter: str = "",
+    device: str,
+    precision: Precision,
+    adapter: str,
 ) -> Policy:
     """The saved policy, ready to be rolled out on `suite` as in `evaluate`.
 
